@@ -1,0 +1,78 @@
+// swift-tools-version: 6.3
+import PackageDescription
+
+/// Settings of every target of ours: strict memory safety, and no warning passes.
+let strict: [SwiftSetting] = [
+    .swiftLanguageMode(.v6),
+    .strictMemorySafety(),
+    .treatAllWarnings(as: .error),
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+]
+
+/// Settings of generated code, which is not ours to shape.
+let generated: [SwiftSetting] = [.swiftLanguageMode(.v6)]
+
+let protobuf: Target.Dependency = .product(name: "SwiftProtobuf", package: "swift-protobuf")
+let system: Target.Dependency = .product(name: "SystemPackage", package: "swift-system")
+let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
+
+let package = Package(
+    name: "brumate",
+    products: [
+        .executable(name: "brumate", targets: ["BrumateCommand"]),
+        .library(name: "Brumate", targets: ["Brumate"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-protobuf", exact: "1.39.0"),
+        .package(url: "https://github.com/apple/swift-system", exact: "1.8.1"),
+        .package(url: "https://github.com/apple/swift-log", exact: "1.16.2"),
+    ],
+    targets: [
+        // Floor 0: headers only.
+        .target(name: "CLinux"),
+        // Floor 1: typed system calls and owners of kernel resources.
+        .target(name: "Linux", dependencies: ["CLinux", system], swiftSettings: strict),
+        // Floor 2: failures, log, statistics, fault points.
+        .target(name: "Diagnostics", dependencies: ["CLinux", "Linux", logging], swiftSettings: strict),
+        // Floor 3: pure readers of /proc text; the image format.
+        .target(name: "Procfs", dependencies: ["Linux", "Diagnostics"], swiftSettings: strict),
+        .target(name: "ImageMessages", dependencies: [protobuf], exclude: ["Protos"], swiftSettings: generated),
+        .target(
+            name: "ImageFormat", dependencies: ["Linux", "Diagnostics", "ImageMessages", protobuf], swiftSettings: strict),
+        // Floor 4: system calls in other tasks.
+        .target(name: "Remote", dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs"], swiftSettings: strict),
+        // Floor 5: the protocols of kinds, contexts, the restore plan; page transport.
+        .target(
+            name: "Kinds", dependencies: ["Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote"],
+            swiftSettings: strict),
+        .target(
+            name: "Pages", dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote"],
+            swiftSettings: strict),
+        // Floor 6: families of kernel objects.
+        .target(
+            name: "Tasks", dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds"],
+            swiftSettings: strict),
+        .target(
+            name: "Memory",
+            dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", "Pages"],
+            swiftSettings: strict),
+        .target(
+            name: "Files", dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds"],
+            swiftSettings: strict),
+        // Floor 7: the orders.
+        .target(
+            name: "Engine",
+            dependencies: [
+                "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", "Pages", "Tasks", "Memory",
+                "Files",
+            ],
+            swiftSettings: strict),
+        // Floor 8: the public library: options, API.
+        .target(name: "Brumate", dependencies: ["Linux", "Diagnostics", "ImageFormat", "Engine"], swiftSettings: strict),
+        // Floor 9: the executable.
+        .executableTarget(name: "BrumateCommand", dependencies: ["Brumate", "Linux", "Diagnostics"], swiftSettings: strict),
+        .testTarget(name: "LinuxTests", dependencies: ["Linux"], swiftSettings: strict),
+    ]
+)

@@ -1,0 +1,57 @@
+internal import Linux
+
+/// A named place where tests make an order fail or die, to prove that nothing is harmed.
+public enum FaultPoint: String, CaseIterable, Sendable {
+    /// Dump: all tasks are stopped.
+    case dumpFrozen = "dump-frozen"
+    /// Dump: the server's code is written into a task.
+    case dumpPlanted = "dump-planted"
+    /// Dump: the task runs the server.
+    case dumpConnected = "dump-connected"
+    /// Dump: all tasks are cured and rest in their stop.
+    case dumpCured = "dump-cured"
+    /// Dump: descriptors are dumped.
+    case dumpFiles = "dump-files"
+    /// Dump: pages are being written.
+    case dumpPages = "dump-pages"
+    /// Dump: everything but the inventory is written.
+    case dumpCommit = "dump-commit"
+    /// Restore: the plan is made.
+    case restorePlanned = "restore-planned"
+    /// Restore: the root task exists.
+    case restoreSown = "restore-sown"
+    /// Restore: all tasks exist.
+    case restoreGrown = "restore-grown"
+    /// Restore: memory is in place.
+    case restoreMemory = "restore-memory"
+    /// Restore: descriptors are in place.
+    case restoreFiles = "restore-files"
+    /// Restore: credentials are final, nothing released.
+    case restoreSealed = "restore-sealed"
+}
+
+/// The faults asked for by the environment variable `BRUMATE_FAULT=point[:fail|kill]`.
+public struct Faults: Sendable {
+    private let point: FaultPoint?
+    private let kill: Bool
+
+    /// No faults.
+    public init() {
+        point = nil
+        kill = false
+    }
+
+    /// Reads the value of `BRUMATE_FAULT`. An unknown point is ignored.
+    public init(environment value: String?) {
+        let parts = (value ?? "").split(separator: ":")
+        point = parts.first.flatMap { FaultPoint(rawValue: String($0)) }
+        kill = parts.count > 1 && parts[1] == "kill"
+    }
+
+    /// Fails or kills this process if this point was asked for.
+    public func pass(_ here: FaultPoint) throws(Failure) {
+        guard point == here else { return }
+        if kill { _ = try? systemCall(.kill, Int(TaskID.current.rawValue), 9) }
+        throw Failure(.denied, "the fault point \(here.rawValue) was asked for", advice: "Unset BRUMATE_FAULT")
+    }
+}
