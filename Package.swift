@@ -42,7 +42,8 @@ let package = Package(
         .target(
             name: "ImageFormat", dependencies: ["Linux", "Diagnostics", "ImageMessages", protobuf], swiftSettings: strict),
         // Floor 4: system calls in other tasks.
-        .target(name: "Remote", dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs"], swiftSettings: strict),
+        .target(name: "CRemote"),
+        .target(name: "Remote", dependencies: ["CLinux", "CRemote", "Linux", "Diagnostics", "Procfs", system], swiftSettings: strict),
         // Floor 5: the protocols of kinds, contexts, the restore plan; page transport.
         .target(
             name: "Kinds", dependencies: ["Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote"],

@@ -94,6 +94,28 @@ public func openFile(
     return Descriptor(owning: Int32(raw))
 }
 
+/// Opens a path that is known to be text, such as one in /proc.
+public func openFile(
+    _ path: String, _ flags: OpenFlags = .readOnly, mode: UInt32 = 0o600, in directory: Int32 = currentDirectory
+) throws(SystemCallError) -> Descriptor {
+    try openFile(FilePath(path), flags, mode: mode, in: directory)
+}
+
+/// Reads a whole file whose path is known to be text.
+public func readWholeFile(_ path: String, in directory: Int32 = currentDirectory) throws(SystemCallError) -> [UInt8] {
+    try readWholeFile(FilePath(path), in: directory)
+}
+
+/// The numbers among the names in a directory whose path is known to be text.
+public func listNumbers(_ path: String, in directory: Int32 = currentDirectory) throws(SystemCallError) -> [Int32] {
+    try listNumbers(FilePath(path), in: directory)
+}
+
+/// The target of a link whose path is known to be text.
+public func readLink(_ path: String, in directory: Int32 = currentDirectory) throws(SystemCallError) -> FilePath {
+    try readLink(FilePath(path), in: directory)
+}
+
 /// The target of a symbolic link, or of a magic link in /proc (`readlinkat(2)`).
 public func readLink(_ path: FilePath, in directory: Int32 = currentDirectory) throws(SystemCallError) -> FilePath {
     var room = 512
@@ -135,6 +157,7 @@ extension FilePath {
 
 extension Array {
     /// Calls `body` with the address and the size in bytes of the elements, for a system call to write or read.
+    @discardableResult
     public mutating func withAddress<R>(_ body: (Int, Int) throws(SystemCallError) -> R) throws(SystemCallError) -> R
     where Element: BitwiseCopyable {
         let outcome: Result<R, SystemCallError> = unsafe withUnsafeMutableBytes { buffer in
@@ -148,6 +171,7 @@ extension Array {
     }
 
     /// Calls `body` with the address and the size in bytes of the elements, for a system call to read.
+    @discardableResult
     public func withConstantAddress<R>(_ body: (Int, Int) throws(SystemCallError) -> R) throws(SystemCallError) -> R
     where Element: BitwiseCopyable {
         let outcome: Result<R, SystemCallError> = unsafe withUnsafeBytes { buffer in
@@ -162,6 +186,7 @@ extension Array {
 }
 
 /// Calls `body` with the address of a value, for a system call to fill or read.
+@discardableResult
 public func withAddress<T: BitwiseCopyable, R>(
     of value: inout T, _ body: (Int) throws(SystemCallError) -> R
 ) throws(SystemCallError) -> R {

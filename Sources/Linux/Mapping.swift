@@ -38,6 +38,18 @@ public struct Mapping: ~Copyable, Sendable {
         unsafe pointer.storeBytes(of: value, toByteOffset: offset, as: T.self)
     }
 
+    /// Reads a word that other tasks write, with acquire order.
+    public func loadShared(at offset: Int) -> UInt32 {
+        precondition(offset >= 0 && offset + 4 <= length && offset & 3 == 0)
+        return unsafe clinux_load32(pointer + offset)
+    }
+
+    /// Writes a word that other tasks read, in sequential order.
+    public func storeShared(_ value: UInt32, at offset: Int) {
+        precondition(offset >= 0 && offset + 4 <= length && offset & 3 == 0)
+        unsafe clinux_store32(pointer + offset, value)
+    }
+
     /// Copies bytes out. Traps when they lie outside.
     public func bytes(at offset: Int, count: Int) -> [UInt8] {
         precondition(offset >= 0 && count >= 0 && offset + count <= length)

@@ -14,8 +14,8 @@
 #include <linux/openat2.h>
 #include <linux/ptrace.h>
 #include <linux/sched.h>
-#include <linux/sched/types.h>
 #include <linux/stat.h>
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/user.h>
@@ -191,3 +191,20 @@ __attribute__((noinline)) static long clinux_spawn(struct clinux_clone_args *arg
     *failed_exec = outcome < 0;
     return outcome < 0 ? outcome : pid;
 }
+
+// Locks a robust, process-shared mutex laid out at `word`, whose first 32 bits are the kernel's robust futex word, and
+// marks it as waited for: when this thread dies by whatever death, the kernel sets FUTEX_OWNER_DIED there and wakes
+// a waiter. Returns 0 or an error number.
+static inline int clinux_robust_lock(void *word) {
+    pthread_mutexattr_t attributes;
+    pthread_mutex_t *mutex = (pthread_mutex_t *)word;
+    pthread_mutexattr_init(&attributes);
+    pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
+    pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
+    int error = pthread_mutex_init(mutex, &attributes);
+    if (!error) error = pthread_mutex_lock(mutex);
+    if (!error) clinux_or32(word, 0x80000000u);
+    return error;
+}
+// Ends what clinux_robust_lock began. Nobody may wait any more.
+static inline void clinux_robust_unlock(void *word) { pthread_mutex_unlock((pthread_mutex_t *)word); }

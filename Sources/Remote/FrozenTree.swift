@@ -1,0 +1,277 @@
+public import Diagnostics
+public import Linux
+
+/// A process whose threads all rest in their stop.
+public final class FrozenProcess {
+    /// The process.
+    public let id: TaskID
+    /// Its parent in the tree; for the root the living parent outside.
+    public let parent: TaskID
+    /// The leader first. Empty for a zombie.
+    public internal(set) var threads: [Tracee]
+    /// The stop signal of a process in a group stop.
+    public internal(set) var stopSignal: Int32?
+    /// Threads that a tracer's or the kernel's group stop holds, by the stop signal seen.
+    public internal(set) var stoppedThreads: [TaskID: Int32] = [:]
+    /// The raw exit code of a zombie.
+    public let exitCode: Int32?
+
+    init(id: TaskID, parent: TaskID, threads: [Tracee], exitCode: Int32?) {
+        self.id = id
+        self.parent = parent
+        self.threads = threads
+        self.exitCode = exitCode
+    }
+
+    /// Whether it has ended and waits to be reaped.
+    public var isZombie: Bool { exitCode != nil }
+}
+
+/// A process tree that stands still. Must be ended with `thaw`; if we die first, the kernel lets it run on.
+public struct FrozenTree: ~Copyable {
+    /// How a frozen tree goes on.
+    public enum Ending: Sendable {
+        /// As it was before.
+        case running
+        /// Stopped, as by SIGSTOP.
+        case stopped
+        /// Killed.
+        case killed
+    }
+
+    /// All processes, each parent before its children.
+    public let processes: [FrozenProcess]
+    private var armed = true
+
+    private init(processes: [FrozenProcess]) { self.processes = processes }
+
+    /// Stops a whole tree.
+    ///
+    /// New threads and children that appear meanwhile are stopped too; the tree is complete when a round finds nothing
+    /// new.
+    ///
+    /// - Throws: a refusal (a traced task, a zombie root, no permission) or `vanished`; everything runs again then.
+    public static func freeze(_ root: TaskID, deadline: ContinuousClock.Instant) throws(Failure) -> FrozenTree {
+        var found: [FrozenProcess] = []
+        var known: [TaskID: Int] = [:]
+        do throws(Failure) {
+            var queue = [(id: root, parent: TaskID(0))]
+            while !queue.isEmpty {
+                var next = 0
+                while next < queue.count {
+                    let (id, parent) = queue[next]
+                    next += 1
+                    guard known[id] == nil else { continue }
+                    guard let process = try FrozenTree.stop(id, parent: parent, isRoot: id == root, deadline: deadline)
+                    else { continue }
+                    known[id] = found.count
+                    found.append(process)
+                    for child in FrozenTree.children(of: process) { queue.append((child, id)) }
+                }
+                // A child whose parent died while we looked is a child of another process of the tree now.
+                queue = []
+                for process in found {
+                    for child in FrozenTree.children(of: process) where known[child] == nil { queue.append((child, process.id)) }
+                }
+            }
+        } catch {
+            FrozenTree.release(found, .running)
+            throw error
+        }
+        return FrozenTree(processes: found)
+    }
+
+    private static func children(of process: FrozenProcess) -> [TaskID] {
+        var children: [TaskID] = []
+        let threads = process.isZombie ? [process.id] : process.threads.map(\.id)
+        for thread in threads {
+            guard let text = try? readWholeFile("/proc/\(process.id.rawValue)/task/\(thread.rawValue)/children") else { continue }
+            for word in text.split(separator: 0x20) {
+                if let number = Int32(String(decoding: word, as: UTF8.self)) { children.append(TaskID(number)) }
+            }
+        }
+        return children
+    }
+
+    /// State letter, parent and exit code from /proc/PID/stat, nil if the task is gone.
+    private static func stat(_ id: TaskID) -> (state: UInt8, parent: TaskID, exitCode: Int32, signal: Int32)? {
+        guard let text = try? readWholeFile("/proc/\(id.rawValue)/stat"), let close = text.lastIndex(of: 0x29) else { return nil }
+        let fields = text[(close + 1)...].split(separator: 0x20)
+        guard fields.count > 49, let state = fields[0].first else { return nil }
+        func number(_ index: Int) -> Int32 {
+            Int32(String(decoding: fields[index], as: UTF8.self).filter { $0 != "\n" }) ?? 0
+        }
+        return (state, TaskID(number(1)), number(49), number(35))
+    }
+
+    private static func stop(
+        _ id: TaskID, parent: TaskID, isRoot: Bool, deadline: ContinuousClock.Instant
+    ) throws(Failure) -> FrozenProcess? {
+        guard let stat = stat(id) else {
+            if isRoot { throw Failure(.vanished, "there is no task \(id)", advice: "Check the pid given with --tree") }
+            return nil
+        }
+        if stat.state == 0x5a || stat.state == 0x58 {  // Z, X
+            if isRoot { throw Failure(.unsupported, "task \(id) is a zombie", advice: "Dump its parent instead") }
+            if let threads = try? listNumbers("/proc/\(id.rawValue)/task"), threads.count > 1 {
+                throw Failure(.unsupported, "the leader of task \(id) has exited while other threads live on")
+            }
+            return FrozenProcess(id: id, parent: parent, threads: [], exitCode: stat.exitCode)
+        }
+        let process = FrozenProcess(id: id, parent: isRoot ? stat.parent : parent, threads: [], exitCode: nil)
+        var seen: Set<TaskID> = []
+        do throws(Failure) {
+            while true {
+                guard ContinuousClock.now < deadline else {
+                    throw Failure(
+                        .denied, "task \(id) could not be stopped in time", advice: "Give more time with --timeout SECONDS")
+                }
+                let listed = (try? listNumbers("/proc/\(id.rawValue)/task")) ?? []
+                var fresh: [Tracee] = []
+                for number in listed where seen.insert(TaskID(number)).inserted {
+                    do throws(SystemCallError) {
+                        // Suspended seccomp filters can't interfere with the system calls that we run in the task.
+                        fresh.append(try FrozenTree.seize(TaskID(number)))
+                    } catch {
+                        if error.errno == .ESRCH { continue }
+                        FrozenTree.release([fresh], .running)
+                        throw refusal(TaskID(number), error)
+                    }
+                }
+                if fresh.isEmpty { break }
+                process.threads += fresh
+                for tracee in fresh { _ = try? tracee.interrupt() }
+                for tracee in fresh { try wait(for: tracee, of: process, deadline) }
+            }
+        } catch {
+            FrozenTree.release([process.threads], .running)
+            throw error
+        }
+        process.threads.removeAll { !$0.isAttached }
+        guard let leader = process.threads.firstIndex(where: { $0.id == id }) else {
+            FrozenTree.release([process.threads], .running)
+            if let now = FrozenTree.stat(id), now.state == 0x5a, process.threads.isEmpty, !isRoot {
+                return FrozenProcess(id: id, parent: parent, threads: [], exitCode: now.exitCode)
+            }
+            if isRoot || !process.threads.isEmpty {
+                throw Failure(.vanished, "task \(id) exited while it was being stopped", advice: "Try again")
+            }
+            return nil
+        }
+        if leader != 0 { process.threads.swapAt(0, leader) }
+        return process
+    }
+
+    private static func seize(_ id: TaskID) throws(SystemCallError) -> Tracee {
+        do throws(SystemCallError) {
+            return try Tracee.seize(id, options: TraceOptions.suspendSeccomp)
+        } catch {
+            // Without CAP_SYS_ADMIN, or under a seccomp filter of our own, the option is refused.
+            guard error.errno == .EPERM || error.errno == .EINVAL else { throw error }
+            return try Tracee.seize(id)
+        }
+    }
+
+    private static func wait(
+        for tracee: Tracee, of process: FrozenProcess, _ deadline: ContinuousClock.Instant
+    ) throws(Failure) {
+        var naps = 0
+        while true {
+            // A thread in uninterruptible sleep may keep us waiting, so the deadline is checked between looks.
+            guard let stop = try tracee.poll() else {
+                naps += 1
+                if naps > 200 {
+                    guard ContinuousClock.now < deadline else {
+                        throw Failure(
+                            .denied, "thread \(tracee.id) of task \(process.id) does not stop: it sleeps in the kernel",
+                            advice: "Give more time with --timeout SECONDS")
+                    }
+                    var pause: (Int, Int) = (0, 100_000)
+                    _ = try? withAddress(of: &pause) { (address) throws(SystemCallError) in
+                        try systemCall(.nanosleep, address, 0)
+                    }
+                } else {
+                    _ = try? systemCall(.sched_yield)
+                }
+                continue
+            }
+            switch stop {
+            case .event(let signal):
+                if signal != 5 {  // SIGTRAP
+                    process.stopSignal = signal
+                    process.stoppedThreads[tracee.id] = signal
+                }
+                return
+            case .ended: return
+            case .signal(let signal):
+                // A signal was on its way when we came; it goes on, and the stop that we asked for follows.
+                try attempt("stop task \(tracee.id)") { () throws(SystemCallError) in try tracee.resume(signal: signal) }
+            case .other:
+                try attempt("stop task \(tracee.id)") { () throws(SystemCallError) in try tracee.resume() }
+            }
+        }
+    }
+
+    private static func refusal(_ id: TaskID, _ error: SystemCallError) -> Failure {
+        if let status = try? readWholeFile("/proc/\(id.rawValue)/status") {
+            for line in status.split(separator: 0x0a) where line.starts(with: Array("TracerPid:".utf8)) {
+                let tracer = String(decoding: line.dropFirst(10), as: UTF8.self).filter { $0 != "\t" }
+                if tracer != "0" {
+                    return Failure(
+                        .denied, "task \(id) is being traced by task \(tracer)", advice: "End the debugger first", cause: error)
+                }
+            }
+        }
+        return Failure(
+            .denied, "can't take control of task \(id)",
+            advice: "Run as root, or with CAP_SYS_PTRACE and CAP_CHECKPOINT_RESTORE", cause: error)
+    }
+
+    private static func release(_ processes: [FrozenProcess], _ ending: Ending) {
+        release(processes.map(\.threads), ending)
+    }
+
+    private static func release(_ threads: [[Tracee]], _ ending: Ending) {
+        if ending == .killed {
+            for process in threads {
+                if let leader = process.first { _ = try? systemCall(.kill, Int(leader.id.rawValue), 9) }
+            }
+            // Non-leaders first: a leader's end is reported after theirs.
+            for process in threads {
+                for tracee in process.dropFirst() { FrozenTree.reap(tracee) }
+                if let leader = process.first { FrozenTree.reap(leader) }
+            }
+            return
+        }
+        for process in threads {
+            for tracee in process where tracee.isAttached {
+                if !tracee.isStopped {
+                    _ = try? tracee.interrupt()
+                    _ = try? tracee.wait()
+                }
+                _ = try? tracee.detach()
+            }
+        }
+    }
+
+    private static func reap(_ tracee: Tracee) {
+        while tracee.isAttached {
+            guard let stop = try? tracee.wait() else { return }
+            if case .ended = stop { return }
+        }
+    }
+
+    /// Lets the tree go on, or ends it.
+    public consuming func thaw(_ ending: Ending) {
+        armed = false
+        if ending == .stopped {
+            // SIGSTOP first: the tasks enter the group stop as soon as they are let go.
+            for process in processes {
+                if let leader = process.threads.first { _ = try? systemCall(.kill, Int(leader.id.rawValue), 19) }
+            }
+        }
+        FrozenTree.release(processes, ending)
+    }
+
+    deinit { if armed { FrozenTree.release(processes, .running) } }
+}

@@ -1,0 +1,282 @@
+internal import CLinux
+public import Diagnostics
+public import Linux
+internal import SystemPackage
+
+/// A task to be created by a puppet.
+public struct CloneRequest: Sendable {
+    /// `CLONE_*` bits besides those that tracing needs.
+    public var flags: UInt64
+    /// The pid or tid in our namespace.
+    public var id: TaskID
+    /// The signal its parent gets when it ends.
+    public var exitSignal: UInt64
+
+    /// Describes a task to be created.
+    public init(id: TaskID, flags: UInt64 = 0, exitSignal: UInt64 = 17) {
+        self.id = id
+        self.flags = flags
+        self.exitSignal = exitSignal
+    }
+}
+
+/// The tree under restore. Its tasks die with us, whatever happens, until they are released.
+public final class NascentTree {
+    /// The runway that every puppet sees at the same place: records and buffers, then one page of code.
+    public let runway: AddressRange
+    let memory: Mapping
+    private let file: Descriptor
+    /// The task that all others descend from.
+    public private(set) var root: Puppet?
+
+    var code: Address { Address(runway.end.rawValue - pageSize) }
+    /// Bytes that one batch may need.
+    public var capacity: Int { memory.length - Int(pageSize) }
+
+    /// Maps the runway here. Nothing runs yet.
+    ///
+    /// - Parameter runway: a page-aligned range that is free in every task of the image.
+    public init(runway: AddressRange) throws(Failure) {
+        self.runway = runway
+        let length = Int(runway.length)
+        file = try attempt("create the runway") { () throws(SystemCallError) in try NascentTree.runwayFile(length) }
+        let number = file.number
+        memory = try attempt("map the runway") { () throws(SystemCallError) in
+            try Mapping(length: length, flags: 1, file: number)
+        }
+        memory.store(Code.loop, at: memory.length - Int(pageSize))
+        memory.store([0x0f, 0x05] as [UInt8], at: memory.length - Int(pageSize) + NascentTree.instruction)
+    }
+
+    /// Where a lone `syscall` instruction is in the code page.
+    private static let instruction = 1024
+
+    /// The address of a lone system call instruction in the code page.
+    var instruction: Address { code + UInt64(NascentTree.instruction) }
+
+    private static func runwayFile(_ length: Int) throws(SystemCallError) -> Descriptor {
+        let raw = try withPath("brumate-runway") { (name) throws(SystemCallError) in
+            try systemCall(.memfd_create, name, 0)  // inherited by the seed
+        }
+        try systemCall(.ftruncate, raw, length)
+        return Descriptor(owning: Int32(raw))
+    }
+
+    /// Creates the first task: an executable of one page, started by a vfork-like clone, with nothing in its memory
+    /// but that page, a stack and the vdso.
+    ///
+    /// - Parameters:
+    ///   - id: its pid.
+    ///   - flags: further `CLONE_*` bits: `CLONE_PARENT`, namespaces.
+    public func sow(_ id: TaskID, flags: UInt64 = 0) throws(Failure) -> Puppet {
+        let executable = try attempt("create the seed") { () throws(SystemCallError) in try NascentTree.seedFile() }
+        var number = id.rawValue
+        var failed: Int32 = 0
+        var outcome = 0
+        unsafe withUnsafeMutablePointer(to: &number) { number in
+            var arguments = clinux_clone_args()
+            arguments.flags = 0x100 | 0x4000 | 0x1_0000_0000 | flags  // VM, VFORK, CLEAR_SIGHAND
+            arguments.exit_signal = flags & 0x8000 != 0 ? 0 : 17
+            arguments.set_tid = UInt64(UInt(bitPattern: number))
+            arguments.set_tid_size = 1
+            outcome = unsafe clinux_spawn(&arguments, executable.number, "brumate-seed", &failed)
+        }
+        guard outcome > 0 else {
+            let call: SystemCall = failed != 0 ? .execveat : .clone3
+            throw NascentTree.cloneFailure(id, SystemCallError(call, Errno(rawValue: Int32(-outcome))))
+        }
+        let tracee = try attempt("take control of the new task \(id)") { () throws(SystemCallError) in
+            let tracee = try Tracee.seize(id, options: TraceOptions.killOnExit | TraceOptions.suspendSeccomp)
+            try tracee.interrupt()
+            return tracee
+        }
+        guard case .event = try tracee.wait() else { throw Failure(.bug, "the new task \(id) did not stop") }
+        let puppet = Puppet(tracee, process: id, tree: self)
+        root = puppet
+        try puppet.board(self, file: file.number)
+        return puppet
+    }
+
+    static func cloneFailure(_ id: TaskID, _ error: SystemCallError) -> Failure {
+        if error.errno == .EEXIST {
+            return Failure(
+                .conflict, "the pid \(id) is taken", advice: "End that process, or restore into a new pid namespace",
+                cause: error)
+        }
+        return Failure(.denied, "can't create task \(id)", cause: error)
+    }
+
+    private static func seedFile() throws(SystemCallError) -> Descriptor {
+        let raw = try withPath("brumate-seed") { (name) throws(SystemCallError) in try systemCall(.memfd_create, name, 1) }
+        let writable = Descriptor(owning: Int32(raw))
+        try writeAll(Code.seed, to: writable.number)
+        try systemCall(.fchmod, raw, 0o755)
+        // A file that is open for writing can't be executed.
+        let readable = try openFile("/proc/self/fd/\(raw)")
+        try writable.close()
+        return readable
+    }
+}
+
+/// A task under restore, driven by batches of system calls.
+public final class Puppet {
+    /// The traced thread.
+    public let tracee: Tracee
+    /// Its process.
+    public let process: TaskID
+    private unowned let tree: NascentTree
+    private var base = Registers()
+
+    /// The thread's id.
+    public var id: TaskID { tracee.id }
+    /// Whether it is its process's first thread.
+    public var isLeader: Bool { tracee.id == process }
+
+    init(_ tracee: Tracee, process: TaskID, tree: NascentTree) {
+        self.tracee = tracee
+        self.process = process
+        self.tree = tree
+    }
+
+    /// Signals that stay deliverable while it is a puppet: only the breakpoint's.
+    static let mask: UInt64 = ~(1 << 4)
+
+    /// Maps the runway into the seed and drops the seed's own page.
+    func board(_ tree: NascentTree, file: Int32) throws(Failure) {
+        guard let offset = Code.seed.indices.first(where: { Code.seed[$0] == 0x0f && Code.seed[$0 + 1] == 0x05 }) else {
+            throw Failure(.bug, "the seed has no system call")
+        }
+        let instruction = Address(0x400000 + UInt64(offset))
+        try attempt("prepare the new task \(id)") { () throws(SystemCallError) in
+            try tracee.setSignalMask(Puppet.mask)
+            base = try tracee.registers()
+        }
+        let length = tree.runway.length - pageSize
+        for (start, count, protection, from) in [
+            (tree.runway.start, length, 3, UInt64(0)), (tree.code, pageSize, 5, length),
+        ] {
+            let got = try step(
+                .mmap, [start.rawValue, count, UInt64(protection), 0x100001, UInt64(file), from], at: instruction)
+            guard UInt64(bitPattern: Int64(got)) == start.rawValue else {
+                throw Failure(.bug, "the runway can't be mapped at \(start): \(got)")
+            }
+        }
+        base.originalAX = .max
+    }
+
+    /// Makes one system call by stepping over a `syscall` instruction. Returns the raw result.
+    @discardableResult
+    func step(_ call: SystemCall, _ arguments: [UInt64], at instruction: Address) throws(Failure) -> Int {
+        let arguments = arguments + [UInt64](repeating: 0, count: 6 - arguments.count)
+        try attempt("run \(call) in task \(id)") { () throws(SystemCallError) in
+            var registers = base.calling(call, arguments[0], arguments[1], at: instruction)
+            registers.dx = arguments[2]
+            registers.r10 = arguments[3]
+            registers.r8 = arguments[4]
+            registers.r9 = arguments[5]
+            try tracee.setRegisters(registers)
+            try tracee.step()
+        }
+        let stop = try tracee.wait()
+        guard stop == .signal(5) else { throw Failure(.bug, "task \(id) stopped with \(stop) in \(call)") }
+        return try attempt("read the registers of task \(id)") { () throws(SystemCallError) in
+            Int(bitPattern: UInt(try tracee.registers().ax))
+        }
+    }
+
+    /// Runs a batch and reads its answers.
+    @discardableResult
+    public func run(_ batch: consuming Batch) throws(Failure) -> Results {
+        if batch.isEmpty { return Results(values: [], data: batch.data) }
+        let loaded = try LoadedBatch(batch, into: tree.memory, at: 0, base: tree.runway.start)
+        try attempt("run system calls in task \(id)") { () throws(SystemCallError) in
+            try tracee.setRegisters(base.looping(at: tree.code, first: loaded.first, end: loaded.end))
+            try tracee.resume()
+        }
+        let stop = try tracee.wait()
+        guard stop == .signal(5) else {
+            let place = (try? tracee.registers()).map { "\(Address($0.ip))" } ?? "?"
+            throw Failure(.bug, "task \(id) stopped with \(stop) at \(place) in a batch")
+        }
+        return try loaded.results(tree.memory, of: id)
+    }
+
+    /// Creates tasks, all stopped before their first instruction.
+    public func clone(_ requests: [CloneRequest]) throws(Failure) -> [Puppet] {
+        var batch = Batch()
+        var slots: [Batch.Slot] = []
+        for request in requests {
+            let id = batch.place(value: request.id.rawValue)
+            var arguments = clinux_clone_args()
+            arguments.flags = request.flags | 0x2000  // CLONE_PTRACE
+            arguments.exit_signal = request.flags & 0x18000 != 0 ? 0 : request.exitSignal  // not with PARENT or THREAD
+            arguments.set_tid_size = 1
+            let place = batch.place(value: arguments)
+            batch.point(place, at: MemoryLayout<clinux_clone_args>.offset(of: \.set_tid) ?? 0, to: id)
+            slots.append(
+                batch.add(
+                    .clone3, .buffer(place), .value(MemoryLayout<clinux_clone_args>.size), doing: "create a task",
+                    mayFail: true))
+        }
+        let results = try run(batch)
+        var made: [Puppet] = []
+        for (request, slot) in zip(requests, slots) {
+            guard results.success(slot) != nil else {
+                throw NascentTree.cloneFailure(request.id, SystemCallError(.clone3, Errno(rawValue: Int32(-results[slot]))))
+            }
+            let isThread = request.flags & 0x10000 != 0
+            let puppet = Puppet(try Tracee.adopt(request.id), process: isThread ? process : request.id, tree: tree)
+            puppet.base = base
+            made.append(puppet)
+        }
+        return made
+    }
+
+    /// Puts a thread to sleep in a system call and stops it there, so that the kernel holds a fresh restart block.
+    /// After this only calls that don't sleep may be run.
+    public func arm(_ call: SystemCall, _ arguments: [UInt64], with batch: consuming Batch = Batch()) throws(Failure) {
+        _ = try LoadedBatch(batch, into: tree.memory, at: 0, base: tree.runway.start)
+        let arguments = arguments + [UInt64](repeating: 0, count: 6 - arguments.count)
+        try attempt("restart \(call) in task \(id)") { () throws(SystemCallError) in
+            var registers = base.calling(call, arguments[0], arguments[1], at: tree.instruction)
+            registers.dx = arguments[2]
+            registers.r10 = arguments[3]
+            registers.r8 = arguments[4]
+            registers.r9 = arguments[5]
+            try tracee.setRegisters(registers)
+            try tracee.resumeToSystemCall()
+        }
+        guard try tracee.wait() == .signal(5) else { throw Failure(.bug, "task \(id) did not enter \(call)") }
+        try attempt("restart \(call) in task \(id)") { () throws(SystemCallError) in
+            try tracee.interrupt()
+            try tracee.resume()
+        }
+        guard case .event = try tracee.wait() else { throw Failure(.bug, "task \(id) did not sleep in \(call)") }
+    }
+
+    /// The last act of a process: its leader unmaps the runway while the other threads stand still.
+    ///
+    /// Afterwards only registers and masks can be set. The thread rests in a signal stop, so the kernel's restart
+    /// decision is still to come when it goes on.
+    public func leaveRunway() throws(Failure) {
+        let got = try step(.munmap, [tree.runway.start.rawValue, tree.runway.length], at: tree.instruction)
+        guard got == 0 else { throw Failure(.bug, "the runway can't be unmapped in task \(id): \(got)") }
+    }
+
+    /// The address of a place in the runway, for batches that need memory that stays.
+    public var runway: AddressRange { tree.runway }
+}
+
+extension Tracee {
+    /// Lets it run one instruction (`PTRACE_SINGLESTEP`).
+    func step() throws(SystemCallError) {
+        try ptrace(9)
+        isStopped = false
+    }
+
+    /// Lets it run to the entry or exit of a system call (`PTRACE_SYSCALL`).
+    func resumeToSystemCall() throws(SystemCallError) {
+        try ptrace(24)
+        isStopped = false
+    }
+}

@@ -1,0 +1,221 @@
+internal import CLinux
+public import Diagnostics
+public import Linux
+
+/// A live task that makes system calls for us, and that survives our death at any moment.
+///
+/// The task runs the code of server.S in the padding behind its vdso. The owner ends it with `cure`, which leaves
+/// every thread in its resting stop with its own registers and mask. If the controller dies, the kernel marks the
+/// robust futex in the runway, and the task cures itself.
+public struct Server: ~Copyable {
+    /// The thread that runs the server.
+    public let leader: Tracee
+    private let code: Address
+    private let runway: AddressRange
+    private let memory: Mapping
+    private let registers: Registers
+    private let mask: UInt64
+    private var armed = true
+
+    /// Bytes of the runway.
+    public static let runwaySize: UInt64 = 512 << 10
+
+    /// Where the server's code can be placed: the zero bytes at the end of the vdso image.
+    static func padding(of vdso: AddressRange, in task: borrowing TaskMemory) throws(Failure) -> Address {
+        let image = try attempt("read the vdso of task \(task.task)") { () throws(SystemCallError) in
+            try task.read(vdso.start, count: Int(vdso.length))
+        }
+        var zeros = image.count
+        while zeros > 0 && image[zeros - 1] == 0 { zeros -= 1 }
+        let start = (zeros + 15) & ~15
+        guard start + Code.server.count <= image.count else {
+            throw Failure(.unsupported, "the vdso of task \(task.task) has no room for the server of system calls")
+        }
+        return vdso.start + UInt64(start)
+    }
+
+    /// Whether a thread stands in code that a controller left behind when it died.
+    public static func isHealing(_ registers: Registers, vdso: AddressRange) -> Bool {
+        // The image's own code ends before the last quarter of its second page, where only our code is executed.
+        let own = AddressRange(start: vdso.end.rawValue >= 1504 ? Address(vdso.end.rawValue - 1504) : vdso.start, end: vdso.end)
+        return own.contains(Address(registers.ip))
+    }
+
+    /// Starts the server in the leader of a process whose threads all rest in their stop.
+    ///
+    /// - Parameters:
+    ///   - vdso: where the task's vdso is.
+    ///   - hole: a free range of `runwaySize` bytes in the task.
+    public static func start(
+        in leader: Tracee, registers: Registers, mask: UInt64, memory task: borrowing TaskMemory, vdso: AddressRange,
+        hole: Address, faults: Faults
+    ) throws(Failure) -> Server {
+        let runway = AddressRange(start: hole, end: hole + Server.runwaySize)
+        let code = try Server.padding(of: vdso, in: task)
+        var image = Code.server
+        image.replaceSubrange(
+            Code.leaderState..<(Code.leaderState + 160),
+            with: registers.saved(runway: runway, mask: mask).flatMap { [UInt8](bytesOf: $0) })
+        try attempt("write the server into task \(leader.id)") { () throws(SystemCallError) in
+            try task.write(image, at: code)
+        }
+        try faults.pass(.dumpPlanted)
+        let memory = try attempt("run system calls in task \(leader.id)") { () throws(SystemCallError) in
+            // Registers before the mask: if we die in between, the task must not keep all signals blocked.
+            try leader.setRegisters(registers.serving(at: code, runway: runway.start))
+            try leader.setSignalMask(.max)
+            try leader.resume()
+            return try Server.connect(leader, runway)
+        }
+        let lock = unsafe clinux_robust_lock(memory.pointer + 64)
+        for (block, waiters) in [(0, 192), (256, 320)] {
+            memory.store(UInt64(0), at: waiters)
+            memory.store(runway.start.rawValue + UInt64(block), at: waiters + 8)
+            memory.store(UInt64(2), at: waiters + 16)
+            memory.store(UInt64(memory.load(UInt32.self, at: 64)), at: waiters + 24)
+            memory.store(runway.start.rawValue + 64, at: waiters + 32)
+            memory.store(UInt64(2), at: waiters + 40)
+        }
+        memory.storeShared(1, at: 16)
+        let server = Server(leader, code, runway, memory, registers, mask)
+        server.wake(0)
+        guard lock == 0 else { throw Failure(.bug, "no robust futex: error \(lock)") }
+        try faults.pass(.dumpConnected)
+        return server
+    }
+
+    private init(
+        _ leader: Tracee, _ code: Address, _ runway: AddressRange, _ memory: consuming Mapping, _ registers: Registers,
+        _ mask: UInt64
+    ) {
+        self.leader = leader
+        self.code = code
+        self.runway = runway
+        self.memory = memory
+        self.registers = registers
+        self.mask = mask
+    }
+
+    /// Maps the runway here as soon as the task has mapped it there.
+    private static func connect(_ leader: Tracee, _ runway: AddressRange) throws(SystemCallError) -> Mapping {
+        let started = ContinuousClock.now
+        while true {
+            do throws(SystemCallError) {
+                let file = try openFile("/proc/\(leader.id.rawValue)/map_files/\(runway.description)", .readWrite)
+                return try Mapping(length: Int(runway.length), flags: 1, file: file.number)
+            } catch {
+                guard error.errno == .ENOENT, ContinuousClock.now - started < .seconds(5) else { throw error }
+                _ = try? systemCall(.sched_yield)
+            }
+        }
+    }
+
+    private borrowing func wake(_ offset: Int) {
+        _ = try? systemCall(.futex, memory.address + offset, 1, 1)
+    }
+
+    /// Runs a batch in the leader.
+    public borrowing func run(_ batch: consuming Batch) throws(Failure) -> Results {
+        try run(batch, block: 0, by: leader)
+    }
+
+    private borrowing func run(_ batch: consuming Batch, block: Int, by thread: Tracee) throws(Failure) -> Results {
+        if batch.isEmpty { return Results(values: [], data: batch.data) }
+        let loaded = try LoadedBatch(batch, into: memory, at: 4096, base: runway.start)
+        memory.store(loaded.first.rawValue, at: block + 24)
+        memory.store(loaded.end.rawValue, at: block + 8)
+        memory.storeShared(0, at: block + 4)
+        memory.storeShared(1, at: block)
+        wake(block)
+        var spins = 0
+        while memory.loadShared(at: block + 4) == 0 {
+            if spins < 2000 {
+                spins += 1
+                clinux_relax()
+                continue
+            }
+            var limit: (Int, Int) = (0, 20_000_000)
+            let word = memory.address + block + 4
+            _ = try? withAddress(of: &limit) { (limit) throws(SystemCallError) in
+                try systemCall(.futex, word, 0, 0, limit)
+            }
+            switch try thread.poll() {
+            case .none: break
+            case .ended: throw Failure(.vanished, "task \(thread.id) ended while we looked at it")
+            case .some:
+                // A stop signal came in between; the group stop takes effect again when we let go.
+                try attempt("resume task \(thread.id)") { () throws(SystemCallError) in try thread.resume() }
+            }
+        }
+        return try loaded.results(memory, of: thread.id)
+    }
+
+    /// Runs a batch in a further thread of the same process, which rests in its stop before and after.
+    public borrowing func run(
+        _ batch: consuming Batch, in thread: Tracee, registers: Registers, mask: UInt64, memory task: borrowing TaskMemory
+    ) throws(Failure) -> Results {
+        let runway = runway
+        let state = registers.saved(runway: runway, mask: mask).flatMap { [UInt8](bytesOf: $0) }
+        let code = code
+        memory.store(UInt32(0), at: 256)
+        memory.storeShared(1, at: 20)
+        try attempt("run system calls in thread \(thread.id)") { () throws(SystemCallError) in
+            try task.write(state, at: code + UInt64(Code.threadState))
+            try thread.setRegisters(registers.serving(at: code + UInt64(Code.threadEntry), runway: runway.start))
+            try thread.setSignalMask(.max)
+            try thread.resume()
+        }
+        let outcome: Result<Results, Failure>
+        do throws(Failure) { outcome = .success(try run(batch, block: 256, by: thread)) } catch { outcome = .failure(error) }
+        try takeBack(thread, registers, mask)
+        memory.storeShared(0, at: 20)
+        return try outcome.get()
+    }
+
+    private borrowing func takeBack(_ thread: Tracee, _ registers: Registers, _ mask: UInt64) throws(Failure) {
+        try attempt("stop thread \(thread.id)") { () throws(SystemCallError) in try thread.interrupt() }
+        guard case .event = try thread.wait() else {
+            throw Failure(.vanished, "thread \(thread.id) ended or was disturbed while we looked at it")
+        }
+        try attempt("give thread \(thread.id) its registers back") { () throws(SystemCallError) in
+            try thread.setRegisters(registers)
+            try thread.setSignalMask(mask)
+        }
+    }
+
+    /// Ends the server: no runway, no code left in the task, and the leader in its resting stop as it was.
+    public consuming func cure(memory task: borrowing TaskMemory) throws(Failure) {
+        armed = false
+        let (registers, mask, code, leader) = (registers, mask, code, leader)
+        memory.storeShared(2, at: 0)
+        wake(0)
+        while true {
+            try attempt("stop task \(leader.id)") { () throws(SystemCallError) in try leader.interrupt() }
+            guard case .event = try leader.wait() else {
+                throw Failure(.vanished, "task \(leader.id) ended while we looked at it")
+            }
+            let now = try attempt("read the registers of task \(leader.id)") { () throws(SystemCallError) in
+                try leader.registers()
+            }
+            if now.r14 == 1 { break }
+            try attempt("resume task \(leader.id)") { () throws(SystemCallError) in try leader.resume() }
+        }
+        try attempt("give task \(leader.id) its registers back") { () throws(SystemCallError) in
+            try leader.setRegisters(registers)
+            try leader.setSignalMask(mask)
+            try task.write([UInt8](repeating: 0, count: Code.server.count), at: code)
+        }
+        unsafe clinux_robust_unlock(memory.pointer + 64)
+    }
+
+    deinit {
+        guard armed else { return }
+        // A failure on the way: the task unmaps the runway and heals itself; whoever owns the frozen tree lets it go.
+        memory.storeShared(2, at: 0)
+        wake(0)
+        let name = "/proc/\(leader.id.rawValue)/map_files/\(runway.description)"
+        let started = ContinuousClock.now
+        while (try? readLink(name)) != nil, ContinuousClock.now - started < .seconds(1) { _ = try? systemCall(.sched_yield) }
+        unsafe clinux_robust_unlock(memory.pointer + 64)
+    }
+}
