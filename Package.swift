@@ -74,6 +74,7 @@ let package = Package(
         .target(name: "Brumate", dependencies: ["Linux", "Diagnostics", "ImageFormat", "Engine"], swiftSettings: strict),
         // Floor 9: the executable.
         .executableTarget(name: "BrumateCommand", dependencies: ["Brumate", "Linux", "Diagnostics"], swiftSettings: strict),
+        .testTarget(name: "RemoteTests", dependencies: ["Remote", "Linux", "Diagnostics", system], swiftSettings: strict),
         .testTarget(name: "LinuxTests", dependencies: ["Linux"], swiftSettings: strict),
     ]
 )
