@@ -46,21 +46,22 @@ let package = Package(
         .target(name: "Remote", dependencies: ["CLinux", "CRemote", "Linux", "Diagnostics", "Procfs", system], swiftSettings: strict),
         // Floor 5: the protocols of kinds, contexts, the restore plan; page transport.
         .target(
-            name: "Kinds", dependencies: ["Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote"],
+            name: "Kinds",
+            dependencies: ["Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", logging, system],
             swiftSettings: strict),
         .target(
             name: "Pages", dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote"],
             swiftSettings: strict),
         // Floor 6: families of kernel objects.
         .target(
-            name: "Tasks", dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds"],
+            name: "Tasks", dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", logging, system],
             swiftSettings: strict),
         .target(
             name: "Memory",
-            dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", "Pages"],
+            dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", "Pages", logging, system],
             swiftSettings: strict),
         .target(
-            name: "Files", dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds"],
+            name: "Files", dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", logging, system],
             swiftSettings: strict),
         // Floor 7: the orders.
         .target(

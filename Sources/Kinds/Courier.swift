@@ -1,0 +1,93 @@
+public import Diagnostics
+public import Linux
+public import Remote
+
+/// Carries descriptors into puppets through one inherited socket (SCM_RIGHTS), up to 253 a message.
+public final class Courier {
+    private let ours: Descriptor
+    /// The number of the socket in every puppet.
+    public let remote: RemoteDescriptor
+    private let theirs: Descriptor
+
+    /// Makes the socket pair.
+    ///
+    /// - Parameter number: a descriptor number that no restored task uses; ours must be free at that number too.
+    public init(at number: Int32) throws(Failure) {
+        var pair: (Int32, Int32) = (0, 0)
+        try attempt("create a socket pair") { () throws(SystemCallError) in
+            try withAddress(of: &pair) { (pair) throws(SystemCallError) in
+                try systemCall(.socketpair, 1, 5 | 0o2000000, 0, pair)  // AF_UNIX, SOCK_SEQPACKET
+            }
+            let first = Descriptor(owning: pair.1)
+            try systemCall(.dup3, Int(first.number), Int(number), 0)  // inherited
+        }
+        ours = Descriptor(owning: pair.0)
+        theirs = Descriptor(owning: number)
+        remote = RemoteDescriptor(number)
+    }
+
+    /// The most descriptors that the kernel takes in one message (SCM_MAX_FD).
+    static let most = 253
+
+    /// Hands copies of our descriptors to a puppet. Returns their numbers there, the lowest that were free.
+    public func deliver(_ numbers: [Int32], to puppet: Puppet) throws(Failure) -> [RemoteDescriptor] {
+        var arrived: [RemoteDescriptor] = []
+        var start = 0
+        while start < numbers.count {
+            // A few messages at a time: the socket's buffer bounds what may be under way.
+            var batch = Batch()
+            var heads: [(Batch.Slot, Batch.Buffer, Int)] = []
+            for _ in 0..<16 where start < numbers.count {
+                let end = min(start + Courier.most, numbers.count)
+                try send(Array(numbers[start..<end]))
+                let control = batch.reserve(16 + 4 * (end - start) + 8)
+                let byte = batch.reserve(1)
+                let vector = batch.place(value: (UInt64(0), UInt64(1)))
+                batch.point(vector, at: 0, to: byte)
+                let message = batch.place(
+                    value: (UInt64(0), UInt64(0), UInt64(0), UInt64(1), UInt64(0), UInt64(control.count), UInt64(0)))
+                batch.point(message, at: 16, to: vector)
+                batch.point(message, at: 32, to: control)
+                let slot = batch.add(
+                    .recvmsg, .descriptor(remote), .buffer(message), .value(0), doing: "receive descriptors")
+                heads.append((slot, control, end - start))
+                start = end
+            }
+            let results = try puppet.run(batch)
+            for (_, control, count) in heads {
+                let length = results.value(UInt64.self, control)
+                guard length == UInt64(16 + 4 * count) else {
+                    throw Failure(
+                        .denied, "task \(puppet.id) received only some of \(count) descriptors",
+                        advice: "Raise its limit on open files (RLIMIT_NOFILE)")
+                }
+                for index in 0..<count {
+                    arrived.append(RemoteDescriptor(results.value(Int32.self, control, at: 16 + 4 * index)))
+                }
+            }
+        }
+        return arrived
+    }
+
+    private func send(_ numbers: [Int32]) throws(Failure) {
+        var control: [UInt8] = [UInt8](bytesOf: UInt64(16 + 4 * numbers.count)) + [UInt8](bytesOf: (Int32(1), Int32(1)))
+        for number in numbers { control += [UInt8](bytesOf: number) }
+        while control.count & 7 != 0 { control.append(0) }
+        var byte: [UInt8] = [0]
+        let socket = Int(ours.number)
+        let length = control.count
+        try attempt("send descriptors", advice: "Raise the limit on open files (RLIMIT_NOFILE)") { () throws(SystemCallError) in
+            try byte.withAddress { (byte, _) throws(SystemCallError) in
+                try control.withAddress { (control, _) throws(SystemCallError) in
+                    var vector: (Int, Int) = (byte, 1)
+                    try withAddress(of: &vector) { (vector) throws(SystemCallError) in
+                        var message: (Int, Int, Int, Int, Int, Int, Int) = (0, 0, vector, 1, control, length, 0)
+                        try withAddress(of: &message) { (message) throws(SystemCallError) in
+                            try systemCall(.sendmsg, socket, message, 0)
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+public import Diagnostics
+public import ImageFormat
+public import ImageMessages
+public import Linux
+public import Logging
+public import Procfs
+public import Remote
+
+/// A thread of a process under dump: where the parts of a task put what they find.
+public final class DumpedThread {
+    /// The stopped thread.
+    public let tracee: Tracee
+    /// Its process.
+    public unowned let process: DumpedProcess
+    /// Its own /proc status (credentials, seccomp and masks are per thread).
+    public let status: TaskStatus
+    /// The registers at the stop. A restartable sequence that the stop interrupted is already aborted in them.
+    public var registers: Registers
+    /// The blocked signals at the stop.
+    public let signalMask: UInt64
+    /// The image message of the thread; the leader's also holds the process-wide `tc`.
+    public var core = CoreEntry()
+    /// Whether it is the process's first thread.
+    public var isLeader: Bool { tracee.id == process.id }
+
+    /// Describes a stopped thread.
+    public init(_ tracee: Tracee, of process: DumpedProcess, status: TaskStatus, registers: Registers, signalMask: UInt64) {
+        self.tracee = tracee
+        self.process = process
+        self.status = status
+        self.registers = registers
+        self.signalMask = signalMask
+    }
+}
+
+/// A living process under dump, with what /proc says of it.
+public final class DumpedProcess {
+    /// The stopped process.
+    public let frozen: FrozenProcess
+    /// /proc/PID/status of the leader.
+    public let status: TaskStatus
+    /// /proc/PID/stat of the leader.
+    public let stat: TaskStat
+    /// All mappings with their flags, ascending, without [vsyscall].
+    public let mappings: [VMA]
+    /// Its memory.
+    public let memory: TaskMemory
+    /// Its pidfd, for `pidfd_getfd` and kcmp-free identity.
+    public let pidfd: Descriptor
+    /// The leader first.
+    public var threads: [DumpedThread] = []
+    /// Ids of what it shares with others.
+    public var ids = TaskKobjIdsEntry()
+    /// Whether this process is the first with its descriptor table, so that the table is dumped here.
+    public var ownsFiles = true
+
+    /// Its process id.
+    public var id: TaskID { frozen.id }
+    /// Its name.
+    public var name: String { status.name }
+
+    /// Collects a stopped process.
+    public init(
+        _ frozen: FrozenProcess, status: TaskStatus, stat: TaskStat, mappings: [VMA], memory: consuming TaskMemory,
+        pidfd: consuming Descriptor
+    ) {
+        self.frozen = frozen
+        self.status = status
+        self.stat = stat
+        self.mappings = mappings
+        self.memory = memory
+        self.pidfd = pidfd
+    }
+}
+
+/// Dumps files on behalf of other families: mappings, the executable, directories.
+public protocol FileDumper: AnyObject {
+    /// Dumps the file behind a mapping, or finds it again. Returns its id in files.img.
+    ///
+    /// - Parameter flags: how the file must be opened to be mapped again.
+    func dump(mapped mapping: VMA, of process: DumpedProcess, flags: OpenFlags) throws(Failure) -> UInt32
+    /// Dumps the file behind /proc/PID/`link` (`exe`, `cwd`, `root`), or finds it again. Returns its id in files.img.
+    func dump(link: String, of process: DumpedProcess) throws(Failure) -> UInt32
+}
+
+/// One dump in progress.
+public final class DumpContext {
+    /// What the user allows.
+    public let policy: DumpPolicy
+    /// Where images are written.
+    public let images: ImageDirectory
+    /// The log.
+    public let log: Logger
+    /// Faults asked for by tests.
+    public let faults: Faults
+    /// Figures for the stats image.
+    public var statistics = Statistics()
+    /// The living processes, parents first.
+    public var processes: [DumpedProcess] = []
+    /// Who dumps files; set by the engine.
+    public var fileDumper: (any FileDumper)?
+    /// Everything that files.img will hold.
+    public var files: [FileEntry] = []
+
+    /// Starts a dump.
+    public init(policy: DumpPolicy, images: ImageDirectory, log: Logger, faults: Faults) {
+        self.policy = policy
+        self.images = images
+        self.log = log
+        self.faults = faults
+    }
+}
+
+/// A piece of one task or thread, dump and restore side by side.
+///
+/// All parts share one batch per thread on dump, and one batch per thread and stage on restore.
+public protocol TaskPart: SendableMetatype {
+    /// What `ask` remembers to find its answers.
+    associatedtype Question = Void
+    /// Adds the system calls that the thread must make itself.
+    static func ask(_ thread: DumpedThread, _ batch: inout Batch) throws(Failure) -> Question
+    /// Puts what the calls answered, and what /proc and ptrace tell, into `thread.core`.
+    static func dump(
+        _ question: Question, _ results: Results, _ thread: DumpedThread, _ context: DumpContext) throws(Failure)
+    /// Adds the calls that the restored thread must make at a stage.
+    static func recreate(
+        _ thread: RestoredThread, _ stage: Stage, _ batch: inout Batch, _ context: RestoreContext) throws(Failure)
+    /// What the controller does for the thread at a stage, after the thread's own calls.
+    static func apply(_ thread: RestoredThread, _ stage: Stage, _ context: RestoreContext) throws(Failure)
+}
+
+extension TaskPart where Question == Void {
+    /// Asks nothing.
+    public static func ask(_ thread: DumpedThread, _ batch: inout Batch) throws(Failure) {}
+}
+
+extension TaskPart {
+    /// Does nothing.
+    public static func recreate(
+        _ thread: RestoredThread, _ stage: Stage, _ batch: inout Batch, _ context: RestoreContext
+    ) throws(Failure) {}
+    /// Does nothing.
+    public static func apply(_ thread: RestoredThread, _ stage: Stage, _ context: RestoreContext) throws(Failure) {}
+}
+
+/// The moments of a thread's restore, in order. Each is finished in every thread of the tree before the next begins.
+public enum Stage: Int, CaseIterable, Comparable, Sendable {
+    /// The thread exists, its memory and descriptors are in place: names, registrations, dispositions, scheduling.
+    case thread
+    /// Timers are created (not armed), pending signals are queued.
+    case pending
+    /// Credentials, limits, dumpable, death signal, seccomp: after this the task can do no more for us than its own
+    /// rights allow, so each part's order within the stage is the order of the registry.
+    case seal
+    /// The last moment before registers are set and the task is let go: timers start.
+    case clocks
+
+    /// Orders by time.
+    public static func < (a: Stage, b: Stage) -> Bool { a.rawValue < b.rawValue }
+}

@@ -1,0 +1,153 @@
+public import Diagnostics
+public import ImageFormat
+public import ImageMessages
+public import Linux
+public import Logging
+public import Remote
+
+/// A process as the images describe it.
+public struct PlannedProcess: Sendable {
+    /// Its pid.
+    public var id: TaskID
+    /// Its parent in the tree; nil for the root.
+    public var parent: TaskID?
+    /// Its session and process group.
+    public var session: TaskID, group: TaskID
+    /// Thread ids, the leader's first.
+    public var threads: [TaskID]
+    /// The core message of each thread, in the same order.
+    public var cores: [CoreEntry]
+    /// Ids of what it shares.
+    public var ids: TaskKobjIdsEntry
+    /// Memory layout, nil for a zombie.
+    public var memory: MmEntry?
+    /// Working and root directory, nil for a zombie.
+    public var directories: FsEntry?
+    /// The descriptor table, empty for a zombie or where another process of the same table lists it.
+    public var descriptors: [FdinfoEntry] = []
+    /// Whether it has ended and waits to be reaped.
+    public var isZombie: Bool
+
+    /// Describes a process.
+    public init(
+        id: TaskID, parent: TaskID?, session: TaskID, group: TaskID, threads: [TaskID], cores: [CoreEntry],
+        ids: TaskKobjIdsEntry, isZombie: Bool
+    ) {
+        self.id = id
+        self.parent = parent
+        self.session = session
+        self.group = group
+        self.threads = threads
+        self.cores = cores
+        self.ids = ids
+        self.isZombie = isZombie
+    }
+}
+
+/// A thread under restore.
+public final class RestoredThread {
+    /// The puppet that becomes it.
+    public let puppet: Puppet
+    /// Its image message.
+    public let core: CoreEntry
+    /// Its process.
+    public unowned let process: RestoredProcess
+    /// Its thread id.
+    public var id: TaskID { puppet.id }
+    /// Whether it is its process's first thread.
+    public var isLeader: Bool { puppet.isLeader }
+
+    /// Pairs a puppet with its image.
+    public init(_ puppet: Puppet, core: CoreEntry, of process: RestoredProcess) {
+        self.puppet = puppet
+        self.core = core
+        self.process = process
+    }
+}
+
+/// A process under restore.
+public final class RestoredProcess {
+    /// What the images say.
+    public let plan: PlannedProcess
+    /// The puppet of the first thread.
+    public let puppet: Puppet
+    /// Its parent, if that is in the tree.
+    public let parent: RestoredProcess?
+    /// All threads once they are cloned, the leader's first.
+    public var threads: [RestoredThread] = []
+    /// Its process id.
+    public var id: TaskID { plan.id }
+    /// Its name, for messages.
+    public var name: String {
+        guard let core = plan.cores.first, core.hasTc else { return "?" }
+        return String(decoding: core.tc.comm, as: UTF8.self)
+    }
+
+    /// Pairs a puppet with its image.
+    public init(_ plan: PlannedProcess, puppet: Puppet, parent: RestoredProcess?) {
+        self.plan = plan
+        self.puppet = puppet
+        self.parent = parent
+    }
+}
+
+/// The open file descriptions under restore: the controller holds each once.
+public struct FileTable: ~Copyable {
+    private var held: [UInt32: Int32] = [:]
+
+    /// An empty table.
+    public init() {}
+
+    /// Takes over a description under its id in files.img.
+    public mutating func add(_ id: UInt32, _ descriptor: consuming Descriptor) throws(Failure) {
+        guard held[id] == nil else { throw Failure(.corruptImage, "two files with the id \(Address(UInt64(id)))") }
+        held[id] = descriptor.release()
+    }
+
+    /// Our number of a description, which stays the table's.
+    public borrowing func number(_ id: UInt32) throws(Failure) -> Int32 {
+        guard let number = held[id] else { throw Failure(.corruptImage, "there is no file with the id \(id)") }
+        return number
+    }
+
+    /// Whether a description is held.
+    public borrowing func contains(_ id: UInt32) -> Bool { held[id] != nil }
+
+    deinit { for number in held.values { _ = try? systemCall(.close, Int(number)) } }
+}
+
+/// One restore in progress.
+public final class RestoreContext {
+    /// What the user allows.
+    public let policy: RestorePolicy
+    /// The images.
+    public let images: ImageSet
+    /// The log.
+    public let log: Logger
+    /// Faults asked for by tests.
+    public let faults: Faults
+    /// Figures for the stats image.
+    public var statistics = Statistics()
+    /// Every file of files.img, by id.
+    public var entries: [UInt32: FileEntry] = [:]
+    /// The file descriptions made so far.
+    public var files = FileTable()
+    /// The tree under restore, parents first, zombies included.
+    public var processes: [RestoredProcess] = []
+    /// Carries descriptors into puppets; set before the tree is grown.
+    public var courier: Courier?
+
+    /// Starts a restore.
+    public init(policy: RestorePolicy, images: ImageSet, log: Logger, faults: Faults) {
+        self.policy = policy
+        self.images = images
+        self.log = log
+        self.faults = faults
+    }
+
+    /// Hands copies of our descriptors to a puppet. Returns their numbers there, the lowest that were free.
+    public func deliver(_ numbers: [Int32], to puppet: Puppet) throws(Failure) -> [RemoteDescriptor] {
+        guard let courier else { throw Failure(.bug, "descriptors before the courier") }
+        return try courier.deliver(numbers, to: puppet)
+    }
+}
