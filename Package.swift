@@ -40,7 +40,7 @@ let package = Package(
         .target(name: "Procfs", dependencies: ["Linux", "Diagnostics"], swiftSettings: strict),
         .target(name: "ImageMessages", dependencies: [protobuf], exclude: ["Protos"], swiftSettings: generated),
         .target(
-            name: "ImageFormat", dependencies: ["Linux", "Diagnostics", "ImageMessages", protobuf], swiftSettings: strict),
+            name: "ImageFormat", dependencies: ["CLinux", "Linux", "Diagnostics", "ImageMessages", protobuf, system], swiftSettings: strict),
         // Floor 4: system calls in other tasks.
         .target(name: "CRemote"),
         .target(name: "Remote", dependencies: ["CLinux", "CRemote", "Linux", "Diagnostics", "Procfs", system], swiftSettings: strict),

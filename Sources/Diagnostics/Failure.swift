@@ -102,6 +102,7 @@ public func during<R: ~Copyable>(
 /// Runs `body`; a failed system call becomes a failure that says what could not be done.
 ///
 /// - Parameter doing: completes the sentence "can't …".
+@discardableResult
 public func attempt<R: ~Copyable>(
     _ doing: @autoclosure () -> String, code: Failure.Code = .denied, advice: String? = nil,
     _ body: () throws(SystemCallError) -> R

@@ -69,6 +69,7 @@ public struct OpenFlags: OptionSet, Hashable, Sendable {
 }
 
 /// Calls `body` with the path as the kernel wants it, a zero-terminated string at an address.
+@discardableResult
 public func withPath<R>(_ path: FilePath, _ body: (Int) throws(SystemCallError) -> R) throws(SystemCallError) -> R {
     // The closure-taking call of swift-system rethrows untyped errors; a Result carries the typed one across.
     let outcome: Result<R, SystemCallError> = unsafe path.withPlatformString { string in

@@ -30,7 +30,7 @@ fileprivate nonisolated struct _GeneratedWithProtocGenSwiftVersion: SwiftProtobu
   typealias Version = _2
 }
 
-public nonisolated enum seccomp_mode: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
+public nonisolated enum SeccompMode: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   case disabled = 0
   case strict = 1
   case filter = 2
@@ -41,7 +41,7 @@ public nonisolated enum seccomp_mode: Int, SwiftProtobuf.Enum, Swift.CaseIterabl
 
 }
 
-public nonisolated enum user_x86_regs_mode: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
+public nonisolated enum UserX86RegsMode: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   case native = 1
   case compat = 2
 
@@ -52,7 +52,7 @@ public nonisolated enum user_x86_regs_mode: Int, SwiftProtobuf.Enum, Swift.CaseI
 }
 
 /// State that all threads of a process share.
-public nonisolated struct task_core_entry: @unchecked Sendable {
+public nonisolated struct TaskCoreEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -111,8 +111,8 @@ public nonisolated struct task_core_entry: @unchecked Sendable {
   /// Clears the value of `comm`. Subsequent reads from it will return its default value.
   public mutating func clearComm() {_uniqueStorage()._comm = nil}
 
-  public var timers: task_timers_entry {
-    get {_storage._timers ?? task_timers_entry()}
+  public var timers: TaskTimersEntry {
+    get {_storage._timers ?? TaskTimersEntry()}
     set {_uniqueStorage()._timers = newValue}
   }
   /// Returns true if `timers` has been explicitly set.
@@ -120,8 +120,8 @@ public nonisolated struct task_core_entry: @unchecked Sendable {
   /// Clears the value of `timers`. Subsequent reads from it will return its default value.
   public mutating func clearTimers() {_uniqueStorage()._timers = nil}
 
-  public var rlimits: task_rlimits_entry {
-    get {_storage._rlimits ?? task_rlimits_entry()}
+  public var rlimits: TaskRlimitsEntry {
+    get {_storage._rlimits ?? TaskRlimitsEntry()}
     set {_uniqueStorage()._rlimits = newValue}
   }
   /// Returns true if `rlimits` has been explicitly set.
@@ -138,8 +138,8 @@ public nonisolated struct task_core_entry: @unchecked Sendable {
   /// Clears the value of `cgSet`. Subsequent reads from it will return its default value.
   public mutating func clearCgSet() {_uniqueStorage()._cgSet = nil}
 
-  public var signalsS: signal_queue_entry {
-    get {_storage._signalsS ?? signal_queue_entry()}
+  public var signalsS: SignalQueueEntry {
+    get {_storage._signalsS ?? SignalQueueEntry()}
     set {_uniqueStorage()._signalsS = newValue}
   }
   /// Returns true if `signalsS` has been explicitly set.
@@ -147,7 +147,7 @@ public nonisolated struct task_core_entry: @unchecked Sendable {
   /// Clears the value of `signalsS`. Subsequent reads from it will return its default value.
   public mutating func clearSignalsS() {_uniqueStorage()._signalsS = nil}
 
-  public var oldSeccompMode: seccomp_mode {
+  public var oldSeccompMode: SeccompMode {
     get {_storage._oldSeccompMode ?? .disabled}
     set {_uniqueStorage()._oldSeccompMode = newValue}
   }
@@ -183,7 +183,7 @@ public nonisolated struct task_core_entry: @unchecked Sendable {
   /// Clears the value of `oomScoreAdj`. Subsequent reads from it will return its default value.
   public mutating func clearOomScoreAdj() {_uniqueStorage()._oomScoreAdj = nil}
 
-  public var sigactions: [sa_entry] {
+  public var sigactions: [SaEntry] {
     get {_storage._sigactions}
     set {_uniqueStorage()._sigactions = newValue}
   }
@@ -224,8 +224,8 @@ public nonisolated struct task_core_entry: @unchecked Sendable {
   /// Clears the value of `membarrierRegistrationMask`. Subsequent reads from it will return its default value.
   public mutating func clearMembarrierRegistrationMask() {_uniqueStorage()._membarrierRegistrationMask = nil}
 
-  public var brumate: brumate_task_entry {
-    get {_storage._brumate ?? brumate_task_entry()}
+  public var brumate: BrumateTaskEntry {
+    get {_storage._brumate ?? BrumateTaskEntry()}
     set {_uniqueStorage()._brumate = newValue}
   }
   /// Returns true if `brumate` has been explicitly set.
@@ -241,7 +241,7 @@ public nonisolated struct task_core_entry: @unchecked Sendable {
 }
 
 /// Ids of the kernel objects that a process shares with others.
-public nonisolated struct task_kobj_ids_entry: Sendable {
+public nonisolated struct TaskKobjIdsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -372,7 +372,7 @@ public nonisolated struct task_kobj_ids_entry: Sendable {
   fileprivate var _timeNsID: UInt32? = nil
 }
 
-public nonisolated struct thread_sas_entry: Sendable {
+public nonisolated struct ThreadSasEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -414,7 +414,7 @@ public nonisolated struct thread_sas_entry: Sendable {
 }
 
 /// State of one thread.
-public nonisolated struct thread_core_entry: @unchecked Sendable {
+public nonisolated struct ThreadCoreEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -473,8 +473,8 @@ public nonisolated struct thread_core_entry: @unchecked Sendable {
   /// Clears the value of `blkSigset`. Subsequent reads from it will return its default value.
   public mutating func clearBlkSigset() {_uniqueStorage()._blkSigset = nil}
 
-  public var sas: thread_sas_entry {
-    get {_storage._sas ?? thread_sas_entry()}
+  public var sas: ThreadSasEntry {
+    get {_storage._sas ?? ThreadSasEntry()}
     set {_uniqueStorage()._sas = newValue}
   }
   /// Returns true if `sas` has been explicitly set.
@@ -491,8 +491,8 @@ public nonisolated struct thread_core_entry: @unchecked Sendable {
   /// Clears the value of `pdeathSig`. Subsequent reads from it will return its default value.
   public mutating func clearPdeathSig() {_uniqueStorage()._pdeathSig = nil}
 
-  public var signalsP: signal_queue_entry {
-    get {_storage._signalsP ?? signal_queue_entry()}
+  public var signalsP: SignalQueueEntry {
+    get {_storage._signalsP ?? SignalQueueEntry()}
     set {_uniqueStorage()._signalsP = newValue}
   }
   /// Returns true if `signalsP` has been explicitly set.
@@ -500,8 +500,8 @@ public nonisolated struct thread_core_entry: @unchecked Sendable {
   /// Clears the value of `signalsP`. Subsequent reads from it will return its default value.
   public mutating func clearSignalsP() {_uniqueStorage()._signalsP = nil}
 
-  public var creds: creds_entry {
-    get {_storage._creds ?? creds_entry()}
+  public var creds: CredsEntry {
+    get {_storage._creds ?? CredsEntry()}
     set {_uniqueStorage()._creds = newValue}
   }
   /// Returns true if `creds` has been explicitly set.
@@ -509,7 +509,7 @@ public nonisolated struct thread_core_entry: @unchecked Sendable {
   /// Clears the value of `creds`. Subsequent reads from it will return its default value.
   public mutating func clearCreds() {_uniqueStorage()._creds = nil}
 
-  public var seccompMode: seccomp_mode {
+  public var seccompMode: SeccompMode {
     get {_storage._seccompMode ?? .disabled}
     set {_uniqueStorage()._seccompMode = newValue}
   }
@@ -545,8 +545,8 @@ public nonisolated struct thread_core_entry: @unchecked Sendable {
   /// Clears the value of `blkSigsetExtended`. Subsequent reads from it will return its default value.
   public mutating func clearBlkSigsetExtended() {_uniqueStorage()._blkSigsetExtended = nil}
 
-  public var rseqEntry: rseq_entry {
-    get {_storage._rseqEntry ?? rseq_entry()}
+  public var rseqEntry: RseqEntry {
+    get {_storage._rseqEntry ?? RseqEntry()}
     set {_uniqueStorage()._rseqEntry = newValue}
   }
   /// Returns true if `rseqEntry` has been explicitly set.
@@ -563,8 +563,8 @@ public nonisolated struct thread_core_entry: @unchecked Sendable {
   /// Clears the value of `cgSet`. Subsequent reads from it will return its default value.
   public mutating func clearCgSet() {_uniqueStorage()._cgSet = nil}
 
-  public var brumate: brumate_thread_entry {
-    get {_storage._brumate ?? brumate_thread_entry()}
+  public var brumate: BrumateThreadEntry {
+    get {_storage._brumate ?? BrumateThreadEntry()}
     set {_uniqueStorage()._brumate = newValue}
   }
   /// Returns true if `brumate` has been explicitly set.
@@ -579,12 +579,12 @@ public nonisolated struct thread_core_entry: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct task_rlimits_entry: Sendable {
+public nonisolated struct TaskRlimitsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var rlimits: [rlimit_entry] = []
+  public var rlimits: [RlimitEntry] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -592,12 +592,12 @@ public nonisolated struct task_rlimits_entry: Sendable {
 }
 
 /// What core-TID.img holds: registers, and for a leader the process-wide state.
-public nonisolated struct core_entry: @unchecked Sendable {
+public nonisolated struct CoreEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var mtype: core_entry.march {
+  public var mtype: CoreEntry.March {
     get {_storage._mtype ?? .unknown}
     set {_uniqueStorage()._mtype = newValue}
   }
@@ -606,8 +606,8 @@ public nonisolated struct core_entry: @unchecked Sendable {
   /// Clears the value of `mtype`. Subsequent reads from it will return its default value.
   public mutating func clearMtype() {_uniqueStorage()._mtype = nil}
 
-  public var threadInfo: thread_info_x86 {
-    get {_storage._threadInfo ?? thread_info_x86()}
+  public var threadInfo: ThreadInfoX86 {
+    get {_storage._threadInfo ?? ThreadInfoX86()}
     set {_uniqueStorage()._threadInfo = newValue}
   }
   /// Returns true if `threadInfo` has been explicitly set.
@@ -615,8 +615,8 @@ public nonisolated struct core_entry: @unchecked Sendable {
   /// Clears the value of `threadInfo`. Subsequent reads from it will return its default value.
   public mutating func clearThreadInfo() {_uniqueStorage()._threadInfo = nil}
 
-  public var tiArm: thread_info_arm {
-    get {_storage._tiArm ?? thread_info_arm()}
+  public var tiArm: ThreadInfoArm {
+    get {_storage._tiArm ?? ThreadInfoArm()}
     set {_uniqueStorage()._tiArm = newValue}
   }
   /// Returns true if `tiArm` has been explicitly set.
@@ -624,8 +624,8 @@ public nonisolated struct core_entry: @unchecked Sendable {
   /// Clears the value of `tiArm`. Subsequent reads from it will return its default value.
   public mutating func clearTiArm() {_uniqueStorage()._tiArm = nil}
 
-  public var tiAarch64: thread_info_aarch64 {
-    get {_storage._tiAarch64 ?? thread_info_aarch64()}
+  public var tiAarch64: ThreadInfoAarch64 {
+    get {_storage._tiAarch64 ?? ThreadInfoAarch64()}
     set {_uniqueStorage()._tiAarch64 = newValue}
   }
   /// Returns true if `tiAarch64` has been explicitly set.
@@ -633,8 +633,8 @@ public nonisolated struct core_entry: @unchecked Sendable {
   /// Clears the value of `tiAarch64`. Subsequent reads from it will return its default value.
   public mutating func clearTiAarch64() {_uniqueStorage()._tiAarch64 = nil}
 
-  public var tiPpc64: thread_info_ppc64 {
-    get {_storage._tiPpc64 ?? thread_info_ppc64()}
+  public var tiPpc64: ThreadInfoPpc64 {
+    get {_storage._tiPpc64 ?? ThreadInfoPpc64()}
     set {_uniqueStorage()._tiPpc64 = newValue}
   }
   /// Returns true if `tiPpc64` has been explicitly set.
@@ -642,8 +642,8 @@ public nonisolated struct core_entry: @unchecked Sendable {
   /// Clears the value of `tiPpc64`. Subsequent reads from it will return its default value.
   public mutating func clearTiPpc64() {_uniqueStorage()._tiPpc64 = nil}
 
-  public var tiS390: thread_info_s390 {
-    get {_storage._tiS390 ?? thread_info_s390()}
+  public var tiS390: ThreadInfoS390 {
+    get {_storage._tiS390 ?? ThreadInfoS390()}
     set {_uniqueStorage()._tiS390 = newValue}
   }
   /// Returns true if `tiS390` has been explicitly set.
@@ -651,8 +651,8 @@ public nonisolated struct core_entry: @unchecked Sendable {
   /// Clears the value of `tiS390`. Subsequent reads from it will return its default value.
   public mutating func clearTiS390() {_uniqueStorage()._tiS390 = nil}
 
-  public var tiMips: thread_info_mips {
-    get {_storage._tiMips ?? thread_info_mips()}
+  public var tiMips: ThreadInfoMips {
+    get {_storage._tiMips ?? ThreadInfoMips()}
     set {_uniqueStorage()._tiMips = newValue}
   }
   /// Returns true if `tiMips` has been explicitly set.
@@ -660,8 +660,8 @@ public nonisolated struct core_entry: @unchecked Sendable {
   /// Clears the value of `tiMips`. Subsequent reads from it will return its default value.
   public mutating func clearTiMips() {_uniqueStorage()._tiMips = nil}
 
-  public var tiLoongarch64: thread_info_loongarch64 {
-    get {_storage._tiLoongarch64 ?? thread_info_loongarch64()}
+  public var tiLoongarch64: ThreadInfoLoongarch64 {
+    get {_storage._tiLoongarch64 ?? ThreadInfoLoongarch64()}
     set {_uniqueStorage()._tiLoongarch64 = newValue}
   }
   /// Returns true if `tiLoongarch64` has been explicitly set.
@@ -669,8 +669,8 @@ public nonisolated struct core_entry: @unchecked Sendable {
   /// Clears the value of `tiLoongarch64`. Subsequent reads from it will return its default value.
   public mutating func clearTiLoongarch64() {_uniqueStorage()._tiLoongarch64 = nil}
 
-  public var tiRiscv64: thread_info_riscv64 {
-    get {_storage._tiRiscv64 ?? thread_info_riscv64()}
+  public var tiRiscv64: ThreadInfoRiscv64 {
+    get {_storage._tiRiscv64 ?? ThreadInfoRiscv64()}
     set {_uniqueStorage()._tiRiscv64 = newValue}
   }
   /// Returns true if `tiRiscv64` has been explicitly set.
@@ -678,8 +678,8 @@ public nonisolated struct core_entry: @unchecked Sendable {
   /// Clears the value of `tiRiscv64`. Subsequent reads from it will return its default value.
   public mutating func clearTiRiscv64() {_uniqueStorage()._tiRiscv64 = nil}
 
-  public var tc: task_core_entry {
-    get {_storage._tc ?? task_core_entry()}
+  public var tc: TaskCoreEntry {
+    get {_storage._tc ?? TaskCoreEntry()}
     set {_uniqueStorage()._tc = newValue}
   }
   /// Returns true if `tc` has been explicitly set.
@@ -687,8 +687,8 @@ public nonisolated struct core_entry: @unchecked Sendable {
   /// Clears the value of `tc`. Subsequent reads from it will return its default value.
   public mutating func clearTc() {_uniqueStorage()._tc = nil}
 
-  public var ids: task_kobj_ids_entry {
-    get {_storage._ids ?? task_kobj_ids_entry()}
+  public var ids: TaskKobjIdsEntry {
+    get {_storage._ids ?? TaskKobjIdsEntry()}
     set {_uniqueStorage()._ids = newValue}
   }
   /// Returns true if `ids` has been explicitly set.
@@ -696,8 +696,8 @@ public nonisolated struct core_entry: @unchecked Sendable {
   /// Clears the value of `ids`. Subsequent reads from it will return its default value.
   public mutating func clearIds() {_uniqueStorage()._ids = nil}
 
-  public var threadCore: thread_core_entry {
-    get {_storage._threadCore ?? thread_core_entry()}
+  public var threadCore: ThreadCoreEntry {
+    get {_storage._threadCore ?? ThreadCoreEntry()}
     set {_uniqueStorage()._threadCore = newValue}
   }
   /// Returns true if `threadCore` has been explicitly set.
@@ -707,7 +707,7 @@ public nonisolated struct core_entry: @unchecked Sendable {
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
-  public nonisolated enum march: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
+  public nonisolated enum March: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
     case unknown = 0
     case x8664 = 1
     case arm = 2
@@ -730,7 +730,7 @@ public nonisolated struct core_entry: @unchecked Sendable {
 }
 
 /// General registers.
-public nonisolated struct user_x86_regs_entry: @unchecked Sendable {
+public nonisolated struct UserX86RegsEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -978,7 +978,7 @@ public nonisolated struct user_x86_regs_entry: @unchecked Sendable {
   /// Clears the value of `gs`. Subsequent reads from it will return its default value.
   public mutating func clearGs() {_uniqueStorage()._gs = nil}
 
-  public var mode: user_x86_regs_mode {
+  public var mode: UserX86RegsMode {
     get {_storage._mode ?? .native}
     set {_uniqueStorage()._mode = newValue}
   }
@@ -994,7 +994,7 @@ public nonisolated struct user_x86_regs_entry: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct user_x86_cet_entry: Sendable {
+public nonisolated struct UserX86CetEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1026,7 +1026,7 @@ public nonisolated struct user_x86_cet_entry: Sendable {
 }
 
 /// Extended FPU state by component.
-public nonisolated struct user_x86_xsave_entry: Sendable {
+public nonisolated struct UserX86XsaveEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1054,8 +1054,8 @@ public nonisolated struct user_x86_xsave_entry: Sendable {
 
   public var pkru: [UInt32] = []
 
-  public var cet: user_x86_cet_entry {
-    get {_cet ?? user_x86_cet_entry()}
+  public var cet: UserX86CetEntry {
+    get {_cet ?? UserX86CetEntry()}
     set {_cet = newValue}
   }
   /// Returns true if `cet` has been explicitly set.
@@ -1068,11 +1068,11 @@ public nonisolated struct user_x86_xsave_entry: Sendable {
   public init() {}
 
   fileprivate var _xstateBv: UInt64? = nil
-  fileprivate var _cet: user_x86_cet_entry? = nil
+  fileprivate var _cet: UserX86CetEntry? = nil
 }
 
 /// FPU state in the legacy layout.
-public nonisolated struct user_x86_fpregs_entry: @unchecked Sendable {
+public nonisolated struct UserX86FpregsEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1164,8 +1164,8 @@ public nonisolated struct user_x86_fpregs_entry: @unchecked Sendable {
     set {_uniqueStorage()._padding = newValue}
   }
 
-  public var xsave: user_x86_xsave_entry {
-    get {_storage._xsave ?? user_x86_xsave_entry()}
+  public var xsave: UserX86XsaveEntry {
+    get {_storage._xsave ?? UserX86XsaveEntry()}
     set {_uniqueStorage()._xsave = newValue}
   }
   /// Returns true if `xsave` has been explicitly set.
@@ -1180,7 +1180,7 @@ public nonisolated struct user_x86_fpregs_entry: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct user_desc_t: Sendable {
+public nonisolated struct UserDescT: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1292,7 +1292,7 @@ public nonisolated struct user_desc_t: Sendable {
 }
 
 /// Registers of an x86 thread.
-public nonisolated struct thread_info_x86: Sendable {
+public nonisolated struct ThreadInfoX86: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1306,8 +1306,8 @@ public nonisolated struct thread_info_x86: Sendable {
   /// Clears the value of `clearTidAddr_p`. Subsequent reads from it will return its default value.
   public mutating func clearClearTidAddr_p() {self._clearTidAddr_p = nil}
 
-  public var gpregs: user_x86_regs_entry {
-    get {_gpregs ?? user_x86_regs_entry()}
+  public var gpregs: UserX86RegsEntry {
+    get {_gpregs ?? UserX86RegsEntry()}
     set {_gpregs = newValue}
   }
   /// Returns true if `gpregs` has been explicitly set.
@@ -1315,8 +1315,8 @@ public nonisolated struct thread_info_x86: Sendable {
   /// Clears the value of `gpregs`. Subsequent reads from it will return its default value.
   public mutating func clearGpregs() {self._gpregs = nil}
 
-  public var fpregs: user_x86_fpregs_entry {
-    get {_fpregs ?? user_x86_fpregs_entry()}
+  public var fpregs: UserX86FpregsEntry {
+    get {_fpregs ?? UserX86FpregsEntry()}
     set {_fpregs = newValue}
   }
   /// Returns true if `fpregs` has been explicitly set.
@@ -1324,18 +1324,18 @@ public nonisolated struct thread_info_x86: Sendable {
   /// Clears the value of `fpregs`. Subsequent reads from it will return its default value.
   public mutating func clearFpregs() {self._fpregs = nil}
 
-  public var tls: [user_desc_t] = []
+  public var tls: [UserDescT] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
   fileprivate var _clearTidAddr_p: UInt64? = nil
-  fileprivate var _gpregs: user_x86_regs_entry? = nil
-  fileprivate var _fpregs: user_x86_fpregs_entry? = nil
+  fileprivate var _gpregs: UserX86RegsEntry? = nil
+  fileprivate var _fpregs: UserX86FpregsEntry? = nil
 }
 
-public nonisolated struct user_aarch64_regs_entry: Sendable {
+public nonisolated struct UserAarch64RegsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1378,7 +1378,7 @@ public nonisolated struct user_aarch64_regs_entry: Sendable {
   fileprivate var _pstate: UInt64? = nil
 }
 
-public nonisolated struct user_aarch64_fpsimd_context_entry: Sendable {
+public nonisolated struct UserAarch64FpsimdContextEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1411,7 +1411,7 @@ public nonisolated struct user_aarch64_fpsimd_context_entry: Sendable {
   fileprivate var _fpcr: UInt32? = nil
 }
 
-public nonisolated struct pac_address_keys: Sendable {
+public nonisolated struct PacAddressKeys: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1512,7 +1512,7 @@ public nonisolated struct pac_address_keys: Sendable {
   fileprivate var _pacEnabledKey: UInt64? = nil
 }
 
-public nonisolated struct pac_generic_keys: Sendable {
+public nonisolated struct PacGenericKeys: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1543,13 +1543,13 @@ public nonisolated struct pac_generic_keys: Sendable {
   fileprivate var _apgakeyHi: UInt64? = nil
 }
 
-public nonisolated struct pac_keys: Sendable {
+public nonisolated struct PacKeys: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var pacAddressKeys: pac_address_keys {
-    get {_pacAddressKeys ?? pac_address_keys()}
+  public var pacAddressKeys: PacAddressKeys {
+    get {_pacAddressKeys ?? PacAddressKeys()}
     set {_pacAddressKeys = newValue}
   }
   /// Returns true if `pacAddressKeys` has been explicitly set.
@@ -1557,8 +1557,8 @@ public nonisolated struct pac_keys: Sendable {
   /// Clears the value of `pacAddressKeys`. Subsequent reads from it will return its default value.
   public mutating func clearPacAddressKeys() {self._pacAddressKeys = nil}
 
-  public var pacGenericKeys: pac_generic_keys {
-    get {_pacGenericKeys ?? pac_generic_keys()}
+  public var pacGenericKeys: PacGenericKeys {
+    get {_pacGenericKeys ?? PacGenericKeys()}
     set {_pacGenericKeys = newValue}
   }
   /// Returns true if `pacGenericKeys` has been explicitly set.
@@ -1570,11 +1570,11 @@ public nonisolated struct pac_keys: Sendable {
 
   public init() {}
 
-  fileprivate var _pacAddressKeys: pac_address_keys? = nil
-  fileprivate var _pacGenericKeys: pac_generic_keys? = nil
+  fileprivate var _pacAddressKeys: PacAddressKeys? = nil
+  fileprivate var _pacGenericKeys: PacGenericKeys? = nil
 }
 
-public nonisolated struct thread_info_aarch64: @unchecked Sendable {
+public nonisolated struct ThreadInfoAarch64: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1597,8 +1597,8 @@ public nonisolated struct thread_info_aarch64: @unchecked Sendable {
   /// Clears the value of `tls`. Subsequent reads from it will return its default value.
   public mutating func clearTls() {_uniqueStorage()._tls = nil}
 
-  public var gpregs: user_aarch64_regs_entry {
-    get {_storage._gpregs ?? user_aarch64_regs_entry()}
+  public var gpregs: UserAarch64RegsEntry {
+    get {_storage._gpregs ?? UserAarch64RegsEntry()}
     set {_uniqueStorage()._gpregs = newValue}
   }
   /// Returns true if `gpregs` has been explicitly set.
@@ -1606,8 +1606,8 @@ public nonisolated struct thread_info_aarch64: @unchecked Sendable {
   /// Clears the value of `gpregs`. Subsequent reads from it will return its default value.
   public mutating func clearGpregs() {_uniqueStorage()._gpregs = nil}
 
-  public var fpsimd: user_aarch64_fpsimd_context_entry {
-    get {_storage._fpsimd ?? user_aarch64_fpsimd_context_entry()}
+  public var fpsimd: UserAarch64FpsimdContextEntry {
+    get {_storage._fpsimd ?? UserAarch64FpsimdContextEntry()}
     set {_uniqueStorage()._fpsimd = newValue}
   }
   /// Returns true if `fpsimd` has been explicitly set.
@@ -1615,8 +1615,8 @@ public nonisolated struct thread_info_aarch64: @unchecked Sendable {
   /// Clears the value of `fpsimd`. Subsequent reads from it will return its default value.
   public mutating func clearFpsimd() {_uniqueStorage()._fpsimd = nil}
 
-  public var pacKeys: pac_keys {
-    get {_storage._pacKeys ?? pac_keys()}
+  public var pacKeys: PacKeys {
+    get {_storage._pacKeys ?? PacKeys()}
     set {_uniqueStorage()._pacKeys = newValue}
   }
   /// Returns true if `pacKeys` has been explicitly set.
@@ -1631,7 +1631,7 @@ public nonisolated struct thread_info_aarch64: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct user_arm_regs_entry: @unchecked Sendable {
+public nonisolated struct UserArmRegsEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1805,7 +1805,7 @@ public nonisolated struct user_arm_regs_entry: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct user_arm_vfpstate_entry: Sendable {
+public nonisolated struct UserArmVfpstateEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1858,7 +1858,7 @@ public nonisolated struct user_arm_vfpstate_entry: Sendable {
   fileprivate var _fpinst2: UInt32? = nil
 }
 
-public nonisolated struct thread_info_arm: Sendable {
+public nonisolated struct ThreadInfoArm: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1881,8 +1881,8 @@ public nonisolated struct thread_info_arm: Sendable {
   /// Clears the value of `tls`. Subsequent reads from it will return its default value.
   public mutating func clearTls() {self._tls = nil}
 
-  public var gpregs: user_arm_regs_entry {
-    get {_gpregs ?? user_arm_regs_entry()}
+  public var gpregs: UserArmRegsEntry {
+    get {_gpregs ?? UserArmRegsEntry()}
     set {_gpregs = newValue}
   }
   /// Returns true if `gpregs` has been explicitly set.
@@ -1890,8 +1890,8 @@ public nonisolated struct thread_info_arm: Sendable {
   /// Clears the value of `gpregs`. Subsequent reads from it will return its default value.
   public mutating func clearGpregs() {self._gpregs = nil}
 
-  public var fpstate: user_arm_vfpstate_entry {
-    get {_fpstate ?? user_arm_vfpstate_entry()}
+  public var fpstate: UserArmVfpstateEntry {
+    get {_fpstate ?? UserArmVfpstateEntry()}
     set {_fpstate = newValue}
   }
   /// Returns true if `fpstate` has been explicitly set.
@@ -1905,11 +1905,11 @@ public nonisolated struct thread_info_arm: Sendable {
 
   fileprivate var _clearTidAddr_p: UInt64? = nil
   fileprivate var _tls: UInt32? = nil
-  fileprivate var _gpregs: user_arm_regs_entry? = nil
-  fileprivate var _fpstate: user_arm_vfpstate_entry? = nil
+  fileprivate var _gpregs: UserArmRegsEntry? = nil
+  fileprivate var _fpstate: UserArmVfpstateEntry? = nil
 }
 
-public nonisolated struct user_ppc64_regs_entry: Sendable {
+public nonisolated struct UserPpc64RegsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2032,7 +2032,7 @@ public nonisolated struct user_ppc64_regs_entry: Sendable {
   fileprivate var _tfiar: UInt64? = nil
 }
 
-public nonisolated struct user_ppc64_fpstate_entry: Sendable {
+public nonisolated struct UserPpc64FpstateEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2044,7 +2044,7 @@ public nonisolated struct user_ppc64_fpstate_entry: Sendable {
   public init() {}
 }
 
-public nonisolated struct user_ppc64_vrstate_entry: Sendable {
+public nonisolated struct UserPpc64VrstateEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2067,7 +2067,7 @@ public nonisolated struct user_ppc64_vrstate_entry: Sendable {
   fileprivate var _vrsave: UInt32? = nil
 }
 
-public nonisolated struct user_ppc64_vsxstate_entry: Sendable {
+public nonisolated struct UserPpc64VsxstateEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2079,13 +2079,13 @@ public nonisolated struct user_ppc64_vsxstate_entry: Sendable {
   public init() {}
 }
 
-public nonisolated struct user_ppc64_tm_regs_entry: Sendable {
+public nonisolated struct UserPpc64TmRegsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var gpregs: user_ppc64_regs_entry {
-    get {_gpregs ?? user_ppc64_regs_entry()}
+  public var gpregs: UserPpc64RegsEntry {
+    get {_gpregs ?? UserPpc64RegsEntry()}
     set {_gpregs = newValue}
   }
   /// Returns true if `gpregs` has been explicitly set.
@@ -2093,8 +2093,8 @@ public nonisolated struct user_ppc64_tm_regs_entry: Sendable {
   /// Clears the value of `gpregs`. Subsequent reads from it will return its default value.
   public mutating func clearGpregs() {self._gpregs = nil}
 
-  public var fpstate: user_ppc64_fpstate_entry {
-    get {_fpstate ?? user_ppc64_fpstate_entry()}
+  public var fpstate: UserPpc64FpstateEntry {
+    get {_fpstate ?? UserPpc64FpstateEntry()}
     set {_fpstate = newValue}
   }
   /// Returns true if `fpstate` has been explicitly set.
@@ -2102,8 +2102,8 @@ public nonisolated struct user_ppc64_tm_regs_entry: Sendable {
   /// Clears the value of `fpstate`. Subsequent reads from it will return its default value.
   public mutating func clearFpstate() {self._fpstate = nil}
 
-  public var vrstate: user_ppc64_vrstate_entry {
-    get {_vrstate ?? user_ppc64_vrstate_entry()}
+  public var vrstate: UserPpc64VrstateEntry {
+    get {_vrstate ?? UserPpc64VrstateEntry()}
     set {_vrstate = newValue}
   }
   /// Returns true if `vrstate` has been explicitly set.
@@ -2111,8 +2111,8 @@ public nonisolated struct user_ppc64_tm_regs_entry: Sendable {
   /// Clears the value of `vrstate`. Subsequent reads from it will return its default value.
   public mutating func clearVrstate() {self._vrstate = nil}
 
-  public var vsxstate: user_ppc64_vsxstate_entry {
-    get {_vsxstate ?? user_ppc64_vsxstate_entry()}
+  public var vsxstate: UserPpc64VsxstateEntry {
+    get {_vsxstate ?? UserPpc64VsxstateEntry()}
     set {_vsxstate = newValue}
   }
   /// Returns true if `vsxstate` has been explicitly set.
@@ -2124,13 +2124,13 @@ public nonisolated struct user_ppc64_tm_regs_entry: Sendable {
 
   public init() {}
 
-  fileprivate var _gpregs: user_ppc64_regs_entry? = nil
-  fileprivate var _fpstate: user_ppc64_fpstate_entry? = nil
-  fileprivate var _vrstate: user_ppc64_vrstate_entry? = nil
-  fileprivate var _vsxstate: user_ppc64_vsxstate_entry? = nil
+  fileprivate var _gpregs: UserPpc64RegsEntry? = nil
+  fileprivate var _fpstate: UserPpc64FpstateEntry? = nil
+  fileprivate var _vrstate: UserPpc64VrstateEntry? = nil
+  fileprivate var _vsxstate: UserPpc64VsxstateEntry? = nil
 }
 
-public nonisolated struct thread_info_ppc64: @unchecked Sendable {
+public nonisolated struct ThreadInfoPpc64: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2144,8 +2144,8 @@ public nonisolated struct thread_info_ppc64: @unchecked Sendable {
   /// Clears the value of `clearTidAddr_p`. Subsequent reads from it will return its default value.
   public mutating func clearClearTidAddr_p() {_uniqueStorage()._clearTidAddr_p = nil}
 
-  public var gpregs: user_ppc64_regs_entry {
-    get {_storage._gpregs ?? user_ppc64_regs_entry()}
+  public var gpregs: UserPpc64RegsEntry {
+    get {_storage._gpregs ?? UserPpc64RegsEntry()}
     set {_uniqueStorage()._gpregs = newValue}
   }
   /// Returns true if `gpregs` has been explicitly set.
@@ -2153,8 +2153,8 @@ public nonisolated struct thread_info_ppc64: @unchecked Sendable {
   /// Clears the value of `gpregs`. Subsequent reads from it will return its default value.
   public mutating func clearGpregs() {_uniqueStorage()._gpregs = nil}
 
-  public var fpstate: user_ppc64_fpstate_entry {
-    get {_storage._fpstate ?? user_ppc64_fpstate_entry()}
+  public var fpstate: UserPpc64FpstateEntry {
+    get {_storage._fpstate ?? UserPpc64FpstateEntry()}
     set {_uniqueStorage()._fpstate = newValue}
   }
   /// Returns true if `fpstate` has been explicitly set.
@@ -2162,8 +2162,8 @@ public nonisolated struct thread_info_ppc64: @unchecked Sendable {
   /// Clears the value of `fpstate`. Subsequent reads from it will return its default value.
   public mutating func clearFpstate() {_uniqueStorage()._fpstate = nil}
 
-  public var vrstate: user_ppc64_vrstate_entry {
-    get {_storage._vrstate ?? user_ppc64_vrstate_entry()}
+  public var vrstate: UserPpc64VrstateEntry {
+    get {_storage._vrstate ?? UserPpc64VrstateEntry()}
     set {_uniqueStorage()._vrstate = newValue}
   }
   /// Returns true if `vrstate` has been explicitly set.
@@ -2171,8 +2171,8 @@ public nonisolated struct thread_info_ppc64: @unchecked Sendable {
   /// Clears the value of `vrstate`. Subsequent reads from it will return its default value.
   public mutating func clearVrstate() {_uniqueStorage()._vrstate = nil}
 
-  public var vsxstate: user_ppc64_vsxstate_entry {
-    get {_storage._vsxstate ?? user_ppc64_vsxstate_entry()}
+  public var vsxstate: UserPpc64VsxstateEntry {
+    get {_storage._vsxstate ?? UserPpc64VsxstateEntry()}
     set {_uniqueStorage()._vsxstate = newValue}
   }
   /// Returns true if `vsxstate` has been explicitly set.
@@ -2180,8 +2180,8 @@ public nonisolated struct thread_info_ppc64: @unchecked Sendable {
   /// Clears the value of `vsxstate`. Subsequent reads from it will return its default value.
   public mutating func clearVsxstate() {_uniqueStorage()._vsxstate = nil}
 
-  public var tmstate: user_ppc64_tm_regs_entry {
-    get {_storage._tmstate ?? user_ppc64_tm_regs_entry()}
+  public var tmstate: UserPpc64TmRegsEntry {
+    get {_storage._tmstate ?? UserPpc64TmRegsEntry()}
     set {_uniqueStorage()._tmstate = newValue}
   }
   /// Returns true if `tmstate` has been explicitly set.
@@ -2196,7 +2196,7 @@ public nonisolated struct thread_info_ppc64: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct user_s390_regs_entry: Sendable {
+public nonisolated struct UserS390RegsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2251,7 +2251,7 @@ public nonisolated struct user_s390_regs_entry: Sendable {
   fileprivate var _systemCall: UInt32? = nil
 }
 
-public nonisolated struct user_s390_vxrs_low_entry: Sendable {
+public nonisolated struct UserS390VxrsLowEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2263,7 +2263,7 @@ public nonisolated struct user_s390_vxrs_low_entry: Sendable {
   public init() {}
 }
 
-public nonisolated struct user_s390_vxrs_high_entry: Sendable {
+public nonisolated struct UserS390VxrsHighEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2275,7 +2275,7 @@ public nonisolated struct user_s390_vxrs_high_entry: Sendable {
   public init() {}
 }
 
-public nonisolated struct user_s390_fpregs_entry: Sendable {
+public nonisolated struct UserS390FpregsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2298,7 +2298,7 @@ public nonisolated struct user_s390_fpregs_entry: Sendable {
   fileprivate var _fpc: UInt32? = nil
 }
 
-public nonisolated struct user_s390_gs_cb_entry: Sendable {
+public nonisolated struct UserS390GsCbEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2310,7 +2310,7 @@ public nonisolated struct user_s390_gs_cb_entry: Sendable {
   public init() {}
 }
 
-public nonisolated struct user_s390_ri_entry: Sendable {
+public nonisolated struct UserS390RiEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2333,7 +2333,7 @@ public nonisolated struct user_s390_ri_entry: Sendable {
   fileprivate var _riOn: UInt32? = nil
 }
 
-public nonisolated struct thread_info_s390: Sendable {
+public nonisolated struct ThreadInfoS390: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2347,8 +2347,8 @@ public nonisolated struct thread_info_s390: Sendable {
   /// Clears the value of `clearTidAddr_p`. Subsequent reads from it will return its default value.
   public mutating func clearClearTidAddr_p() {self._clearTidAddr_p = nil}
 
-  public var gpregs: user_s390_regs_entry {
-    get {_gpregs ?? user_s390_regs_entry()}
+  public var gpregs: UserS390RegsEntry {
+    get {_gpregs ?? UserS390RegsEntry()}
     set {_gpregs = newValue}
   }
   /// Returns true if `gpregs` has been explicitly set.
@@ -2356,8 +2356,8 @@ public nonisolated struct thread_info_s390: Sendable {
   /// Clears the value of `gpregs`. Subsequent reads from it will return its default value.
   public mutating func clearGpregs() {self._gpregs = nil}
 
-  public var fpregs: user_s390_fpregs_entry {
-    get {_fpregs ?? user_s390_fpregs_entry()}
+  public var fpregs: UserS390FpregsEntry {
+    get {_fpregs ?? UserS390FpregsEntry()}
     set {_fpregs = newValue}
   }
   /// Returns true if `fpregs` has been explicitly set.
@@ -2365,8 +2365,8 @@ public nonisolated struct thread_info_s390: Sendable {
   /// Clears the value of `fpregs`. Subsequent reads from it will return its default value.
   public mutating func clearFpregs() {self._fpregs = nil}
 
-  public var vxrsLow: user_s390_vxrs_low_entry {
-    get {_vxrsLow ?? user_s390_vxrs_low_entry()}
+  public var vxrsLow: UserS390VxrsLowEntry {
+    get {_vxrsLow ?? UserS390VxrsLowEntry()}
     set {_vxrsLow = newValue}
   }
   /// Returns true if `vxrsLow` has been explicitly set.
@@ -2374,8 +2374,8 @@ public nonisolated struct thread_info_s390: Sendable {
   /// Clears the value of `vxrsLow`. Subsequent reads from it will return its default value.
   public mutating func clearVxrsLow() {self._vxrsLow = nil}
 
-  public var vxrsHigh: user_s390_vxrs_high_entry {
-    get {_vxrsHigh ?? user_s390_vxrs_high_entry()}
+  public var vxrsHigh: UserS390VxrsHighEntry {
+    get {_vxrsHigh ?? UserS390VxrsHighEntry()}
     set {_vxrsHigh = newValue}
   }
   /// Returns true if `vxrsHigh` has been explicitly set.
@@ -2383,8 +2383,8 @@ public nonisolated struct thread_info_s390: Sendable {
   /// Clears the value of `vxrsHigh`. Subsequent reads from it will return its default value.
   public mutating func clearVxrsHigh() {self._vxrsHigh = nil}
 
-  public var gsCb: user_s390_gs_cb_entry {
-    get {_gsCb ?? user_s390_gs_cb_entry()}
+  public var gsCb: UserS390GsCbEntry {
+    get {_gsCb ?? UserS390GsCbEntry()}
     set {_gsCb = newValue}
   }
   /// Returns true if `gsCb` has been explicitly set.
@@ -2392,8 +2392,8 @@ public nonisolated struct thread_info_s390: Sendable {
   /// Clears the value of `gsCb`. Subsequent reads from it will return its default value.
   public mutating func clearGsCb() {self._gsCb = nil}
 
-  public var gsBc: user_s390_gs_cb_entry {
-    get {_gsBc ?? user_s390_gs_cb_entry()}
+  public var gsBc: UserS390GsCbEntry {
+    get {_gsBc ?? UserS390GsCbEntry()}
     set {_gsBc = newValue}
   }
   /// Returns true if `gsBc` has been explicitly set.
@@ -2401,8 +2401,8 @@ public nonisolated struct thread_info_s390: Sendable {
   /// Clears the value of `gsBc`. Subsequent reads from it will return its default value.
   public mutating func clearGsBc() {self._gsBc = nil}
 
-  public var riCb: user_s390_ri_entry {
-    get {_riCb ?? user_s390_ri_entry()}
+  public var riCb: UserS390RiEntry {
+    get {_riCb ?? UserS390RiEntry()}
     set {_riCb = newValue}
   }
   /// Returns true if `riCb` has been explicitly set.
@@ -2415,16 +2415,16 @@ public nonisolated struct thread_info_s390: Sendable {
   public init() {}
 
   fileprivate var _clearTidAddr_p: UInt64? = nil
-  fileprivate var _gpregs: user_s390_regs_entry? = nil
-  fileprivate var _fpregs: user_s390_fpregs_entry? = nil
-  fileprivate var _vxrsLow: user_s390_vxrs_low_entry? = nil
-  fileprivate var _vxrsHigh: user_s390_vxrs_high_entry? = nil
-  fileprivate var _gsCb: user_s390_gs_cb_entry? = nil
-  fileprivate var _gsBc: user_s390_gs_cb_entry? = nil
-  fileprivate var _riCb: user_s390_ri_entry? = nil
+  fileprivate var _gpregs: UserS390RegsEntry? = nil
+  fileprivate var _fpregs: UserS390FpregsEntry? = nil
+  fileprivate var _vxrsLow: UserS390VxrsLowEntry? = nil
+  fileprivate var _vxrsHigh: UserS390VxrsHighEntry? = nil
+  fileprivate var _gsCb: UserS390GsCbEntry? = nil
+  fileprivate var _gsBc: UserS390GsCbEntry? = nil
+  fileprivate var _riCb: UserS390RiEntry? = nil
 }
 
-public nonisolated struct user_mips_regs_entry: @unchecked Sendable {
+public nonisolated struct UserMipsRegsEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2778,7 +2778,7 @@ public nonisolated struct user_mips_regs_entry: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct user_mips_fpregs_entry: @unchecked Sendable {
+public nonisolated struct UserMipsFpregsEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3114,7 +3114,7 @@ public nonisolated struct user_mips_fpregs_entry: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct thread_info_mips: Sendable {
+public nonisolated struct ThreadInfoMips: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3137,8 +3137,8 @@ public nonisolated struct thread_info_mips: Sendable {
   /// Clears the value of `tls`. Subsequent reads from it will return its default value.
   public mutating func clearTls() {self._tls = nil}
 
-  public var gpregs: user_mips_regs_entry {
-    get {_gpregs ?? user_mips_regs_entry()}
+  public var gpregs: UserMipsRegsEntry {
+    get {_gpregs ?? UserMipsRegsEntry()}
     set {_gpregs = newValue}
   }
   /// Returns true if `gpregs` has been explicitly set.
@@ -3146,8 +3146,8 @@ public nonisolated struct thread_info_mips: Sendable {
   /// Clears the value of `gpregs`. Subsequent reads from it will return its default value.
   public mutating func clearGpregs() {self._gpregs = nil}
 
-  public var fpregs: user_mips_fpregs_entry {
-    get {_fpregs ?? user_mips_fpregs_entry()}
+  public var fpregs: UserMipsFpregsEntry {
+    get {_fpregs ?? UserMipsFpregsEntry()}
     set {_fpregs = newValue}
   }
   /// Returns true if `fpregs` has been explicitly set.
@@ -3161,11 +3161,11 @@ public nonisolated struct thread_info_mips: Sendable {
 
   fileprivate var _clearTidAddr_p: UInt64? = nil
   fileprivate var _tls: UInt64? = nil
-  fileprivate var _gpregs: user_mips_regs_entry? = nil
-  fileprivate var _fpregs: user_mips_fpregs_entry? = nil
+  fileprivate var _gpregs: UserMipsRegsEntry? = nil
+  fileprivate var _fpregs: UserMipsFpregsEntry? = nil
 }
 
-public nonisolated struct user_loongarch64_gpregs_entry: Sendable {
+public nonisolated struct UserLoongarch64GpregsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3188,7 +3188,7 @@ public nonisolated struct user_loongarch64_gpregs_entry: Sendable {
   fileprivate var _pc: UInt64? = nil
 }
 
-public nonisolated struct user_loongarch64_fpregs_entry: Sendable {
+public nonisolated struct UserLoongarch64FpregsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3221,7 +3221,7 @@ public nonisolated struct user_loongarch64_fpregs_entry: Sendable {
   fileprivate var _fcsr: UInt32? = nil
 }
 
-public nonisolated struct thread_info_loongarch64: Sendable {
+public nonisolated struct ThreadInfoLoongarch64: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3244,8 +3244,8 @@ public nonisolated struct thread_info_loongarch64: Sendable {
   /// Clears the value of `tls`. Subsequent reads from it will return its default value.
   public mutating func clearTls() {self._tls = nil}
 
-  public var gpregs: user_loongarch64_gpregs_entry {
-    get {_gpregs ?? user_loongarch64_gpregs_entry()}
+  public var gpregs: UserLoongarch64GpregsEntry {
+    get {_gpregs ?? UserLoongarch64GpregsEntry()}
     set {_gpregs = newValue}
   }
   /// Returns true if `gpregs` has been explicitly set.
@@ -3253,8 +3253,8 @@ public nonisolated struct thread_info_loongarch64: Sendable {
   /// Clears the value of `gpregs`. Subsequent reads from it will return its default value.
   public mutating func clearGpregs() {self._gpregs = nil}
 
-  public var fpregs: user_loongarch64_fpregs_entry {
-    get {_fpregs ?? user_loongarch64_fpregs_entry()}
+  public var fpregs: UserLoongarch64FpregsEntry {
+    get {_fpregs ?? UserLoongarch64FpregsEntry()}
     set {_fpregs = newValue}
   }
   /// Returns true if `fpregs` has been explicitly set.
@@ -3268,11 +3268,11 @@ public nonisolated struct thread_info_loongarch64: Sendable {
 
   fileprivate var _clearTidAddr_p: UInt64? = nil
   fileprivate var _tls: UInt64? = nil
-  fileprivate var _gpregs: user_loongarch64_gpregs_entry? = nil
-  fileprivate var _fpregs: user_loongarch64_fpregs_entry? = nil
+  fileprivate var _gpregs: UserLoongarch64GpregsEntry? = nil
+  fileprivate var _fpregs: UserLoongarch64FpregsEntry? = nil
 }
 
-public nonisolated struct user_riscv64_regs_entry: @unchecked Sendable {
+public nonisolated struct UserRiscv64RegsEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3572,7 +3572,7 @@ public nonisolated struct user_riscv64_regs_entry: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct user_riscv64_d_ext_entry: Sendable {
+public nonisolated struct UserRiscv64DExtEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3595,7 +3595,7 @@ public nonisolated struct user_riscv64_d_ext_entry: Sendable {
   fileprivate var _fcsr: UInt32? = nil
 }
 
-public nonisolated struct thread_info_riscv64: Sendable {
+public nonisolated struct ThreadInfoRiscv64: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3618,8 +3618,8 @@ public nonisolated struct thread_info_riscv64: Sendable {
   /// Clears the value of `tls`. Subsequent reads from it will return its default value.
   public mutating func clearTls() {self._tls = nil}
 
-  public var gpregs: user_riscv64_regs_entry {
-    get {_gpregs ?? user_riscv64_regs_entry()}
+  public var gpregs: UserRiscv64RegsEntry {
+    get {_gpregs ?? UserRiscv64RegsEntry()}
     set {_gpregs = newValue}
   }
   /// Returns true if `gpregs` has been explicitly set.
@@ -3627,8 +3627,8 @@ public nonisolated struct thread_info_riscv64: Sendable {
   /// Clears the value of `gpregs`. Subsequent reads from it will return its default value.
   public mutating func clearGpregs() {self._gpregs = nil}
 
-  public var fpsimd: user_riscv64_d_ext_entry {
-    get {_fpsimd ?? user_riscv64_d_ext_entry()}
+  public var fpsimd: UserRiscv64DExtEntry {
+    get {_fpsimd ?? UserRiscv64DExtEntry()}
     set {_fpsimd = newValue}
   }
   /// Returns true if `fpsimd` has been explicitly set.
@@ -3642,12 +3642,12 @@ public nonisolated struct thread_info_riscv64: Sendable {
 
   fileprivate var _clearTidAddr_p: UInt64? = nil
   fileprivate var _tls: UInt64? = nil
-  fileprivate var _gpregs: user_riscv64_regs_entry? = nil
-  fileprivate var _fpsimd: user_riscv64_d_ext_entry? = nil
+  fileprivate var _gpregs: UserRiscv64RegsEntry? = nil
+  fileprivate var _fpsimd: UserRiscv64DExtEntry? = nil
 }
 
 /// A restartable sequence registration.
-public nonisolated struct rseq_entry: Sendable {
+public nonisolated struct RseqEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3699,7 +3699,7 @@ public nonisolated struct rseq_entry: Sendable {
 }
 
 /// Credentials of a thread.
-public nonisolated struct creds_entry: @unchecked Sendable {
+public nonisolated struct CredsEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3859,7 +3859,7 @@ public nonisolated struct creds_entry: @unchecked Sendable {
 }
 
 /// The disposition of a signal.
-public nonisolated struct sa_entry: Sendable {
+public nonisolated struct SaEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3931,7 +3931,7 @@ public nonisolated struct sa_entry: Sendable {
 }
 
 /// A queued signal, as the raw siginfo_t.
-public nonisolated struct siginfo_entry: Sendable {
+public nonisolated struct SiginfoEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3952,12 +3952,12 @@ public nonisolated struct siginfo_entry: Sendable {
   fileprivate var _siginfo: Data? = nil
 }
 
-public nonisolated struct signal_queue_entry: Sendable {
+public nonisolated struct SignalQueueEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var signals: [siginfo_entry] = []
+  public var signals: [SiginfoEntry] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -3965,7 +3965,7 @@ public nonisolated struct signal_queue_entry: Sendable {
 }
 
 /// An interval timer.
-public nonisolated struct itimer_entry: Sendable {
+public nonisolated struct ItimerEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -4017,7 +4017,7 @@ public nonisolated struct itimer_entry: Sendable {
 }
 
 /// A POSIX timer.
-public nonisolated struct posix_timer_entry: Sendable {
+public nonisolated struct PosixTimerEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -4138,13 +4138,13 @@ public nonisolated struct posix_timer_entry: Sendable {
   fileprivate var _notifyThreadID: Int32? = nil
 }
 
-public nonisolated struct task_timers_entry: Sendable {
+public nonisolated struct TaskTimersEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var real: itimer_entry {
-    get {_real ?? itimer_entry()}
+  public var real: ItimerEntry {
+    get {_real ?? ItimerEntry()}
     set {_real = newValue}
   }
   /// Returns true if `real` has been explicitly set.
@@ -4152,8 +4152,8 @@ public nonisolated struct task_timers_entry: Sendable {
   /// Clears the value of `real`. Subsequent reads from it will return its default value.
   public mutating func clearReal() {self._real = nil}
 
-  public var virt: itimer_entry {
-    get {_virt ?? itimer_entry()}
+  public var virt: ItimerEntry {
+    get {_virt ?? ItimerEntry()}
     set {_virt = newValue}
   }
   /// Returns true if `virt` has been explicitly set.
@@ -4161,8 +4161,8 @@ public nonisolated struct task_timers_entry: Sendable {
   /// Clears the value of `virt`. Subsequent reads from it will return its default value.
   public mutating func clearVirt() {self._virt = nil}
 
-  public var prof: itimer_entry {
-    get {_prof ?? itimer_entry()}
+  public var prof: ItimerEntry {
+    get {_prof ?? ItimerEntry()}
     set {_prof = newValue}
   }
   /// Returns true if `prof` has been explicitly set.
@@ -4170,19 +4170,19 @@ public nonisolated struct task_timers_entry: Sendable {
   /// Clears the value of `prof`. Subsequent reads from it will return its default value.
   public mutating func clearProf() {self._prof = nil}
 
-  public var posix: [posix_timer_entry] = []
+  public var posix: [PosixTimerEntry] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
-  fileprivate var _real: itimer_entry? = nil
-  fileprivate var _virt: itimer_entry? = nil
-  fileprivate var _prof: itimer_entry? = nil
+  fileprivate var _real: ItimerEntry? = nil
+  fileprivate var _virt: ItimerEntry? = nil
+  fileprivate var _prof: ItimerEntry? = nil
 }
 
 /// A resource limit.
-public nonisolated struct rlimit_entry: Sendable {
+public nonisolated struct RlimitEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -4214,7 +4214,7 @@ public nonisolated struct rlimit_entry: Sendable {
 }
 
 /// A seccomp program and the one it was added to.
-public nonisolated struct seccomp_filter: Sendable {
+public nonisolated struct SeccompFilter: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -4256,19 +4256,19 @@ public nonisolated struct seccomp_filter: Sendable {
 }
 
 /// All seccomp programs of the tree.
-public nonisolated struct seccomp_entry: Sendable {
+public nonisolated struct SeccompEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var seccompFilters: [seccomp_filter] = []
+  public var seccompFilters: [SeccompFilter] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 }
 
-public nonisolated struct timeval: Sendable {
+public nonisolated struct Timeval: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -4300,7 +4300,7 @@ public nonisolated struct timeval: Sendable {
 }
 
 /// An interrupted system call that goes on with the time it had left. CRIU does not know it and reads EINTR instead.
-public nonisolated struct brumate_restart_entry: Sendable {
+public nonisolated struct BrumateRestartEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -4335,7 +4335,7 @@ public nonisolated struct brumate_restart_entry: Sendable {
 }
 
 /// State of a thread that CRIU has no field for.
-public nonisolated struct brumate_thread_entry: @unchecked Sendable {
+public nonisolated struct BrumateThreadEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -4350,8 +4350,8 @@ public nonisolated struct brumate_thread_entry: @unchecked Sendable {
   /// Clears the value of `xstate`. Subsequent reads from it will return its default value.
   public mutating func clearXstate() {_uniqueStorage()._xstate = nil}
 
-  public var restart: brumate_restart_entry {
-    get {_storage._restart ?? brumate_restart_entry()}
+  public var restart: BrumateRestartEntry {
+    get {_storage._restart ?? BrumateRestartEntry()}
     set {_uniqueStorage()._restart = newValue}
   }
   /// Returns true if `restart` has been explicitly set.
@@ -4542,7 +4542,7 @@ public nonisolated struct brumate_thread_entry: @unchecked Sendable {
 }
 
 /// State of a process that CRIU has no field for.
-public nonisolated struct brumate_task_entry: Sendable {
+public nonisolated struct BrumateTaskEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -4628,16 +4628,16 @@ public nonisolated struct brumate_task_entry: Sendable {
 
 // MARK: - Code below here is support for the SwiftProtobuf runtime.
 
-nonisolated extension seccomp_mode: SwiftProtobuf._ProtoNameProviding {
+nonisolated extension SeccompMode: SwiftProtobuf._ProtoNameProviding {
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0disabled\0\u{1}strict\0\u{1}filter\0")
 }
 
-nonisolated extension user_x86_regs_mode: SwiftProtobuf._ProtoNameProviding {
+nonisolated extension UserX86RegsMode: SwiftProtobuf._ProtoNameProviding {
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}NATIVE\0\u{1}COMPAT\0")
 }
 
-nonisolated extension task_core_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "task_core_entry"
+nonisolated extension TaskCoreEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "TaskCoreEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}task_state\0\u{3}exit_code\0\u{1}personality\0\u{1}flags\0\u{3}blk_sigset\0\u{1}comm\0\u{1}timers\0\u{1}rlimits\0\u{3}cg_set\0\u{3}signals_s\0\u{3}old_seccomp_mode\0\u{3}old_seccomp_filter\0\u{1}loginuid\0\u{3}oom_score_adj\0\u{1}sigactions\0\u{4}\u{3}child_subreaper\0\u{4}\u{2}blk_sigset_extended\0\u{3}stop_signo\0\u{3}membarrier_registration_mask\0\u{2}R\u{f}brumate\0")
 
   fileprivate class _StorageClass {
@@ -4647,20 +4647,20 @@ nonisolated extension task_core_entry: SwiftProtobuf.Message, SwiftProtobuf._Mes
     var _flags: UInt32? = nil
     var _blkSigset: UInt64? = nil
     var _comm: Data? = nil
-    var _timers: task_timers_entry? = nil
-    var _rlimits: task_rlimits_entry? = nil
+    var _timers: TaskTimersEntry? = nil
+    var _rlimits: TaskRlimitsEntry? = nil
     var _cgSet: UInt32? = nil
-    var _signalsS: signal_queue_entry? = nil
-    var _oldSeccompMode: seccomp_mode? = nil
+    var _signalsS: SignalQueueEntry? = nil
+    var _oldSeccompMode: SeccompMode? = nil
     var _oldSeccompFilter: UInt32? = nil
     var _loginuid: UInt32? = nil
     var _oomScoreAdj: Int32? = nil
-    var _sigactions: [sa_entry] = []
+    var _sigactions: [SaEntry] = []
     var _childSubreaper: Bool? = nil
     var _blkSigsetExtended: UInt64? = nil
     var _stopSigno: UInt32? = nil
     var _membarrierRegistrationMask: UInt32? = nil
-    var _brumate: brumate_task_entry? = nil
+    var _brumate: BrumateTaskEntry? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -4821,7 +4821,7 @@ nonisolated extension task_core_entry: SwiftProtobuf.Message, SwiftProtobuf._Mes
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: task_core_entry, rhs: task_core_entry) -> Bool {
+  public static func ==(lhs: TaskCoreEntry, rhs: TaskCoreEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -4855,8 +4855,8 @@ nonisolated extension task_core_entry: SwiftProtobuf.Message, SwiftProtobuf._Mes
   }
 }
 
-nonisolated extension task_kobj_ids_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "task_kobj_ids_entry"
+nonisolated extension TaskKobjIdsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "TaskKobjIdsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}vm_id\0\u{3}files_id\0\u{3}fs_id\0\u{3}sighand_id\0\u{3}pid_ns_id\0\u{3}net_ns_id\0\u{3}ipc_ns_id\0\u{3}uts_ns_id\0\u{3}mnt_ns_id\0\u{3}user_ns_id\0\u{3}cgroup_ns_id\0\u{3}time_ns_id\0")
 
   public var isInitialized: Bool {
@@ -4934,7 +4934,7 @@ nonisolated extension task_kobj_ids_entry: SwiftProtobuf.Message, SwiftProtobuf.
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: task_kobj_ids_entry, rhs: task_kobj_ids_entry) -> Bool {
+  public static func ==(lhs: TaskKobjIdsEntry, rhs: TaskKobjIdsEntry) -> Bool {
     if lhs._vmID != rhs._vmID {return false}
     if lhs._filesID != rhs._filesID {return false}
     if lhs._fsID != rhs._fsID {return false}
@@ -4952,8 +4952,8 @@ nonisolated extension task_kobj_ids_entry: SwiftProtobuf.Message, SwiftProtobuf.
   }
 }
 
-nonisolated extension thread_sas_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "thread_sas_entry"
+nonisolated extension ThreadSasEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "ThreadSasEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}ss_sp\0\u{3}ss_size\0\u{3}ss_flags\0")
 
   public var isInitialized: Bool {
@@ -4994,7 +4994,7 @@ nonisolated extension thread_sas_entry: SwiftProtobuf.Message, SwiftProtobuf._Me
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: thread_sas_entry, rhs: thread_sas_entry) -> Bool {
+  public static func ==(lhs: ThreadSasEntry, rhs: ThreadSasEntry) -> Bool {
     if lhs._ssSp != rhs._ssSp {return false}
     if lhs._ssSize != rhs._ssSize {return false}
     if lhs._ssFlags != rhs._ssFlags {return false}
@@ -5003,8 +5003,8 @@ nonisolated extension thread_sas_entry: SwiftProtobuf.Message, SwiftProtobuf._Me
   }
 }
 
-nonisolated extension thread_core_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "thread_core_entry"
+nonisolated extension ThreadCoreEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "ThreadCoreEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}futex_rla\0\u{3}futex_rla_len\0\u{3}sched_nice\0\u{3}sched_policy\0\u{3}sched_prio\0\u{3}blk_sigset\0\u{1}sas\0\u{3}pdeath_sig\0\u{3}signals_p\0\u{1}creds\0\u{3}seccomp_mode\0\u{3}seccomp_filter\0\u{1}comm\0\u{3}blk_sigset_extended\0\u{3}rseq_entry\0\u{3}cg_set\0\u{2}X\u{f}brumate\0")
 
   fileprivate class _StorageClass {
@@ -5014,17 +5014,17 @@ nonisolated extension thread_core_entry: SwiftProtobuf.Message, SwiftProtobuf._M
     var _schedPolicy: UInt32? = nil
     var _schedPrio: UInt32? = nil
     var _blkSigset: UInt64? = nil
-    var _sas: thread_sas_entry? = nil
+    var _sas: ThreadSasEntry? = nil
     var _pdeathSig: UInt32? = nil
-    var _signalsP: signal_queue_entry? = nil
-    var _creds: creds_entry? = nil
-    var _seccompMode: seccomp_mode? = nil
+    var _signalsP: SignalQueueEntry? = nil
+    var _creds: CredsEntry? = nil
+    var _seccompMode: SeccompMode? = nil
     var _seccompFilter: UInt32? = nil
     var _comm: Data? = nil
     var _blkSigsetExtended: UInt64? = nil
-    var _rseqEntry: rseq_entry? = nil
+    var _rseqEntry: RseqEntry? = nil
     var _cgSet: UInt32? = nil
-    var _brumate: brumate_thread_entry? = nil
+    var _brumate: BrumateThreadEntry? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -5167,7 +5167,7 @@ nonisolated extension thread_core_entry: SwiftProtobuf.Message, SwiftProtobuf._M
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: thread_core_entry, rhs: thread_core_entry) -> Bool {
+  public static func ==(lhs: ThreadCoreEntry, rhs: ThreadCoreEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -5198,8 +5198,8 @@ nonisolated extension thread_core_entry: SwiftProtobuf.Message, SwiftProtobuf._M
   }
 }
 
-nonisolated extension task_rlimits_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "task_rlimits_entry"
+nonisolated extension TaskRlimitsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "TaskRlimitsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}rlimits\0")
 
   public var isInitialized: Bool {
@@ -5226,30 +5226,30 @@ nonisolated extension task_rlimits_entry: SwiftProtobuf.Message, SwiftProtobuf._
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: task_rlimits_entry, rhs: task_rlimits_entry) -> Bool {
+  public static func ==(lhs: TaskRlimitsEntry, rhs: TaskRlimitsEntry) -> Bool {
     if lhs.rlimits != rhs.rlimits {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
 }
 
-nonisolated extension core_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "core_entry"
+nonisolated extension CoreEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CoreEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}mtype\0\u{3}thread_info\0\u{1}tc\0\u{1}ids\0\u{3}thread_core\0\u{3}ti_arm\0\u{4}\u{2}ti_aarch64\0\u{3}ti_ppc64\0\u{3}ti_s390\0\u{3}ti_mips\0\u{3}ti_loongarch64\0\u{3}ti_riscv64\0")
 
   fileprivate class _StorageClass {
-    var _mtype: core_entry.march? = nil
-    var _threadInfo: thread_info_x86? = nil
-    var _tiArm: thread_info_arm? = nil
-    var _tiAarch64: thread_info_aarch64? = nil
-    var _tiPpc64: thread_info_ppc64? = nil
-    var _tiS390: thread_info_s390? = nil
-    var _tiMips: thread_info_mips? = nil
-    var _tiLoongarch64: thread_info_loongarch64? = nil
-    var _tiRiscv64: thread_info_riscv64? = nil
-    var _tc: task_core_entry? = nil
-    var _ids: task_kobj_ids_entry? = nil
-    var _threadCore: thread_core_entry? = nil
+    var _mtype: CoreEntry.March? = nil
+    var _threadInfo: ThreadInfoX86? = nil
+    var _tiArm: ThreadInfoArm? = nil
+    var _tiAarch64: ThreadInfoAarch64? = nil
+    var _tiPpc64: ThreadInfoPpc64? = nil
+    var _tiS390: ThreadInfoS390? = nil
+    var _tiMips: ThreadInfoMips? = nil
+    var _tiLoongarch64: ThreadInfoLoongarch64? = nil
+    var _tiRiscv64: ThreadInfoRiscv64? = nil
+    var _tc: TaskCoreEntry? = nil
+    var _ids: TaskKobjIdsEntry? = nil
+    var _threadCore: ThreadCoreEntry? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -5372,7 +5372,7 @@ nonisolated extension core_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: core_entry, rhs: core_entry) -> Bool {
+  public static func ==(lhs: CoreEntry, rhs: CoreEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -5398,12 +5398,12 @@ nonisolated extension core_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageI
   }
 }
 
-nonisolated extension core_entry.march: SwiftProtobuf._ProtoNameProviding {
+nonisolated extension CoreEntry.March: SwiftProtobuf._ProtoNameProviding {
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0UNKNOWN\0\u{1}X86_64\0\u{1}ARM\0\u{1}AARCH64\0\u{1}PPC64\0\u{1}S390\0\u{1}MIPS\0\u{1}LOONGARCH64\0\u{1}RISCV64\0")
 }
 
-nonisolated extension user_x86_regs_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_x86_regs_entry"
+nonisolated extension UserX86RegsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserX86RegsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}r15\0\u{1}r14\0\u{1}r13\0\u{1}r12\0\u{1}bp\0\u{1}bx\0\u{1}r11\0\u{1}r10\0\u{1}r9\0\u{1}r8\0\u{1}ax\0\u{1}cx\0\u{1}dx\0\u{1}si\0\u{1}di\0\u{3}orig_ax\0\u{1}ip\0\u{1}cs\0\u{1}flags\0\u{1}sp\0\u{1}ss\0\u{3}fs_base\0\u{3}gs_base\0\u{1}ds\0\u{1}es\0\u{1}fs\0\u{1}gs\0\u{1}mode\0")
 
   fileprivate class _StorageClass {
@@ -5434,7 +5434,7 @@ nonisolated extension user_x86_regs_entry: SwiftProtobuf.Message, SwiftProtobuf.
     var _es: UInt64? = nil
     var _fs: UInt64? = nil
     var _gs: UInt64? = nil
-    var _mode: user_x86_regs_mode? = nil
+    var _mode: UserX86RegsMode? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -5652,7 +5652,7 @@ nonisolated extension user_x86_regs_entry: SwiftProtobuf.Message, SwiftProtobuf.
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_x86_regs_entry, rhs: user_x86_regs_entry) -> Bool {
+  public static func ==(lhs: UserX86RegsEntry, rhs: UserX86RegsEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -5694,8 +5694,8 @@ nonisolated extension user_x86_regs_entry: SwiftProtobuf.Message, SwiftProtobuf.
   }
 }
 
-nonisolated extension user_x86_cet_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_x86_cet_entry"
+nonisolated extension UserX86CetEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserX86CetEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}cet\0\u{1}ssp\0")
 
   public var isInitialized: Bool {
@@ -5731,7 +5731,7 @@ nonisolated extension user_x86_cet_entry: SwiftProtobuf.Message, SwiftProtobuf._
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_x86_cet_entry, rhs: user_x86_cet_entry) -> Bool {
+  public static func ==(lhs: UserX86CetEntry, rhs: UserX86CetEntry) -> Bool {
     if lhs._cet != rhs._cet {return false}
     if lhs._ssp != rhs._ssp {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -5739,8 +5739,8 @@ nonisolated extension user_x86_cet_entry: SwiftProtobuf.Message, SwiftProtobuf._
   }
 }
 
-nonisolated extension user_x86_xsave_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_x86_xsave_entry"
+nonisolated extension UserX86XsaveEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserX86XsaveEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}xstate_bv\0\u{3}ymmh_space\0\u{3}bndreg_state\0\u{3}bndcsr_state\0\u{3}opmask_reg\0\u{3}zmm_upper\0\u{3}hi16_zmm\0\u{1}pkru\0\u{1}cet\0")
 
   public var isInitialized: Bool {
@@ -5804,7 +5804,7 @@ nonisolated extension user_x86_xsave_entry: SwiftProtobuf.Message, SwiftProtobuf
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_x86_xsave_entry, rhs: user_x86_xsave_entry) -> Bool {
+  public static func ==(lhs: UserX86XsaveEntry, rhs: UserX86XsaveEntry) -> Bool {
     if lhs._xstateBv != rhs._xstateBv {return false}
     if lhs.ymmhSpace != rhs.ymmhSpace {return false}
     if lhs.bndregState != rhs.bndregState {return false}
@@ -5819,8 +5819,8 @@ nonisolated extension user_x86_xsave_entry: SwiftProtobuf.Message, SwiftProtobuf
   }
 }
 
-nonisolated extension user_x86_fpregs_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_x86_fpregs_entry"
+nonisolated extension UserX86FpregsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserX86FpregsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}cwd\0\u{1}swd\0\u{1}twd\0\u{1}fop\0\u{1}rip\0\u{1}rdp\0\u{1}mxcsr\0\u{3}mxcsr_mask\0\u{3}st_space\0\u{3}xmm_space\0\u{1}padding\0\u{2}\u{2}xsave\0")
 
   fileprivate class _StorageClass {
@@ -5835,7 +5835,7 @@ nonisolated extension user_x86_fpregs_entry: SwiftProtobuf.Message, SwiftProtobu
     var _stSpace: [UInt32] = []
     var _xmmSpace: [UInt32] = []
     var _padding: [UInt32] = []
-    var _xsave: user_x86_xsave_entry? = nil
+    var _xsave: UserX86XsaveEntry? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -5955,7 +5955,7 @@ nonisolated extension user_x86_fpregs_entry: SwiftProtobuf.Message, SwiftProtobu
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_x86_fpregs_entry, rhs: user_x86_fpregs_entry) -> Bool {
+  public static func ==(lhs: UserX86FpregsEntry, rhs: UserX86FpregsEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -5981,8 +5981,8 @@ nonisolated extension user_x86_fpregs_entry: SwiftProtobuf.Message, SwiftProtobu
   }
 }
 
-nonisolated extension user_desc_t: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_desc_t"
+nonisolated extension UserDescT: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserDescT"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}entry_number\0\u{3}base_addr\0\u{1}limit\0\u{3}seg_32bit\0\u{3}contents_h\0\u{3}contents_l\0\u{3}read_exec_only\0\u{3}limit_in_pages\0\u{3}seg_not_present\0\u{1}usable\0")
 
   public var isInitialized: Bool {
@@ -6058,7 +6058,7 @@ nonisolated extension user_desc_t: SwiftProtobuf.Message, SwiftProtobuf._Message
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_desc_t, rhs: user_desc_t) -> Bool {
+  public static func ==(lhs: UserDescT, rhs: UserDescT) -> Bool {
     if lhs._entryNumber != rhs._entryNumber {return false}
     if lhs._baseAddr != rhs._baseAddr {return false}
     if lhs._limit != rhs._limit {return false}
@@ -6074,8 +6074,8 @@ nonisolated extension user_desc_t: SwiftProtobuf.Message, SwiftProtobuf._Message
   }
 }
 
-nonisolated extension thread_info_x86: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "thread_info_x86"
+nonisolated extension ThreadInfoX86: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "ThreadInfoX86"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}clear_tid_addr\0\u{1}gpregs\0\u{1}fpregs\0\u{1}tls\0")
 
   public var isInitialized: Bool {
@@ -6123,7 +6123,7 @@ nonisolated extension thread_info_x86: SwiftProtobuf.Message, SwiftProtobuf._Mes
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: thread_info_x86, rhs: thread_info_x86) -> Bool {
+  public static func ==(lhs: ThreadInfoX86, rhs: ThreadInfoX86) -> Bool {
     if lhs._clearTidAddr_p != rhs._clearTidAddr_p {return false}
     if lhs._gpregs != rhs._gpregs {return false}
     if lhs._fpregs != rhs._fpregs {return false}
@@ -6133,8 +6133,8 @@ nonisolated extension thread_info_x86: SwiftProtobuf.Message, SwiftProtobuf._Mes
   }
 }
 
-nonisolated extension user_aarch64_regs_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_aarch64_regs_entry"
+nonisolated extension UserAarch64RegsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserAarch64RegsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}regs\0\u{1}sp\0\u{1}pc\0\u{1}pstate\0")
 
   public var isInitialized: Bool {
@@ -6179,7 +6179,7 @@ nonisolated extension user_aarch64_regs_entry: SwiftProtobuf.Message, SwiftProto
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_aarch64_regs_entry, rhs: user_aarch64_regs_entry) -> Bool {
+  public static func ==(lhs: UserAarch64RegsEntry, rhs: UserAarch64RegsEntry) -> Bool {
     if lhs.regs != rhs.regs {return false}
     if lhs._sp != rhs._sp {return false}
     if lhs._pc != rhs._pc {return false}
@@ -6189,8 +6189,8 @@ nonisolated extension user_aarch64_regs_entry: SwiftProtobuf.Message, SwiftProto
   }
 }
 
-nonisolated extension user_aarch64_fpsimd_context_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_aarch64_fpsimd_context_entry"
+nonisolated extension UserAarch64FpsimdContextEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserAarch64FpsimdContextEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}vregs\0\u{1}fpsr\0\u{1}fpcr\0")
 
   public var isInitialized: Bool {
@@ -6230,7 +6230,7 @@ nonisolated extension user_aarch64_fpsimd_context_entry: SwiftProtobuf.Message, 
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_aarch64_fpsimd_context_entry, rhs: user_aarch64_fpsimd_context_entry) -> Bool {
+  public static func ==(lhs: UserAarch64FpsimdContextEntry, rhs: UserAarch64FpsimdContextEntry) -> Bool {
     if lhs.vregs != rhs.vregs {return false}
     if lhs._fpsr != rhs._fpsr {return false}
     if lhs._fpcr != rhs._fpcr {return false}
@@ -6239,8 +6239,8 @@ nonisolated extension user_aarch64_fpsimd_context_entry: SwiftProtobuf.Message, 
   }
 }
 
-nonisolated extension pac_address_keys: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "pac_address_keys"
+nonisolated extension PacAddressKeys: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "PacAddressKeys"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}apiakey_lo\0\u{3}apiakey_hi\0\u{3}apibkey_lo\0\u{3}apibkey_hi\0\u{3}apdakey_lo\0\u{3}apdakey_hi\0\u{3}apdbkey_lo\0\u{3}apdbkey_hi\0\u{3}pac_enabled_key\0")
 
   public var isInitialized: Bool {
@@ -6311,7 +6311,7 @@ nonisolated extension pac_address_keys: SwiftProtobuf.Message, SwiftProtobuf._Me
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: pac_address_keys, rhs: pac_address_keys) -> Bool {
+  public static func ==(lhs: PacAddressKeys, rhs: PacAddressKeys) -> Bool {
     if lhs._apiakeyLo != rhs._apiakeyLo {return false}
     if lhs._apiakeyHi != rhs._apiakeyHi {return false}
     if lhs._apibkeyLo != rhs._apibkeyLo {return false}
@@ -6326,8 +6326,8 @@ nonisolated extension pac_address_keys: SwiftProtobuf.Message, SwiftProtobuf._Me
   }
 }
 
-nonisolated extension pac_generic_keys: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "pac_generic_keys"
+nonisolated extension PacGenericKeys: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "PacGenericKeys"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}apgakey_lo\0\u{3}apgakey_hi\0")
 
   public var isInitialized: Bool {
@@ -6363,7 +6363,7 @@ nonisolated extension pac_generic_keys: SwiftProtobuf.Message, SwiftProtobuf._Me
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: pac_generic_keys, rhs: pac_generic_keys) -> Bool {
+  public static func ==(lhs: PacGenericKeys, rhs: PacGenericKeys) -> Bool {
     if lhs._apgakeyLo != rhs._apgakeyLo {return false}
     if lhs._apgakeyHi != rhs._apgakeyHi {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -6371,8 +6371,8 @@ nonisolated extension pac_generic_keys: SwiftProtobuf.Message, SwiftProtobuf._Me
   }
 }
 
-nonisolated extension pac_keys: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "pac_keys"
+nonisolated extension PacKeys: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "PacKeys"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{4}\u{6}pac_address_keys\0\u{3}pac_generic_keys\0")
 
   public var isInitialized: Bool {
@@ -6408,7 +6408,7 @@ nonisolated extension pac_keys: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: pac_keys, rhs: pac_keys) -> Bool {
+  public static func ==(lhs: PacKeys, rhs: PacKeys) -> Bool {
     if lhs._pacAddressKeys != rhs._pacAddressKeys {return false}
     if lhs._pacGenericKeys != rhs._pacGenericKeys {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -6416,16 +6416,16 @@ nonisolated extension pac_keys: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
   }
 }
 
-nonisolated extension thread_info_aarch64: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "thread_info_aarch64"
+nonisolated extension ThreadInfoAarch64: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "ThreadInfoAarch64"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}clear_tid_addr\0\u{1}tls\0\u{1}gpregs\0\u{1}fpsimd\0\u{3}pac_keys\0")
 
   fileprivate class _StorageClass {
     var _clearTidAddr_p: UInt64? = nil
     var _tls: UInt64? = nil
-    var _gpregs: user_aarch64_regs_entry? = nil
-    var _fpsimd: user_aarch64_fpsimd_context_entry? = nil
-    var _pacKeys: pac_keys? = nil
+    var _gpregs: UserAarch64RegsEntry? = nil
+    var _fpsimd: UserAarch64FpsimdContextEntry? = nil
+    var _pacKeys: PacKeys? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -6508,7 +6508,7 @@ nonisolated extension thread_info_aarch64: SwiftProtobuf.Message, SwiftProtobuf.
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: thread_info_aarch64, rhs: thread_info_aarch64) -> Bool {
+  public static func ==(lhs: ThreadInfoAarch64, rhs: ThreadInfoAarch64) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -6527,8 +6527,8 @@ nonisolated extension thread_info_aarch64: SwiftProtobuf.Message, SwiftProtobuf.
   }
 }
 
-nonisolated extension user_arm_regs_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_arm_regs_entry"
+nonisolated extension UserArmRegsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserArmRegsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}r0\0\u{1}r1\0\u{1}r2\0\u{1}r3\0\u{1}r4\0\u{1}r5\0\u{1}r6\0\u{1}r7\0\u{1}r8\0\u{1}r9\0\u{1}r10\0\u{1}fp\0\u{1}ip\0\u{1}sp\0\u{1}lr\0\u{1}pc\0\u{1}cpsr\0\u{3}orig_r0\0")
 
   fileprivate class _StorageClass {
@@ -6708,7 +6708,7 @@ nonisolated extension user_arm_regs_entry: SwiftProtobuf.Message, SwiftProtobuf.
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_arm_regs_entry, rhs: user_arm_regs_entry) -> Bool {
+  public static func ==(lhs: UserArmRegsEntry, rhs: UserArmRegsEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -6740,8 +6740,8 @@ nonisolated extension user_arm_regs_entry: SwiftProtobuf.Message, SwiftProtobuf.
   }
 }
 
-nonisolated extension user_arm_vfpstate_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_arm_vfpstate_entry"
+nonisolated extension UserArmVfpstateEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserArmVfpstateEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}vfp_regs\0\u{1}fpscr\0\u{1}fpexc\0\u{1}fpinst\0\u{1}fpinst2\0")
 
   public var isInitialized: Bool {
@@ -6791,7 +6791,7 @@ nonisolated extension user_arm_vfpstate_entry: SwiftProtobuf.Message, SwiftProto
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_arm_vfpstate_entry, rhs: user_arm_vfpstate_entry) -> Bool {
+  public static func ==(lhs: UserArmVfpstateEntry, rhs: UserArmVfpstateEntry) -> Bool {
     if lhs.vfpRegs != rhs.vfpRegs {return false}
     if lhs._fpscr != rhs._fpscr {return false}
     if lhs._fpexc != rhs._fpexc {return false}
@@ -6802,8 +6802,8 @@ nonisolated extension user_arm_vfpstate_entry: SwiftProtobuf.Message, SwiftProto
   }
 }
 
-nonisolated extension thread_info_arm: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "thread_info_arm"
+nonisolated extension ThreadInfoArm: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "ThreadInfoArm"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}clear_tid_addr\0\u{1}tls\0\u{1}gpregs\0\u{1}fpstate\0")
 
   public var isInitialized: Bool {
@@ -6851,7 +6851,7 @@ nonisolated extension thread_info_arm: SwiftProtobuf.Message, SwiftProtobuf._Mes
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: thread_info_arm, rhs: thread_info_arm) -> Bool {
+  public static func ==(lhs: ThreadInfoArm, rhs: ThreadInfoArm) -> Bool {
     if lhs._clearTidAddr_p != rhs._clearTidAddr_p {return false}
     if lhs._tls != rhs._tls {return false}
     if lhs._gpregs != rhs._gpregs {return false}
@@ -6861,8 +6861,8 @@ nonisolated extension thread_info_arm: SwiftProtobuf.Message, SwiftProtobuf._Mes
   }
 }
 
-nonisolated extension user_ppc64_regs_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_ppc64_regs_entry"
+nonisolated extension UserPpc64RegsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserPpc64RegsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}gpr\0\u{1}nip\0\u{1}msr\0\u{3}orig_gpr3\0\u{1}ctr\0\u{1}link\0\u{1}xer\0\u{1}ccr\0\u{1}trap\0\u{1}texasr\0\u{1}tfhar\0\u{1}tfiar\0")
 
   public var isInitialized: Bool {
@@ -6944,7 +6944,7 @@ nonisolated extension user_ppc64_regs_entry: SwiftProtobuf.Message, SwiftProtobu
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_ppc64_regs_entry, rhs: user_ppc64_regs_entry) -> Bool {
+  public static func ==(lhs: UserPpc64RegsEntry, rhs: UserPpc64RegsEntry) -> Bool {
     if lhs.gpr != rhs.gpr {return false}
     if lhs._nip != rhs._nip {return false}
     if lhs._msr != rhs._msr {return false}
@@ -6962,8 +6962,8 @@ nonisolated extension user_ppc64_regs_entry: SwiftProtobuf.Message, SwiftProtobu
   }
 }
 
-nonisolated extension user_ppc64_fpstate_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_ppc64_fpstate_entry"
+nonisolated extension UserPpc64FpstateEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserPpc64FpstateEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}fpregs\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
@@ -6985,15 +6985,15 @@ nonisolated extension user_ppc64_fpstate_entry: SwiftProtobuf.Message, SwiftProt
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_ppc64_fpstate_entry, rhs: user_ppc64_fpstate_entry) -> Bool {
+  public static func ==(lhs: UserPpc64FpstateEntry, rhs: UserPpc64FpstateEntry) -> Bool {
     if lhs.fpregs != rhs.fpregs {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
 }
 
-nonisolated extension user_ppc64_vrstate_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_ppc64_vrstate_entry"
+nonisolated extension UserPpc64VrstateEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserPpc64VrstateEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}vrregs\0\u{1}vrsave\0")
 
   public var isInitialized: Bool {
@@ -7028,7 +7028,7 @@ nonisolated extension user_ppc64_vrstate_entry: SwiftProtobuf.Message, SwiftProt
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_ppc64_vrstate_entry, rhs: user_ppc64_vrstate_entry) -> Bool {
+  public static func ==(lhs: UserPpc64VrstateEntry, rhs: UserPpc64VrstateEntry) -> Bool {
     if lhs.vrregs != rhs.vrregs {return false}
     if lhs._vrsave != rhs._vrsave {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -7036,8 +7036,8 @@ nonisolated extension user_ppc64_vrstate_entry: SwiftProtobuf.Message, SwiftProt
   }
 }
 
-nonisolated extension user_ppc64_vsxstate_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_ppc64_vsxstate_entry"
+nonisolated extension UserPpc64VsxstateEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserPpc64VsxstateEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}vsxregs\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
@@ -7059,15 +7059,15 @@ nonisolated extension user_ppc64_vsxstate_entry: SwiftProtobuf.Message, SwiftPro
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_ppc64_vsxstate_entry, rhs: user_ppc64_vsxstate_entry) -> Bool {
+  public static func ==(lhs: UserPpc64VsxstateEntry, rhs: UserPpc64VsxstateEntry) -> Bool {
     if lhs.vsxregs != rhs.vsxregs {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
 }
 
-nonisolated extension user_ppc64_tm_regs_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_ppc64_tm_regs_entry"
+nonisolated extension UserPpc64TmRegsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserPpc64TmRegsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}gpregs\0\u{1}fpstate\0\u{1}vrstate\0\u{1}vsxstate\0")
 
   public var isInitialized: Bool {
@@ -7112,7 +7112,7 @@ nonisolated extension user_ppc64_tm_regs_entry: SwiftProtobuf.Message, SwiftProt
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_ppc64_tm_regs_entry, rhs: user_ppc64_tm_regs_entry) -> Bool {
+  public static func ==(lhs: UserPpc64TmRegsEntry, rhs: UserPpc64TmRegsEntry) -> Bool {
     if lhs._gpregs != rhs._gpregs {return false}
     if lhs._fpstate != rhs._fpstate {return false}
     if lhs._vrstate != rhs._vrstate {return false}
@@ -7122,17 +7122,17 @@ nonisolated extension user_ppc64_tm_regs_entry: SwiftProtobuf.Message, SwiftProt
   }
 }
 
-nonisolated extension thread_info_ppc64: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "thread_info_ppc64"
+nonisolated extension ThreadInfoPpc64: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "ThreadInfoPpc64"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}clear_tid_addr\0\u{1}gpregs\0\u{1}fpstate\0\u{1}vrstate\0\u{1}vsxstate\0\u{1}tmstate\0")
 
   fileprivate class _StorageClass {
     var _clearTidAddr_p: UInt64? = nil
-    var _gpregs: user_ppc64_regs_entry? = nil
-    var _fpstate: user_ppc64_fpstate_entry? = nil
-    var _vrstate: user_ppc64_vrstate_entry? = nil
-    var _vsxstate: user_ppc64_vsxstate_entry? = nil
-    var _tmstate: user_ppc64_tm_regs_entry? = nil
+    var _gpregs: UserPpc64RegsEntry? = nil
+    var _fpstate: UserPpc64FpstateEntry? = nil
+    var _vrstate: UserPpc64VrstateEntry? = nil
+    var _vsxstate: UserPpc64VsxstateEntry? = nil
+    var _tmstate: UserPpc64TmRegsEntry? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -7218,7 +7218,7 @@ nonisolated extension thread_info_ppc64: SwiftProtobuf.Message, SwiftProtobuf._M
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: thread_info_ppc64, rhs: thread_info_ppc64) -> Bool {
+  public static func ==(lhs: ThreadInfoPpc64, rhs: ThreadInfoPpc64) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -7238,8 +7238,8 @@ nonisolated extension thread_info_ppc64: SwiftProtobuf.Message, SwiftProtobuf._M
   }
 }
 
-nonisolated extension user_s390_regs_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_s390_regs_entry"
+nonisolated extension UserS390RegsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserS390RegsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}psw_mask\0\u{3}psw_addr\0\u{1}gprs\0\u{1}acrs\0\u{3}orig_gpr2\0\u{3}system_call\0")
 
   public var isInitialized: Bool {
@@ -7293,7 +7293,7 @@ nonisolated extension user_s390_regs_entry: SwiftProtobuf.Message, SwiftProtobuf
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_s390_regs_entry, rhs: user_s390_regs_entry) -> Bool {
+  public static func ==(lhs: UserS390RegsEntry, rhs: UserS390RegsEntry) -> Bool {
     if lhs._pswMask != rhs._pswMask {return false}
     if lhs._pswAddr != rhs._pswAddr {return false}
     if lhs.gprs != rhs.gprs {return false}
@@ -7305,8 +7305,8 @@ nonisolated extension user_s390_regs_entry: SwiftProtobuf.Message, SwiftProtobuf
   }
 }
 
-nonisolated extension user_s390_vxrs_low_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_s390_vxrs_low_entry"
+nonisolated extension UserS390VxrsLowEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserS390VxrsLowEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}regs\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
@@ -7328,15 +7328,15 @@ nonisolated extension user_s390_vxrs_low_entry: SwiftProtobuf.Message, SwiftProt
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_s390_vxrs_low_entry, rhs: user_s390_vxrs_low_entry) -> Bool {
+  public static func ==(lhs: UserS390VxrsLowEntry, rhs: UserS390VxrsLowEntry) -> Bool {
     if lhs.regs != rhs.regs {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
 }
 
-nonisolated extension user_s390_vxrs_high_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_s390_vxrs_high_entry"
+nonisolated extension UserS390VxrsHighEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserS390VxrsHighEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}regs\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
@@ -7358,15 +7358,15 @@ nonisolated extension user_s390_vxrs_high_entry: SwiftProtobuf.Message, SwiftPro
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_s390_vxrs_high_entry, rhs: user_s390_vxrs_high_entry) -> Bool {
+  public static func ==(lhs: UserS390VxrsHighEntry, rhs: UserS390VxrsHighEntry) -> Bool {
     if lhs.regs != rhs.regs {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
 }
 
-nonisolated extension user_s390_fpregs_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_s390_fpregs_entry"
+nonisolated extension UserS390FpregsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserS390FpregsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}fpc\0\u{1}fprs\0")
 
   public var isInitialized: Bool {
@@ -7401,7 +7401,7 @@ nonisolated extension user_s390_fpregs_entry: SwiftProtobuf.Message, SwiftProtob
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_s390_fpregs_entry, rhs: user_s390_fpregs_entry) -> Bool {
+  public static func ==(lhs: UserS390FpregsEntry, rhs: UserS390FpregsEntry) -> Bool {
     if lhs._fpc != rhs._fpc {return false}
     if lhs.fprs != rhs.fprs {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -7409,8 +7409,8 @@ nonisolated extension user_s390_fpregs_entry: SwiftProtobuf.Message, SwiftProtob
   }
 }
 
-nonisolated extension user_s390_gs_cb_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_s390_gs_cb_entry"
+nonisolated extension UserS390GsCbEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserS390GsCbEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}regs\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
@@ -7432,15 +7432,15 @@ nonisolated extension user_s390_gs_cb_entry: SwiftProtobuf.Message, SwiftProtobu
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_s390_gs_cb_entry, rhs: user_s390_gs_cb_entry) -> Bool {
+  public static func ==(lhs: UserS390GsCbEntry, rhs: UserS390GsCbEntry) -> Bool {
     if lhs.regs != rhs.regs {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
 }
 
-nonisolated extension user_s390_ri_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_s390_ri_entry"
+nonisolated extension UserS390RiEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserS390RiEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}ri_on\0\u{1}regs\0")
 
   public var isInitialized: Bool {
@@ -7475,7 +7475,7 @@ nonisolated extension user_s390_ri_entry: SwiftProtobuf.Message, SwiftProtobuf._
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_s390_ri_entry, rhs: user_s390_ri_entry) -> Bool {
+  public static func ==(lhs: UserS390RiEntry, rhs: UserS390RiEntry) -> Bool {
     if lhs._riOn != rhs._riOn {return false}
     if lhs.regs != rhs.regs {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -7483,8 +7483,8 @@ nonisolated extension user_s390_ri_entry: SwiftProtobuf.Message, SwiftProtobuf._
   }
 }
 
-nonisolated extension thread_info_s390: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "thread_info_s390"
+nonisolated extension ThreadInfoS390: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "ThreadInfoS390"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}clear_tid_addr\0\u{1}gpregs\0\u{1}fpregs\0\u{3}vxrs_low\0\u{3}vxrs_high\0\u{3}gs_cb\0\u{3}gs_bc\0\u{3}ri_cb\0")
 
   public var isInitialized: Bool {
@@ -7548,7 +7548,7 @@ nonisolated extension thread_info_s390: SwiftProtobuf.Message, SwiftProtobuf._Me
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: thread_info_s390, rhs: thread_info_s390) -> Bool {
+  public static func ==(lhs: ThreadInfoS390, rhs: ThreadInfoS390) -> Bool {
     if lhs._clearTidAddr_p != rhs._clearTidAddr_p {return false}
     if lhs._gpregs != rhs._gpregs {return false}
     if lhs._fpregs != rhs._fpregs {return false}
@@ -7562,8 +7562,8 @@ nonisolated extension thread_info_s390: SwiftProtobuf.Message, SwiftProtobuf._Me
   }
 }
 
-nonisolated extension user_mips_regs_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_mips_regs_entry"
+nonisolated extension UserMipsRegsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserMipsRegsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}r0\0\u{1}r1\0\u{1}r2\0\u{1}r3\0\u{1}r4\0\u{1}r5\0\u{1}r6\0\u{1}r7\0\u{1}r8\0\u{1}r9\0\u{1}r10\0\u{1}r11\0\u{1}r12\0\u{1}r13\0\u{1}r14\0\u{1}r15\0\u{1}r16\0\u{1}r17\0\u{1}r18\0\u{1}r19\0\u{1}r20\0\u{1}r21\0\u{1}r22\0\u{1}r23\0\u{1}r24\0\u{1}r25\0\u{1}r26\0\u{1}r27\0\u{1}r28\0\u{1}r29\0\u{1}r30\0\u{1}r31\0\u{1}lo\0\u{1}hi\0\u{3}cp0_epc\0\u{3}cp0_badvaddr\0\u{3}cp0_status\0\u{3}cp0_cause\0")
 
   fileprivate class _StorageClass {
@@ -7883,7 +7883,7 @@ nonisolated extension user_mips_regs_entry: SwiftProtobuf.Message, SwiftProtobuf
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_mips_regs_entry, rhs: user_mips_regs_entry) -> Bool {
+  public static func ==(lhs: UserMipsRegsEntry, rhs: UserMipsRegsEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -7935,8 +7935,8 @@ nonisolated extension user_mips_regs_entry: SwiftProtobuf.Message, SwiftProtobuf
   }
 }
 
-nonisolated extension user_mips_fpregs_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_mips_fpregs_entry"
+nonisolated extension UserMipsFpregsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserMipsFpregsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}r0\0\u{1}r1\0\u{1}r2\0\u{1}r3\0\u{1}r4\0\u{1}r5\0\u{1}r6\0\u{1}r7\0\u{1}r8\0\u{1}r9\0\u{1}r10\0\u{1}r11\0\u{1}r12\0\u{1}r13\0\u{1}r14\0\u{1}r15\0\u{1}r16\0\u{1}r17\0\u{1}r18\0\u{1}r19\0\u{1}r20\0\u{1}r21\0\u{1}r22\0\u{1}r23\0\u{1}r24\0\u{1}r25\0\u{1}r26\0\u{1}r27\0\u{1}r28\0\u{1}r29\0\u{1}r30\0\u{1}r31\0\u{1}lo\0\u{1}hi\0\u{3}fpu_fcr31\0\u{3}fpu_id\0")
 
   fileprivate class _StorageClass {
@@ -8242,7 +8242,7 @@ nonisolated extension user_mips_fpregs_entry: SwiftProtobuf.Message, SwiftProtob
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_mips_fpregs_entry, rhs: user_mips_fpregs_entry) -> Bool {
+  public static func ==(lhs: UserMipsFpregsEntry, rhs: UserMipsFpregsEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -8292,8 +8292,8 @@ nonisolated extension user_mips_fpregs_entry: SwiftProtobuf.Message, SwiftProtob
   }
 }
 
-nonisolated extension thread_info_mips: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "thread_info_mips"
+nonisolated extension ThreadInfoMips: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "ThreadInfoMips"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}clear_tid_addr\0\u{1}tls\0\u{1}gpregs\0\u{1}fpregs\0")
 
   public var isInitialized: Bool {
@@ -8341,7 +8341,7 @@ nonisolated extension thread_info_mips: SwiftProtobuf.Message, SwiftProtobuf._Me
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: thread_info_mips, rhs: thread_info_mips) -> Bool {
+  public static func ==(lhs: ThreadInfoMips, rhs: ThreadInfoMips) -> Bool {
     if lhs._clearTidAddr_p != rhs._clearTidAddr_p {return false}
     if lhs._tls != rhs._tls {return false}
     if lhs._gpregs != rhs._gpregs {return false}
@@ -8351,8 +8351,8 @@ nonisolated extension thread_info_mips: SwiftProtobuf.Message, SwiftProtobuf._Me
   }
 }
 
-nonisolated extension user_loongarch64_gpregs_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_loongarch64_gpregs_entry"
+nonisolated extension UserLoongarch64GpregsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserLoongarch64GpregsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}regs\0\u{1}pc\0")
 
   public var isInitialized: Bool {
@@ -8387,7 +8387,7 @@ nonisolated extension user_loongarch64_gpregs_entry: SwiftProtobuf.Message, Swif
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_loongarch64_gpregs_entry, rhs: user_loongarch64_gpregs_entry) -> Bool {
+  public static func ==(lhs: UserLoongarch64GpregsEntry, rhs: UserLoongarch64GpregsEntry) -> Bool {
     if lhs.regs != rhs.regs {return false}
     if lhs._pc != rhs._pc {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -8395,8 +8395,8 @@ nonisolated extension user_loongarch64_gpregs_entry: SwiftProtobuf.Message, Swif
   }
 }
 
-nonisolated extension user_loongarch64_fpregs_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_loongarch64_fpregs_entry"
+nonisolated extension UserLoongarch64FpregsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserLoongarch64FpregsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}regs\0\u{1}fcc\0\u{1}fcsr\0")
 
   public var isInitialized: Bool {
@@ -8436,7 +8436,7 @@ nonisolated extension user_loongarch64_fpregs_entry: SwiftProtobuf.Message, Swif
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_loongarch64_fpregs_entry, rhs: user_loongarch64_fpregs_entry) -> Bool {
+  public static func ==(lhs: UserLoongarch64FpregsEntry, rhs: UserLoongarch64FpregsEntry) -> Bool {
     if lhs.regs != rhs.regs {return false}
     if lhs._fcc != rhs._fcc {return false}
     if lhs._fcsr != rhs._fcsr {return false}
@@ -8445,8 +8445,8 @@ nonisolated extension user_loongarch64_fpregs_entry: SwiftProtobuf.Message, Swif
   }
 }
 
-nonisolated extension thread_info_loongarch64: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "thread_info_loongarch64"
+nonisolated extension ThreadInfoLoongarch64: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "ThreadInfoLoongarch64"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}clear_tid_addr\0\u{1}tls\0\u{1}gpregs\0\u{1}fpregs\0")
 
   public var isInitialized: Bool {
@@ -8494,7 +8494,7 @@ nonisolated extension thread_info_loongarch64: SwiftProtobuf.Message, SwiftProto
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: thread_info_loongarch64, rhs: thread_info_loongarch64) -> Bool {
+  public static func ==(lhs: ThreadInfoLoongarch64, rhs: ThreadInfoLoongarch64) -> Bool {
     if lhs._clearTidAddr_p != rhs._clearTidAddr_p {return false}
     if lhs._tls != rhs._tls {return false}
     if lhs._gpregs != rhs._gpregs {return false}
@@ -8504,8 +8504,8 @@ nonisolated extension thread_info_loongarch64: SwiftProtobuf.Message, SwiftProto
   }
 }
 
-nonisolated extension user_riscv64_regs_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_riscv64_regs_entry"
+nonisolated extension UserRiscv64RegsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserRiscv64RegsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}pc\0\u{1}ra\0\u{1}sp\0\u{1}gp\0\u{1}tp\0\u{1}t0\0\u{1}t1\0\u{1}t2\0\u{1}s0\0\u{1}s1\0\u{1}a0\0\u{1}a1\0\u{1}a2\0\u{1}a3\0\u{1}a4\0\u{1}a5\0\u{1}a6\0\u{1}a7\0\u{1}s2\0\u{1}s3\0\u{1}s4\0\u{1}s5\0\u{1}s6\0\u{1}s7\0\u{1}s8\0\u{1}s9\0\u{1}s10\0\u{1}s11\0\u{1}t3\0\u{1}t4\0\u{1}t5\0\u{1}t6\0")
 
   fileprivate class _StorageClass {
@@ -8783,7 +8783,7 @@ nonisolated extension user_riscv64_regs_entry: SwiftProtobuf.Message, SwiftProto
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_riscv64_regs_entry, rhs: user_riscv64_regs_entry) -> Bool {
+  public static func ==(lhs: UserRiscv64RegsEntry, rhs: UserRiscv64RegsEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -8829,8 +8829,8 @@ nonisolated extension user_riscv64_regs_entry: SwiftProtobuf.Message, SwiftProto
   }
 }
 
-nonisolated extension user_riscv64_d_ext_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "user_riscv64_d_ext_entry"
+nonisolated extension UserRiscv64DExtEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserRiscv64DExtEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}f\0\u{1}fcsr\0")
 
   public var isInitialized: Bool {
@@ -8865,7 +8865,7 @@ nonisolated extension user_riscv64_d_ext_entry: SwiftProtobuf.Message, SwiftProt
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: user_riscv64_d_ext_entry, rhs: user_riscv64_d_ext_entry) -> Bool {
+  public static func ==(lhs: UserRiscv64DExtEntry, rhs: UserRiscv64DExtEntry) -> Bool {
     if lhs.f != rhs.f {return false}
     if lhs._fcsr != rhs._fcsr {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -8873,8 +8873,8 @@ nonisolated extension user_riscv64_d_ext_entry: SwiftProtobuf.Message, SwiftProt
   }
 }
 
-nonisolated extension thread_info_riscv64: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "thread_info_riscv64"
+nonisolated extension ThreadInfoRiscv64: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "ThreadInfoRiscv64"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}clear_tid_addr\0\u{1}tls\0\u{1}gpregs\0\u{1}fpsimd\0")
 
   public var isInitialized: Bool {
@@ -8922,7 +8922,7 @@ nonisolated extension thread_info_riscv64: SwiftProtobuf.Message, SwiftProtobuf.
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: thread_info_riscv64, rhs: thread_info_riscv64) -> Bool {
+  public static func ==(lhs: ThreadInfoRiscv64, rhs: ThreadInfoRiscv64) -> Bool {
     if lhs._clearTidAddr_p != rhs._clearTidAddr_p {return false}
     if lhs._tls != rhs._tls {return false}
     if lhs._gpregs != rhs._gpregs {return false}
@@ -8932,8 +8932,8 @@ nonisolated extension thread_info_riscv64: SwiftProtobuf.Message, SwiftProtobuf.
   }
 }
 
-nonisolated extension rseq_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "rseq_entry"
+nonisolated extension RseqEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "RseqEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}rseq_abi_pointer\0\u{3}rseq_abi_size\0\u{1}signature\0\u{3}rseq_cs_pointer\0")
 
   public var isInitialized: Bool {
@@ -8978,7 +8978,7 @@ nonisolated extension rseq_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: rseq_entry, rhs: rseq_entry) -> Bool {
+  public static func ==(lhs: RseqEntry, rhs: RseqEntry) -> Bool {
     if lhs._rseqAbiPointer != rhs._rseqAbiPointer {return false}
     if lhs._rseqAbiSize != rhs._rseqAbiSize {return false}
     if lhs._signature != rhs._signature {return false}
@@ -8988,8 +8988,8 @@ nonisolated extension rseq_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageI
   }
 }
 
-nonisolated extension creds_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "creds_entry"
+nonisolated extension CredsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CredsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}uid\0\u{1}gid\0\u{1}euid\0\u{1}egid\0\u{1}suid\0\u{1}sgid\0\u{1}fsuid\0\u{1}fsgid\0\u{3}cap_inh\0\u{3}cap_prm\0\u{3}cap_eff\0\u{3}cap_bnd\0\u{1}secbits\0\u{1}groups\0\u{3}lsm_profile\0\u{3}lsm_sockcreate\0\u{3}apparmor_data\0\u{3}no_new_privs\0\u{3}cap_amb\0")
 
   fileprivate class _StorageClass {
@@ -9166,7 +9166,7 @@ nonisolated extension creds_entry: SwiftProtobuf.Message, SwiftProtobuf._Message
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: creds_entry, rhs: creds_entry) -> Bool {
+  public static func ==(lhs: CredsEntry, rhs: CredsEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -9199,8 +9199,8 @@ nonisolated extension creds_entry: SwiftProtobuf.Message, SwiftProtobuf._Message
   }
 }
 
-nonisolated extension sa_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "sa_entry"
+nonisolated extension SaEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "SaEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}sigaction\0\u{1}flags\0\u{1}restorer\0\u{1}mask\0\u{3}compat_sigaction\0\u{3}mask_extended\0")
 
   public var isInitialized: Bool {
@@ -9254,7 +9254,7 @@ nonisolated extension sa_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: sa_entry, rhs: sa_entry) -> Bool {
+  public static func ==(lhs: SaEntry, rhs: SaEntry) -> Bool {
     if lhs._sigaction != rhs._sigaction {return false}
     if lhs._flags != rhs._flags {return false}
     if lhs._restorer != rhs._restorer {return false}
@@ -9266,8 +9266,8 @@ nonisolated extension sa_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
   }
 }
 
-nonisolated extension siginfo_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "siginfo_entry"
+nonisolated extension SiginfoEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "SiginfoEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}siginfo\0")
 
   public var isInitialized: Bool {
@@ -9298,15 +9298,15 @@ nonisolated extension siginfo_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: siginfo_entry, rhs: siginfo_entry) -> Bool {
+  public static func ==(lhs: SiginfoEntry, rhs: SiginfoEntry) -> Bool {
     if lhs._siginfo != rhs._siginfo {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
 }
 
-nonisolated extension signal_queue_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "signal_queue_entry"
+nonisolated extension SignalQueueEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "SignalQueueEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}signals\0")
 
   public var isInitialized: Bool {
@@ -9333,15 +9333,15 @@ nonisolated extension signal_queue_entry: SwiftProtobuf.Message, SwiftProtobuf._
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: signal_queue_entry, rhs: signal_queue_entry) -> Bool {
+  public static func ==(lhs: SignalQueueEntry, rhs: SignalQueueEntry) -> Bool {
     if lhs.signals != rhs.signals {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
 }
 
-nonisolated extension itimer_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "itimer_entry"
+nonisolated extension ItimerEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "ItimerEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}isec\0\u{1}iusec\0\u{1}vsec\0\u{1}vusec\0")
 
   public var isInitialized: Bool {
@@ -9387,7 +9387,7 @@ nonisolated extension itimer_entry: SwiftProtobuf.Message, SwiftProtobuf._Messag
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: itimer_entry, rhs: itimer_entry) -> Bool {
+  public static func ==(lhs: ItimerEntry, rhs: ItimerEntry) -> Bool {
     if lhs._isec != rhs._isec {return false}
     if lhs._iusec != rhs._iusec {return false}
     if lhs._vsec != rhs._vsec {return false}
@@ -9397,8 +9397,8 @@ nonisolated extension itimer_entry: SwiftProtobuf.Message, SwiftProtobuf._Messag
   }
 }
 
-nonisolated extension posix_timer_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "posix_timer_entry"
+nonisolated extension PosixTimerEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "PosixTimerEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}it_id\0\u{3}clock_id\0\u{3}si_signo\0\u{3}it_sigev_notify\0\u{3}sival_ptr\0\u{1}overrun\0\u{1}isec\0\u{1}insec\0\u{1}vsec\0\u{1}vnsec\0\u{3}notify_thread_id\0")
 
   public var isInitialized: Bool {
@@ -9478,7 +9478,7 @@ nonisolated extension posix_timer_entry: SwiftProtobuf.Message, SwiftProtobuf._M
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: posix_timer_entry, rhs: posix_timer_entry) -> Bool {
+  public static func ==(lhs: PosixTimerEntry, rhs: PosixTimerEntry) -> Bool {
     if lhs._itID != rhs._itID {return false}
     if lhs._clockID != rhs._clockID {return false}
     if lhs._siSigno != rhs._siSigno {return false}
@@ -9495,8 +9495,8 @@ nonisolated extension posix_timer_entry: SwiftProtobuf.Message, SwiftProtobuf._M
   }
 }
 
-nonisolated extension task_timers_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "task_timers_entry"
+nonisolated extension TaskTimersEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "TaskTimersEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}real\0\u{1}virt\0\u{1}prof\0\u{1}posix\0")
 
   public var isInitialized: Bool {
@@ -9545,7 +9545,7 @@ nonisolated extension task_timers_entry: SwiftProtobuf.Message, SwiftProtobuf._M
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: task_timers_entry, rhs: task_timers_entry) -> Bool {
+  public static func ==(lhs: TaskTimersEntry, rhs: TaskTimersEntry) -> Bool {
     if lhs._real != rhs._real {return false}
     if lhs._virt != rhs._virt {return false}
     if lhs._prof != rhs._prof {return false}
@@ -9555,8 +9555,8 @@ nonisolated extension task_timers_entry: SwiftProtobuf.Message, SwiftProtobuf._M
   }
 }
 
-nonisolated extension rlimit_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "rlimit_entry"
+nonisolated extension RlimitEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "RlimitEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}cur\0\u{1}max\0")
 
   public var isInitialized: Bool {
@@ -9592,7 +9592,7 @@ nonisolated extension rlimit_entry: SwiftProtobuf.Message, SwiftProtobuf._Messag
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: rlimit_entry, rhs: rlimit_entry) -> Bool {
+  public static func ==(lhs: RlimitEntry, rhs: RlimitEntry) -> Bool {
     if lhs._cur != rhs._cur {return false}
     if lhs._max != rhs._max {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -9600,8 +9600,8 @@ nonisolated extension rlimit_entry: SwiftProtobuf.Message, SwiftProtobuf._Messag
   }
 }
 
-nonisolated extension seccomp_filter: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "seccomp_filter"
+nonisolated extension SeccompFilter: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "SeccompFilter"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}filter\0\u{1}prev\0\u{1}flags\0")
 
   public var isInitialized: Bool {
@@ -9640,7 +9640,7 @@ nonisolated extension seccomp_filter: SwiftProtobuf.Message, SwiftProtobuf._Mess
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: seccomp_filter, rhs: seccomp_filter) -> Bool {
+  public static func ==(lhs: SeccompFilter, rhs: SeccompFilter) -> Bool {
     if lhs._filter != rhs._filter {return false}
     if lhs._prev != rhs._prev {return false}
     if lhs._flags != rhs._flags {return false}
@@ -9649,8 +9649,8 @@ nonisolated extension seccomp_filter: SwiftProtobuf.Message, SwiftProtobuf._Mess
   }
 }
 
-nonisolated extension seccomp_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "seccomp_entry"
+nonisolated extension SeccompEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "SeccompEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}seccomp_filters\0")
 
   public var isInitialized: Bool {
@@ -9677,15 +9677,15 @@ nonisolated extension seccomp_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: seccomp_entry, rhs: seccomp_entry) -> Bool {
+  public static func ==(lhs: SeccompEntry, rhs: SeccompEntry) -> Bool {
     if lhs.seccompFilters != rhs.seccompFilters {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
 }
 
-nonisolated extension timeval: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "timeval"
+nonisolated extension Timeval: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "Timeval"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}tv_sec\0\u{3}tv_usec\0")
 
   public var isInitialized: Bool {
@@ -9721,7 +9721,7 @@ nonisolated extension timeval: SwiftProtobuf.Message, SwiftProtobuf._MessageImpl
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: timeval, rhs: timeval) -> Bool {
+  public static func ==(lhs: Timeval, rhs: Timeval) -> Bool {
     if lhs._tvSec != rhs._tvSec {return false}
     if lhs._tvUsec != rhs._tvUsec {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -9729,8 +9729,8 @@ nonisolated extension timeval: SwiftProtobuf.Message, SwiftProtobuf._MessageImpl
   }
 }
 
-nonisolated extension brumate_restart_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "brumate_restart_entry"
+nonisolated extension BrumateRestartEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "BrumateRestartEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}call\0\u{1}arguments\0\u{1}remaining\0")
 
   public var isInitialized: Bool {
@@ -9769,7 +9769,7 @@ nonisolated extension brumate_restart_entry: SwiftProtobuf.Message, SwiftProtobu
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: brumate_restart_entry, rhs: brumate_restart_entry) -> Bool {
+  public static func ==(lhs: BrumateRestartEntry, rhs: BrumateRestartEntry) -> Bool {
     if lhs._call != rhs._call {return false}
     if lhs.arguments != rhs.arguments {return false}
     if lhs._remaining != rhs._remaining {return false}
@@ -9778,13 +9778,13 @@ nonisolated extension brumate_restart_entry: SwiftProtobuf.Message, SwiftProtobu
   }
 }
 
-nonisolated extension brumate_thread_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "brumate_thread_entry"
+nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "BrumateThreadEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}xstate\0\u{1}restart\0\u{1}affinity\0\u{3}io_priority\0\u{3}timer_slack\0\u{3}deadline_runtime\0\u{3}deadline_deadline\0\u{3}deadline_period\0\u{3}sched_flags\0\u{3}util_min\0\u{3}util_max\0\u{3}mempolicy_mode\0\u{3}mempolicy_nodes\0\u{3}user_dispatch\0\u{1}speculation\0\u{3}core_cookie\0\u{3}tsc_mode\0\u{3}io_flusher\0\u{3}mce_kill\0\u{1}timing\0\u{1}stopped\0\u{3}rseq_size\0")
 
   fileprivate class _StorageClass {
     var _xstate: Data? = nil
-    var _restart: brumate_restart_entry? = nil
+    var _restart: BrumateRestartEntry? = nil
     var _affinity: Data? = nil
     var _ioPriority: UInt32? = nil
     var _timerSlack: UInt64? = nil
@@ -9966,7 +9966,7 @@ nonisolated extension brumate_thread_entry: SwiftProtobuf.Message, SwiftProtobuf
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: brumate_thread_entry, rhs: brumate_thread_entry) -> Bool {
+  public static func ==(lhs: BrumateThreadEntry, rhs: BrumateThreadEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -10002,8 +10002,8 @@ nonisolated extension brumate_thread_entry: SwiftProtobuf.Message, SwiftProtobuf
   }
 }
 
-nonisolated extension brumate_task_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "brumate_task_entry"
+nonisolated extension BrumateTaskEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "BrumateTaskEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}coredump_filter\0\u{3}autogroup_nice\0\u{1}mdwe\0\u{3}memory_merge\0\u{1}personality\0\u{1}membarrier\0\u{3}keep_caps\0\u{3}exit_code\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
@@ -10057,7 +10057,7 @@ nonisolated extension brumate_task_entry: SwiftProtobuf.Message, SwiftProtobuf._
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: brumate_task_entry, rhs: brumate_task_entry) -> Bool {
+  public static func ==(lhs: BrumateTaskEntry, rhs: BrumateTaskEntry) -> Bool {
     if lhs._coredumpFilter != rhs._coredumpFilter {return false}
     if lhs._autogroupNice != rhs._autogroupNice {return false}
     if lhs._mdwe != rhs._mdwe {return false}

@@ -30,7 +30,7 @@ fileprivate nonisolated struct _GeneratedWithProtocGenSwiftVersion: SwiftProtobu
   typealias Version = _2
 }
 
-public nonisolated enum fd_types: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
+public nonisolated enum FdTypes: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   case und = 0
   case reg = 1
   case pipe = 2
@@ -61,7 +61,7 @@ public nonisolated enum fd_types: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
 
 }
 
-public nonisolated enum mark_type: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
+public nonisolated enum MarkType: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   case inode = 1
   case mount = 2
 
@@ -71,7 +71,7 @@ public nonisolated enum mark_type: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
 
 }
 
-public nonisolated enum fh_entry_sizes: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
+public nonisolated enum FhEntrySizes: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   case minEntries = 16
 
   public init() {
@@ -95,7 +95,7 @@ public nonisolated enum TtyType: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
 
 }
 
-public nonisolated enum remap_type: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
+public nonisolated enum RemapType: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   case linked = 0
   case ghost = 1
   case procfs = 2
@@ -106,7 +106,7 @@ public nonisolated enum remap_type: Int, SwiftProtobuf.Enum, Swift.CaseIterable 
 
 }
 
-public nonisolated enum sk_shutdown: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
+public nonisolated enum SkShutdown: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   case none = 0
   case read = 1
   case write = 2
@@ -118,7 +118,7 @@ public nonisolated enum sk_shutdown: Int, SwiftProtobuf.Enum, Swift.CaseIterable
 
 }
 
-public nonisolated struct aio_ring_entry: Sendable {
+public nonisolated struct AioRingEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -160,7 +160,7 @@ public nonisolated struct aio_ring_entry: Sendable {
 }
 
 /// The memory layout of a process.
-public nonisolated struct mm_entry: @unchecked Sendable {
+public nonisolated struct MmEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -278,7 +278,7 @@ public nonisolated struct mm_entry: @unchecked Sendable {
     set {_uniqueStorage()._mmSavedAuxv = newValue}
   }
 
-  public var vmas: [vma_entry] {
+  public var vmas: [VmaEntry] {
     get {_storage._vmas}
     set {_uniqueStorage()._vmas = newValue}
   }
@@ -292,7 +292,7 @@ public nonisolated struct mm_entry: @unchecked Sendable {
   /// Clears the value of `dumpable`. Subsequent reads from it will return its default value.
   public mutating func clearDumpable() {_uniqueStorage()._dumpable = nil}
 
-  public var aios: [aio_ring_entry] {
+  public var aios: [AioRingEntry] {
     get {_storage._aios}
     set {_uniqueStorage()._aios = newValue}
   }
@@ -314,7 +314,7 @@ public nonisolated struct mm_entry: @unchecked Sendable {
 }
 
 /// One mapping.
-public nonisolated struct vma_entry: Sendable {
+public nonisolated struct VmaEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -471,7 +471,7 @@ public nonisolated struct vma_entry: Sendable {
 }
 
 /// First message of a pagemap: which pages file.
-public nonisolated struct pagemap_head: Sendable {
+public nonisolated struct PagemapHead: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -493,7 +493,7 @@ public nonisolated struct pagemap_head: Sendable {
 }
 
 /// A run of pages; present ones lie in the pages file in this order.
-public nonisolated struct pagemap_entry: Sendable {
+public nonisolated struct PagemapEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -554,7 +554,7 @@ public nonisolated struct pagemap_entry: Sendable {
   fileprivate var _nrPages: UInt64? = nil
 }
 
-public nonisolated struct memfd_file_entry: Sendable {
+public nonisolated struct MemfdFileEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -586,8 +586,8 @@ public nonisolated struct memfd_file_entry: Sendable {
   /// Clears the value of `pos`. Subsequent reads from it will return its default value.
   public mutating func clearPos() {self._pos = nil}
 
-  public var fown: fown_entry {
-    get {_fown ?? fown_entry()}
+  public var fown: FownEntry {
+    get {_fown ?? FownEntry()}
     set {_fown = newValue}
   }
   /// Returns true if `fown` has been explicitly set.
@@ -611,11 +611,11 @@ public nonisolated struct memfd_file_entry: Sendable {
   fileprivate var _id: UInt32? = nil
   fileprivate var _flags: UInt32? = nil
   fileprivate var _pos: UInt64? = nil
-  fileprivate var _fown: fown_entry? = nil
+  fileprivate var _fown: FownEntry? = nil
   fileprivate var _inodeID: UInt32? = nil
 }
 
-public nonisolated struct memfd_inode_entry: Sendable {
+public nonisolated struct MemfdInodeEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -717,7 +717,7 @@ public nonisolated struct memfd_inode_entry: Sendable {
 }
 
 /// One descriptor of a table.
-public nonisolated struct fdinfo_entry: Sendable {
+public nonisolated struct FdinfoEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -779,7 +779,7 @@ public nonisolated struct fdinfo_entry: Sendable {
 }
 
 /// One open file description of files.img, of one kind.
-public nonisolated struct file_entry: @unchecked Sendable {
+public nonisolated struct FileEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -802,8 +802,8 @@ public nonisolated struct file_entry: @unchecked Sendable {
   /// Clears the value of `id`. Subsequent reads from it will return its default value.
   public mutating func clearID() {_uniqueStorage()._id = nil}
 
-  public var reg: reg_file_entry {
-    get {_storage._reg ?? reg_file_entry()}
+  public var reg: RegFileEntry {
+    get {_storage._reg ?? RegFileEntry()}
     set {_uniqueStorage()._reg = newValue}
   }
   /// Returns true if `reg` has been explicitly set.
@@ -811,8 +811,8 @@ public nonisolated struct file_entry: @unchecked Sendable {
   /// Clears the value of `reg`. Subsequent reads from it will return its default value.
   public mutating func clearReg() {_uniqueStorage()._reg = nil}
 
-  public var isk: inet_sk_entry {
-    get {_storage._isk ?? inet_sk_entry()}
+  public var isk: InetSkEntry {
+    get {_storage._isk ?? InetSkEntry()}
     set {_uniqueStorage()._isk = newValue}
   }
   /// Returns true if `isk` has been explicitly set.
@@ -820,8 +820,8 @@ public nonisolated struct file_entry: @unchecked Sendable {
   /// Clears the value of `isk`. Subsequent reads from it will return its default value.
   public mutating func clearIsk() {_uniqueStorage()._isk = nil}
 
-  public var nsf: ns_file_entry {
-    get {_storage._nsf ?? ns_file_entry()}
+  public var nsf: NsFileEntry {
+    get {_storage._nsf ?? NsFileEntry()}
     set {_uniqueStorage()._nsf = newValue}
   }
   /// Returns true if `nsf` has been explicitly set.
@@ -829,8 +829,8 @@ public nonisolated struct file_entry: @unchecked Sendable {
   /// Clears the value of `nsf`. Subsequent reads from it will return its default value.
   public mutating func clearNsf() {_uniqueStorage()._nsf = nil}
 
-  public var psk: packet_sock_entry {
-    get {_storage._psk ?? packet_sock_entry()}
+  public var psk: PacketSockEntry {
+    get {_storage._psk ?? PacketSockEntry()}
     set {_uniqueStorage()._psk = newValue}
   }
   /// Returns true if `psk` has been explicitly set.
@@ -838,8 +838,8 @@ public nonisolated struct file_entry: @unchecked Sendable {
   /// Clears the value of `psk`. Subsequent reads from it will return its default value.
   public mutating func clearPsk() {_uniqueStorage()._psk = nil}
 
-  public var nlsk: netlink_sk_entry {
-    get {_storage._nlsk ?? netlink_sk_entry()}
+  public var nlsk: NetlinkSkEntry {
+    get {_storage._nlsk ?? NetlinkSkEntry()}
     set {_uniqueStorage()._nlsk = newValue}
   }
   /// Returns true if `nlsk` has been explicitly set.
@@ -847,8 +847,8 @@ public nonisolated struct file_entry: @unchecked Sendable {
   /// Clears the value of `nlsk`. Subsequent reads from it will return its default value.
   public mutating func clearNlsk() {_uniqueStorage()._nlsk = nil}
 
-  public var efd: eventfd_file_entry {
-    get {_storage._efd ?? eventfd_file_entry()}
+  public var efd: EventfdFileEntry {
+    get {_storage._efd ?? EventfdFileEntry()}
     set {_uniqueStorage()._efd = newValue}
   }
   /// Returns true if `efd` has been explicitly set.
@@ -856,8 +856,8 @@ public nonisolated struct file_entry: @unchecked Sendable {
   /// Clears the value of `efd`. Subsequent reads from it will return its default value.
   public mutating func clearEfd() {_uniqueStorage()._efd = nil}
 
-  public var epfd: eventpoll_file_entry {
-    get {_storage._epfd ?? eventpoll_file_entry()}
+  public var epfd: EventpollFileEntry {
+    get {_storage._epfd ?? EventpollFileEntry()}
     set {_uniqueStorage()._epfd = newValue}
   }
   /// Returns true if `epfd` has been explicitly set.
@@ -865,8 +865,8 @@ public nonisolated struct file_entry: @unchecked Sendable {
   /// Clears the value of `epfd`. Subsequent reads from it will return its default value.
   public mutating func clearEpfd() {_uniqueStorage()._epfd = nil}
 
-  public var sgfd: signalfd_entry {
-    get {_storage._sgfd ?? signalfd_entry()}
+  public var sgfd: SignalfdEntry {
+    get {_storage._sgfd ?? SignalfdEntry()}
     set {_uniqueStorage()._sgfd = newValue}
   }
   /// Returns true if `sgfd` has been explicitly set.
@@ -874,8 +874,8 @@ public nonisolated struct file_entry: @unchecked Sendable {
   /// Clears the value of `sgfd`. Subsequent reads from it will return its default value.
   public mutating func clearSgfd() {_uniqueStorage()._sgfd = nil}
 
-  public var tunf: tunfile_entry {
-    get {_storage._tunf ?? tunfile_entry()}
+  public var tunf: TunfileEntry {
+    get {_storage._tunf ?? TunfileEntry()}
     set {_uniqueStorage()._tunf = newValue}
   }
   /// Returns true if `tunf` has been explicitly set.
@@ -883,8 +883,8 @@ public nonisolated struct file_entry: @unchecked Sendable {
   /// Clears the value of `tunf`. Subsequent reads from it will return its default value.
   public mutating func clearTunf() {_uniqueStorage()._tunf = nil}
 
-  public var tfd: timerfd_entry {
-    get {_storage._tfd ?? timerfd_entry()}
+  public var tfd: TimerfdEntry {
+    get {_storage._tfd ?? TimerfdEntry()}
     set {_uniqueStorage()._tfd = newValue}
   }
   /// Returns true if `tfd` has been explicitly set.
@@ -892,8 +892,8 @@ public nonisolated struct file_entry: @unchecked Sendable {
   /// Clears the value of `tfd`. Subsequent reads from it will return its default value.
   public mutating func clearTfd() {_uniqueStorage()._tfd = nil}
 
-  public var ify: inotify_file_entry {
-    get {_storage._ify ?? inotify_file_entry()}
+  public var ify: InotifyFileEntry {
+    get {_storage._ify ?? InotifyFileEntry()}
     set {_uniqueStorage()._ify = newValue}
   }
   /// Returns true if `ify` has been explicitly set.
@@ -901,8 +901,8 @@ public nonisolated struct file_entry: @unchecked Sendable {
   /// Clears the value of `ify`. Subsequent reads from it will return its default value.
   public mutating func clearIfy() {_uniqueStorage()._ify = nil}
 
-  public var ffy: fanotify_file_entry {
-    get {_storage._ffy ?? fanotify_file_entry()}
+  public var ffy: FanotifyFileEntry {
+    get {_storage._ffy ?? FanotifyFileEntry()}
     set {_uniqueStorage()._ffy = newValue}
   }
   /// Returns true if `ffy` has been explicitly set.
@@ -910,8 +910,8 @@ public nonisolated struct file_entry: @unchecked Sendable {
   /// Clears the value of `ffy`. Subsequent reads from it will return its default value.
   public mutating func clearFfy() {_uniqueStorage()._ffy = nil}
 
-  public var ext: ext_file_entry {
-    get {_storage._ext ?? ext_file_entry()}
+  public var ext: ExtFileEntry {
+    get {_storage._ext ?? ExtFileEntry()}
     set {_uniqueStorage()._ext = newValue}
   }
   /// Returns true if `ext` has been explicitly set.
@@ -919,8 +919,8 @@ public nonisolated struct file_entry: @unchecked Sendable {
   /// Clears the value of `ext`. Subsequent reads from it will return its default value.
   public mutating func clearExt() {_uniqueStorage()._ext = nil}
 
-  public var usk: unix_sk_entry {
-    get {_storage._usk ?? unix_sk_entry()}
+  public var usk: UnixSkEntry {
+    get {_storage._usk ?? UnixSkEntry()}
     set {_uniqueStorage()._usk = newValue}
   }
   /// Returns true if `usk` has been explicitly set.
@@ -928,8 +928,8 @@ public nonisolated struct file_entry: @unchecked Sendable {
   /// Clears the value of `usk`. Subsequent reads from it will return its default value.
   public mutating func clearUsk() {_uniqueStorage()._usk = nil}
 
-  public var fifo: fifo_entry {
-    get {_storage._fifo ?? fifo_entry()}
+  public var fifo: FifoEntry {
+    get {_storage._fifo ?? FifoEntry()}
     set {_uniqueStorage()._fifo = newValue}
   }
   /// Returns true if `fifo` has been explicitly set.
@@ -937,8 +937,8 @@ public nonisolated struct file_entry: @unchecked Sendable {
   /// Clears the value of `fifo`. Subsequent reads from it will return its default value.
   public mutating func clearFifo() {_uniqueStorage()._fifo = nil}
 
-  public var pipe: pipe_entry {
-    get {_storage._pipe ?? pipe_entry()}
+  public var pipe: PipeEntry {
+    get {_storage._pipe ?? PipeEntry()}
     set {_uniqueStorage()._pipe = newValue}
   }
   /// Returns true if `pipe` has been explicitly set.
@@ -946,8 +946,8 @@ public nonisolated struct file_entry: @unchecked Sendable {
   /// Clears the value of `pipe`. Subsequent reads from it will return its default value.
   public mutating func clearPipe() {_uniqueStorage()._pipe = nil}
 
-  public var tty: tty_file_entry {
-    get {_storage._tty ?? tty_file_entry()}
+  public var tty: TtyFileEntry {
+    get {_storage._tty ?? TtyFileEntry()}
     set {_uniqueStorage()._tty = newValue}
   }
   /// Returns true if `tty` has been explicitly set.
@@ -955,8 +955,8 @@ public nonisolated struct file_entry: @unchecked Sendable {
   /// Clears the value of `tty`. Subsequent reads from it will return its default value.
   public mutating func clearTty() {_uniqueStorage()._tty = nil}
 
-  public var memfd: memfd_file_entry {
-    get {_storage._memfd ?? memfd_file_entry()}
+  public var memfd: MemfdFileEntry {
+    get {_storage._memfd ?? MemfdFileEntry()}
     set {_uniqueStorage()._memfd = newValue}
   }
   /// Returns true if `memfd` has been explicitly set.
@@ -964,8 +964,8 @@ public nonisolated struct file_entry: @unchecked Sendable {
   /// Clears the value of `memfd`. Subsequent reads from it will return its default value.
   public mutating func clearMemfd() {_uniqueStorage()._memfd = nil}
 
-  public var bpf: bpfmap_file_entry {
-    get {_storage._bpf ?? bpfmap_file_entry()}
+  public var bpf: BpfmapFileEntry {
+    get {_storage._bpf ?? BpfmapFileEntry()}
     set {_uniqueStorage()._bpf = newValue}
   }
   /// Returns true if `bpf` has been explicitly set.
@@ -973,8 +973,8 @@ public nonisolated struct file_entry: @unchecked Sendable {
   /// Clears the value of `bpf`. Subsequent reads from it will return its default value.
   public mutating func clearBpf() {_uniqueStorage()._bpf = nil}
 
-  public var pidfd: pidfd_entry {
-    get {_storage._pidfd ?? pidfd_entry()}
+  public var pidfd: PidfdEntry {
+    get {_storage._pidfd ?? PidfdEntry()}
     set {_uniqueStorage()._pidfd = newValue}
   }
   /// Returns true if `pidfd` has been explicitly set.
@@ -990,7 +990,7 @@ public nonisolated struct file_entry: @unchecked Sendable {
 }
 
 /// A regular file, directory or stateless device.
-public nonisolated struct reg_file_entry: @unchecked Sendable {
+public nonisolated struct RegFileEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1022,8 +1022,8 @@ public nonisolated struct reg_file_entry: @unchecked Sendable {
   /// Clears the value of `pos`. Subsequent reads from it will return its default value.
   public mutating func clearPos() {_uniqueStorage()._pos = nil}
 
-  public var fown: fown_entry {
-    get {_storage._fown ?? fown_entry()}
+  public var fown: FownEntry {
+    get {_storage._fown ?? FownEntry()}
     set {_uniqueStorage()._fown = newValue}
   }
   /// Returns true if `fown` has been explicitly set.
@@ -1116,7 +1116,7 @@ public nonisolated struct reg_file_entry: @unchecked Sendable {
 }
 
 /// Who is signalled on input, from F_SETOWN.
-public nonisolated struct fown_entry: Sendable {
+public nonisolated struct FownEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1178,7 +1178,7 @@ public nonisolated struct fown_entry: Sendable {
 }
 
 /// One end of a pipe.
-public nonisolated struct pipe_entry: Sendable {
+public nonisolated struct PipeEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1210,8 +1210,8 @@ public nonisolated struct pipe_entry: Sendable {
   /// Clears the value of `flags`. Subsequent reads from it will return its default value.
   public mutating func clearFlags() {self._flags = nil}
 
-  public var fown: fown_entry {
-    get {_fown ?? fown_entry()}
+  public var fown: FownEntry {
+    get {_fown ?? FownEntry()}
     set {_fown = newValue}
   }
   /// Returns true if `fown` has been explicitly set.
@@ -1226,11 +1226,11 @@ public nonisolated struct pipe_entry: Sendable {
   fileprivate var _id: UInt32? = nil
   fileprivate var _pipeID: UInt32? = nil
   fileprivate var _flags: UInt32? = nil
-  fileprivate var _fown: fown_entry? = nil
+  fileprivate var _fown: FownEntry? = nil
 }
 
 /// Header of the bytes in a pipe, which follow the message.
-public nonisolated struct pipe_data_entry: Sendable {
+public nonisolated struct PipeDataEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1275,7 +1275,7 @@ public nonisolated struct pipe_data_entry: Sendable {
 }
 
 /// One opening of a named pipe.
-public nonisolated struct fifo_entry: Sendable {
+public nonisolated struct FifoEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1316,7 +1316,7 @@ public nonisolated struct fifo_entry: Sendable {
   fileprivate var _regfID: UInt32? = nil
 }
 
-public nonisolated struct eventfd_file_entry: Sendable {
+public nonisolated struct EventfdFileEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1339,8 +1339,8 @@ public nonisolated struct eventfd_file_entry: Sendable {
   /// Clears the value of `flags`. Subsequent reads from it will return its default value.
   public mutating func clearFlags() {self._flags = nil}
 
-  public var fown: fown_entry {
-    get {_fown ?? fown_entry()}
+  public var fown: FownEntry {
+    get {_fown ?? FownEntry()}
     set {_fown = newValue}
   }
   /// Returns true if `fown` has been explicitly set.
@@ -1363,11 +1363,11 @@ public nonisolated struct eventfd_file_entry: Sendable {
 
   fileprivate var _id: UInt32? = nil
   fileprivate var _flags: UInt32? = nil
-  fileprivate var _fown: fown_entry? = nil
+  fileprivate var _fown: FownEntry? = nil
   fileprivate var _counter: UInt64? = nil
 }
 
-public nonisolated struct eventpoll_tfd_entry: Sendable {
+public nonisolated struct EventpollTfdEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1448,7 +1448,7 @@ public nonisolated struct eventpoll_tfd_entry: Sendable {
   fileprivate var _pos: UInt64? = nil
 }
 
-public nonisolated struct eventpoll_file_entry: Sendable {
+public nonisolated struct EventpollFileEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1471,8 +1471,8 @@ public nonisolated struct eventpoll_file_entry: Sendable {
   /// Clears the value of `flags`. Subsequent reads from it will return its default value.
   public mutating func clearFlags() {self._flags = nil}
 
-  public var fown: fown_entry {
-    get {_fown ?? fown_entry()}
+  public var fown: FownEntry {
+    get {_fown ?? FownEntry()}
     set {_fown = newValue}
   }
   /// Returns true if `fown` has been explicitly set.
@@ -1480,7 +1480,7 @@ public nonisolated struct eventpoll_file_entry: Sendable {
   /// Clears the value of `fown`. Subsequent reads from it will return its default value.
   public mutating func clearFown() {self._fown = nil}
 
-  public var tfd: [eventpoll_tfd_entry] = []
+  public var tfd: [EventpollTfdEntry] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -1488,10 +1488,10 @@ public nonisolated struct eventpoll_file_entry: Sendable {
 
   fileprivate var _id: UInt32? = nil
   fileprivate var _flags: UInt32? = nil
-  fileprivate var _fown: fown_entry? = nil
+  fileprivate var _fown: FownEntry? = nil
 }
 
-public nonisolated struct signalfd_entry: Sendable {
+public nonisolated struct SignalfdEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1514,8 +1514,8 @@ public nonisolated struct signalfd_entry: Sendable {
   /// Clears the value of `flags`. Subsequent reads from it will return its default value.
   public mutating func clearFlags() {self._flags = nil}
 
-  public var fown: fown_entry {
-    get {_fown ?? fown_entry()}
+  public var fown: FownEntry {
+    get {_fown ?? FownEntry()}
     set {_fown = newValue}
   }
   /// Returns true if `fown` has been explicitly set.
@@ -1538,11 +1538,11 @@ public nonisolated struct signalfd_entry: Sendable {
 
   fileprivate var _id: UInt32? = nil
   fileprivate var _flags: UInt32? = nil
-  fileprivate var _fown: fown_entry? = nil
+  fileprivate var _fown: FownEntry? = nil
   fileprivate var _sigmask: UInt64? = nil
 }
 
-public nonisolated struct inotify_wd_entry: Sendable {
+public nonisolated struct InotifyWdEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1601,8 +1601,8 @@ public nonisolated struct inotify_wd_entry: Sendable {
   /// Clears the value of `wd`. Subsequent reads from it will return its default value.
   public mutating func clearWd() {self._wd = nil}
 
-  public var fHandle: fh_entry {
-    get {_fHandle ?? fh_entry()}
+  public var fHandle: FhEntry {
+    get {_fHandle ?? FhEntry()}
     set {_fHandle = newValue}
   }
   /// Returns true if `fHandle` has been explicitly set.
@@ -1620,10 +1620,10 @@ public nonisolated struct inotify_wd_entry: Sendable {
   fileprivate var _ignoredMask: UInt32? = nil
   fileprivate var _sDev: UInt32? = nil
   fileprivate var _wd: UInt32? = nil
-  fileprivate var _fHandle: fh_entry? = nil
+  fileprivate var _fHandle: FhEntry? = nil
 }
 
-public nonisolated struct inotify_file_entry: Sendable {
+public nonisolated struct InotifyFileEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1646,8 +1646,8 @@ public nonisolated struct inotify_file_entry: Sendable {
   /// Clears the value of `flags`. Subsequent reads from it will return its default value.
   public mutating func clearFlags() {self._flags = nil}
 
-  public var fown: fown_entry {
-    get {_fown ?? fown_entry()}
+  public var fown: FownEntry {
+    get {_fown ?? FownEntry()}
     set {_fown = newValue}
   }
   /// Returns true if `fown` has been explicitly set.
@@ -1655,7 +1655,7 @@ public nonisolated struct inotify_file_entry: Sendable {
   /// Clears the value of `fown`. Subsequent reads from it will return its default value.
   public mutating func clearFown() {self._fown = nil}
 
-  public var wd: [inotify_wd_entry] = []
+  public var wd: [InotifyWdEntry] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -1663,10 +1663,10 @@ public nonisolated struct inotify_file_entry: Sendable {
 
   fileprivate var _id: UInt32? = nil
   fileprivate var _flags: UInt32? = nil
-  fileprivate var _fown: fown_entry? = nil
+  fileprivate var _fown: FownEntry? = nil
 }
 
-public nonisolated struct fanotify_inode_mark_entry: Sendable {
+public nonisolated struct FanotifyInodeMarkEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1680,8 +1680,8 @@ public nonisolated struct fanotify_inode_mark_entry: Sendable {
   /// Clears the value of `iIno`. Subsequent reads from it will return its default value.
   public mutating func clearIIno() {self._iIno = nil}
 
-  public var fHandle: fh_entry {
-    get {_fHandle ?? fh_entry()}
+  public var fHandle: FhEntry {
+    get {_fHandle ?? FhEntry()}
     set {_fHandle = newValue}
   }
   /// Returns true if `fHandle` has been explicitly set.
@@ -1694,10 +1694,10 @@ public nonisolated struct fanotify_inode_mark_entry: Sendable {
   public init() {}
 
   fileprivate var _iIno: UInt64? = nil
-  fileprivate var _fHandle: fh_entry? = nil
+  fileprivate var _fHandle: FhEntry? = nil
 }
 
-public nonisolated struct fanotify_mount_mark_entry: Sendable {
+public nonisolated struct FanotifyMountMarkEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1728,7 +1728,7 @@ public nonisolated struct fanotify_mount_mark_entry: Sendable {
   fileprivate var _path: Data? = nil
 }
 
-public nonisolated struct fanotify_mark_entry: Sendable {
+public nonisolated struct FanotifyMarkEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1742,7 +1742,7 @@ public nonisolated struct fanotify_mark_entry: Sendable {
   /// Clears the value of `id`. Subsequent reads from it will return its default value.
   public mutating func clearID() {self._id = nil}
 
-  public var type: mark_type {
+  public var type: MarkType {
     get {_type ?? .inode}
     set {_type = newValue}
   }
@@ -1787,8 +1787,8 @@ public nonisolated struct fanotify_mark_entry: Sendable {
   /// Clears the value of `sDev`. Subsequent reads from it will return its default value.
   public mutating func clearSDev() {self._sDev = nil}
 
-  public var ie: fanotify_inode_mark_entry {
-    get {_ie ?? fanotify_inode_mark_entry()}
+  public var ie: FanotifyInodeMarkEntry {
+    get {_ie ?? FanotifyInodeMarkEntry()}
     set {_ie = newValue}
   }
   /// Returns true if `ie` has been explicitly set.
@@ -1796,8 +1796,8 @@ public nonisolated struct fanotify_mark_entry: Sendable {
   /// Clears the value of `ie`. Subsequent reads from it will return its default value.
   public mutating func clearIe() {self._ie = nil}
 
-  public var me: fanotify_mount_mark_entry {
-    get {_me ?? fanotify_mount_mark_entry()}
+  public var me: FanotifyMountMarkEntry {
+    get {_me ?? FanotifyMountMarkEntry()}
     set {_me = newValue}
   }
   /// Returns true if `me` has been explicitly set.
@@ -1810,16 +1810,16 @@ public nonisolated struct fanotify_mark_entry: Sendable {
   public init() {}
 
   fileprivate var _id: UInt32? = nil
-  fileprivate var _type: mark_type? = nil
+  fileprivate var _type: MarkType? = nil
   fileprivate var _mflags: UInt32? = nil
   fileprivate var _mask: UInt32? = nil
   fileprivate var _ignoredMask: UInt32? = nil
   fileprivate var _sDev: UInt32? = nil
-  fileprivate var _ie: fanotify_inode_mark_entry? = nil
-  fileprivate var _me: fanotify_mount_mark_entry? = nil
+  fileprivate var _ie: FanotifyInodeMarkEntry? = nil
+  fileprivate var _me: FanotifyMountMarkEntry? = nil
 }
 
-public nonisolated struct fanotify_file_entry: Sendable {
+public nonisolated struct FanotifyFileEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1842,8 +1842,8 @@ public nonisolated struct fanotify_file_entry: Sendable {
   /// Clears the value of `flags`. Subsequent reads from it will return its default value.
   public mutating func clearFlags() {self._flags = nil}
 
-  public var fown: fown_entry {
-    get {_fown ?? fown_entry()}
+  public var fown: FownEntry {
+    get {_fown ?? FownEntry()}
     set {_fown = newValue}
   }
   /// Returns true if `fown` has been explicitly set.
@@ -1869,7 +1869,7 @@ public nonisolated struct fanotify_file_entry: Sendable {
   /// Clears the value of `evflags`. Subsequent reads from it will return its default value.
   public mutating func clearEvflags() {self._evflags = nil}
 
-  public var mark: [fanotify_mark_entry] = []
+  public var mark: [FanotifyMarkEntry] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -1877,12 +1877,12 @@ public nonisolated struct fanotify_file_entry: Sendable {
 
   fileprivate var _id: UInt32? = nil
   fileprivate var _flags: UInt32? = nil
-  fileprivate var _fown: fown_entry? = nil
+  fileprivate var _fown: FownEntry? = nil
   fileprivate var _faflags: UInt32? = nil
   fileprivate var _evflags: UInt32? = nil
 }
 
-public nonisolated struct fh_entry: Sendable {
+public nonisolated struct FhEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1935,7 +1935,7 @@ public nonisolated struct fh_entry: Sendable {
   fileprivate var _mntID: UInt32? = nil
 }
 
-public nonisolated struct irmap_cache_entry: Sendable {
+public nonisolated struct IrmapCacheEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1976,7 +1976,7 @@ public nonisolated struct irmap_cache_entry: Sendable {
   fileprivate var _path: Data? = nil
 }
 
-public nonisolated struct timerfd_entry: Sendable {
+public nonisolated struct TimerfdEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1999,8 +1999,8 @@ public nonisolated struct timerfd_entry: Sendable {
   /// Clears the value of `flags`. Subsequent reads from it will return its default value.
   public mutating func clearFlags() {self._flags = nil}
 
-  public var fown: fown_entry {
-    get {_fown ?? fown_entry()}
+  public var fown: FownEntry {
+    get {_fown ?? FownEntry()}
     set {_fown = newValue}
   }
   /// Returns true if `fown` has been explicitly set.
@@ -2077,7 +2077,7 @@ public nonisolated struct timerfd_entry: Sendable {
 
   fileprivate var _id: UInt32? = nil
   fileprivate var _flags: UInt32? = nil
-  fileprivate var _fown: fown_entry? = nil
+  fileprivate var _fown: FownEntry? = nil
   fileprivate var _clockid: UInt32? = nil
   fileprivate var _ticks: UInt64? = nil
   fileprivate var _settimeFlags: UInt32? = nil
@@ -2087,7 +2087,7 @@ public nonisolated struct timerfd_entry: Sendable {
   fileprivate var _insec: UInt64? = nil
 }
 
-public nonisolated struct pidfd_entry: Sendable {
+public nonisolated struct PidfdEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2128,8 +2128,8 @@ public nonisolated struct pidfd_entry: Sendable {
   /// Clears the value of `nspid`. Subsequent reads from it will return its default value.
   public mutating func clearNspid() {self._nspid = nil}
 
-  public var fown: fown_entry {
-    get {_fown ?? fown_entry()}
+  public var fown: FownEntry {
+    get {_fown ?? FownEntry()}
     set {_fown = newValue}
   }
   /// Returns true if `fown` has been explicitly set.
@@ -2145,10 +2145,10 @@ public nonisolated struct pidfd_entry: Sendable {
   fileprivate var _ino: UInt32? = nil
   fileprivate var _flags: UInt32? = nil
   fileprivate var _nspid: Int32? = nil
-  fileprivate var _fown: fown_entry? = nil
+  fileprivate var _fown: FownEntry? = nil
 }
 
-public nonisolated struct winsize_entry: Sendable {
+public nonisolated struct WinsizeEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2199,7 +2199,7 @@ public nonisolated struct winsize_entry: Sendable {
   fileprivate var _wsYpixel: UInt32? = nil
 }
 
-public nonisolated struct termios_entry: Sendable {
+public nonisolated struct TermiosEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2282,7 +2282,7 @@ public nonisolated struct termios_entry: Sendable {
   fileprivate var _cOspeed: UInt32? = nil
 }
 
-public nonisolated struct tty_pty_entry: Sendable {
+public nonisolated struct TtyPtyEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2303,7 +2303,7 @@ public nonisolated struct tty_pty_entry: Sendable {
   fileprivate var _index: UInt32? = nil
 }
 
-public nonisolated struct tty_data_entry: Sendable {
+public nonisolated struct TtyDataEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2334,7 +2334,7 @@ public nonisolated struct tty_data_entry: Sendable {
   fileprivate var _data: Data? = nil
 }
 
-public nonisolated struct tty_info_entry: @unchecked Sendable {
+public nonisolated struct TtyInfoEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2411,8 +2411,8 @@ public nonisolated struct tty_info_entry: @unchecked Sendable {
   /// Clears the value of `rdev`. Subsequent reads from it will return its default value.
   public mutating func clearRdev() {_uniqueStorage()._rdev = nil}
 
-  public var termios: termios_entry {
-    get {_storage._termios ?? termios_entry()}
+  public var termios: TermiosEntry {
+    get {_storage._termios ?? TermiosEntry()}
     set {_uniqueStorage()._termios = newValue}
   }
   /// Returns true if `termios` has been explicitly set.
@@ -2420,8 +2420,8 @@ public nonisolated struct tty_info_entry: @unchecked Sendable {
   /// Clears the value of `termios`. Subsequent reads from it will return its default value.
   public mutating func clearTermios() {_uniqueStorage()._termios = nil}
 
-  public var termiosLocked: termios_entry {
-    get {_storage._termiosLocked ?? termios_entry()}
+  public var termiosLocked: TermiosEntry {
+    get {_storage._termiosLocked ?? TermiosEntry()}
     set {_uniqueStorage()._termiosLocked = newValue}
   }
   /// Returns true if `termiosLocked` has been explicitly set.
@@ -2429,8 +2429,8 @@ public nonisolated struct tty_info_entry: @unchecked Sendable {
   /// Clears the value of `termiosLocked`. Subsequent reads from it will return its default value.
   public mutating func clearTermiosLocked() {_uniqueStorage()._termiosLocked = nil}
 
-  public var winsize: winsize_entry {
-    get {_storage._winsize ?? winsize_entry()}
+  public var winsize: WinsizeEntry {
+    get {_storage._winsize ?? WinsizeEntry()}
     set {_uniqueStorage()._winsize = newValue}
   }
   /// Returns true if `winsize` has been explicitly set.
@@ -2438,8 +2438,8 @@ public nonisolated struct tty_info_entry: @unchecked Sendable {
   /// Clears the value of `winsize`. Subsequent reads from it will return its default value.
   public mutating func clearWinsize() {_uniqueStorage()._winsize = nil}
 
-  public var pty: tty_pty_entry {
-    get {_storage._pty ?? tty_pty_entry()}
+  public var pty: TtyPtyEntry {
+    get {_storage._pty ?? TtyPtyEntry()}
     set {_uniqueStorage()._pty = newValue}
   }
   /// Returns true if `pty` has been explicitly set.
@@ -2481,7 +2481,7 @@ public nonisolated struct tty_info_entry: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct tty_file_entry: Sendable {
+public nonisolated struct TtyFileEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2513,8 +2513,8 @@ public nonisolated struct tty_file_entry: Sendable {
   /// Clears the value of `flags`. Subsequent reads from it will return its default value.
   public mutating func clearFlags() {self._flags = nil}
 
-  public var fown: fown_entry {
-    get {_fown ?? fown_entry()}
+  public var fown: FownEntry {
+    get {_fown ?? FownEntry()}
     set {_fown = newValue}
   }
   /// Returns true if `fown` has been explicitly set.
@@ -2538,11 +2538,11 @@ public nonisolated struct tty_file_entry: Sendable {
   fileprivate var _id: UInt32? = nil
   fileprivate var _ttyInfoID: UInt32? = nil
   fileprivate var _flags: UInt32? = nil
-  fileprivate var _fown: fown_entry? = nil
+  fileprivate var _fown: FownEntry? = nil
   fileprivate var _regfID: UInt32? = nil
 }
 
-public nonisolated struct tunfile_entry: Sendable {
+public nonisolated struct TunfileEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2593,7 +2593,7 @@ public nonisolated struct tunfile_entry: Sendable {
   fileprivate var _nsID: UInt32? = nil
 }
 
-public nonisolated struct tun_link_entry: Sendable {
+public nonisolated struct TunLinkEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2654,7 +2654,7 @@ public nonisolated struct tun_link_entry: Sendable {
   fileprivate var _sndbuf: UInt32? = nil
 }
 
-public nonisolated struct ext_file_entry: Sendable {
+public nonisolated struct ExtFileEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2668,8 +2668,8 @@ public nonisolated struct ext_file_entry: Sendable {
   /// Clears the value of `id`. Subsequent reads from it will return its default value.
   public mutating func clearID() {self._id = nil}
 
-  public var fown: fown_entry {
-    get {_fown ?? fown_entry()}
+  public var fown: FownEntry {
+    get {_fown ?? FownEntry()}
     set {_fown = newValue}
   }
   /// Returns true if `fown` has been explicitly set.
@@ -2682,11 +2682,11 @@ public nonisolated struct ext_file_entry: Sendable {
   public init() {}
 
   fileprivate var _id: UInt32? = nil
-  fileprivate var _fown: fown_entry? = nil
+  fileprivate var _fown: FownEntry? = nil
 }
 
 /// An unlinked file, whose contents follow.
-public nonisolated struct ghost_file_entry: Sendable {
+public nonisolated struct GhostFileEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2745,8 +2745,8 @@ public nonisolated struct ghost_file_entry: Sendable {
   /// Clears the value of `rdev`. Subsequent reads from it will return its default value.
   public mutating func clearRdev() {self._rdev = nil}
 
-  public var atim: timeval {
-    get {_atim ?? timeval()}
+  public var atim: Timeval {
+    get {_atim ?? Timeval()}
     set {_atim = newValue}
   }
   /// Returns true if `atim` has been explicitly set.
@@ -2754,8 +2754,8 @@ public nonisolated struct ghost_file_entry: Sendable {
   /// Clears the value of `atim`. Subsequent reads from it will return its default value.
   public mutating func clearAtim() {self._atim = nil}
 
-  public var mtim: timeval {
-    get {_mtim ?? timeval()}
+  public var mtim: Timeval {
+    get {_mtim ?? Timeval()}
     set {_mtim = newValue}
   }
   /// Returns true if `mtim` has been explicitly set.
@@ -2800,15 +2800,15 @@ public nonisolated struct ghost_file_entry: Sendable {
   fileprivate var _dev: UInt32? = nil
   fileprivate var _ino: UInt64? = nil
   fileprivate var _rdev: UInt32? = nil
-  fileprivate var _atim: timeval? = nil
-  fileprivate var _mtim: timeval? = nil
+  fileprivate var _atim: Timeval? = nil
+  fileprivate var _mtim: Timeval? = nil
   fileprivate var _chunks: Bool? = nil
   fileprivate var _size: UInt64? = nil
   fileprivate var _symlnkTarget: Data? = nil
 }
 
 /// A stretch of data of a sparse ghost file.
-public nonisolated struct ghost_chunk_entry: Sendable {
+public nonisolated struct GhostChunkEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2840,7 +2840,7 @@ public nonisolated struct ghost_chunk_entry: Sendable {
 }
 
 /// How an unlinked file is found again.
-public nonisolated struct remap_file_path_entry: Sendable {
+public nonisolated struct RemapFilePathEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2863,7 +2863,7 @@ public nonisolated struct remap_file_path_entry: Sendable {
   /// Clears the value of `remapID`. Subsequent reads from it will return its default value.
   public mutating func clearRemapID() {self._remapID = nil}
 
-  public var remapType: remap_type {
+  public var remapType: RemapType {
     get {_remapType ?? .linked}
     set {_remapType = newValue}
   }
@@ -2878,10 +2878,10 @@ public nonisolated struct remap_file_path_entry: Sendable {
 
   fileprivate var _origID: UInt32? = nil
   fileprivate var _remapID: UInt32? = nil
-  fileprivate var _remapType: remap_type? = nil
+  fileprivate var _remapType: RemapType? = nil
 }
 
-public nonisolated struct file_lock_entry: Sendable {
+public nonisolated struct FileLockEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2953,7 +2953,7 @@ public nonisolated struct file_lock_entry: Sendable {
 }
 
 /// Working directory, root directory and file mode mask.
-public nonisolated struct fs_entry: Sendable {
+public nonisolated struct FsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -2994,7 +2994,7 @@ public nonisolated struct fs_entry: Sendable {
   fileprivate var _umask: UInt32? = nil
 }
 
-public nonisolated struct bpfmap_file_entry: @unchecked Sendable {
+public nonisolated struct BpfmapFileEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3026,8 +3026,8 @@ public nonisolated struct bpfmap_file_entry: @unchecked Sendable {
   /// Clears the value of `pos`. Subsequent reads from it will return its default value.
   public mutating func clearPos() {_uniqueStorage()._pos = nil}
 
-  public var fown: fown_entry {
-    get {_storage._fown ?? fown_entry()}
+  public var fown: FownEntry {
+    get {_storage._fown ?? FownEntry()}
     set {_uniqueStorage()._fown = newValue}
   }
   /// Returns true if `fown` has been explicitly set.
@@ -3150,7 +3150,7 @@ public nonisolated struct bpfmap_file_entry: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct bpfmap_data_entry: Sendable {
+public nonisolated struct BpfmapDataEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3201,7 +3201,7 @@ public nonisolated struct bpfmap_data_entry: Sendable {
   fileprivate var _count: UInt32? = nil
 }
 
-public nonisolated struct ns_file_entry: Sendable {
+public nonisolated struct NsFileEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3252,7 +3252,7 @@ public nonisolated struct ns_file_entry: Sendable {
   fileprivate var _flags: UInt32? = nil
 }
 
-public nonisolated struct file_perms_entry: Sendable {
+public nonisolated struct FilePermsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3293,7 +3293,7 @@ public nonisolated struct file_perms_entry: Sendable {
   fileprivate var _gid: UInt32? = nil
 }
 
-public nonisolated struct unix_sk_entry: @unchecked Sendable {
+public nonisolated struct UnixSkEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3370,8 +3370,8 @@ public nonisolated struct unix_sk_entry: @unchecked Sendable {
   /// Clears the value of `peer`. Subsequent reads from it will return its default value.
   public mutating func clearPeer() {_uniqueStorage()._peer = nil}
 
-  public var fown: fown_entry {
-    get {_storage._fown ?? fown_entry()}
+  public var fown: FownEntry {
+    get {_storage._fown ?? FownEntry()}
     set {_uniqueStorage()._fown = newValue}
   }
   /// Returns true if `fown` has been explicitly set.
@@ -3379,8 +3379,8 @@ public nonisolated struct unix_sk_entry: @unchecked Sendable {
   /// Clears the value of `fown`. Subsequent reads from it will return its default value.
   public mutating func clearFown() {_uniqueStorage()._fown = nil}
 
-  public var opts: sk_opts_entry {
-    get {_storage._opts ?? sk_opts_entry()}
+  public var opts: SkOptsEntry {
+    get {_storage._opts ?? SkOptsEntry()}
     set {_uniqueStorage()._opts = newValue}
   }
   /// Returns true if `opts` has been explicitly set.
@@ -3397,7 +3397,7 @@ public nonisolated struct unix_sk_entry: @unchecked Sendable {
   /// Clears the value of `name`. Subsequent reads from it will return its default value.
   public mutating func clearName() {_uniqueStorage()._name = nil}
 
-  public var shutdown: sk_shutdown {
+  public var shutdown: SkShutdown {
     get {_storage._shutdown ?? .none}
     set {_uniqueStorage()._shutdown = newValue}
   }
@@ -3406,8 +3406,8 @@ public nonisolated struct unix_sk_entry: @unchecked Sendable {
   /// Clears the value of `shutdown`. Subsequent reads from it will return its default value.
   public mutating func clearShutdown() {_uniqueStorage()._shutdown = nil}
 
-  public var filePerms: file_perms_entry {
-    get {_storage._filePerms ?? file_perms_entry()}
+  public var filePerms: FilePermsEntry {
+    get {_storage._filePerms ?? FilePermsEntry()}
     set {_uniqueStorage()._filePerms = newValue}
   }
   /// Returns true if `filePerms` has been explicitly set.
@@ -3458,7 +3458,7 @@ public nonisolated struct unix_sk_entry: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct ip_opts_raw_entry: Sendable {
+public nonisolated struct IpOptsRawEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3501,7 +3501,7 @@ public nonisolated struct ip_opts_raw_entry: Sendable {
   fileprivate var _checksum: Bool? = nil
 }
 
-public nonisolated struct ip_opts_entry: Sendable {
+public nonisolated struct IpOptsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3515,8 +3515,8 @@ public nonisolated struct ip_opts_entry: Sendable {
   /// Clears the value of `freebind`. Subsequent reads from it will return its default value.
   public mutating func clearFreebind() {self._freebind = nil}
 
-  public var raw: ip_opts_raw_entry {
-    get {_raw ?? ip_opts_raw_entry()}
+  public var raw: IpOptsRawEntry {
+    get {_raw ?? IpOptsRawEntry()}
     set {_raw = newValue}
   }
   /// Returns true if `raw` has been explicitly set.
@@ -3556,13 +3556,13 @@ public nonisolated struct ip_opts_entry: Sendable {
   public init() {}
 
   fileprivate var _freebind: Bool? = nil
-  fileprivate var _raw: ip_opts_raw_entry? = nil
+  fileprivate var _raw: IpOptsRawEntry? = nil
   fileprivate var _pktinfo: Bool? = nil
   fileprivate var _tos: UInt32? = nil
   fileprivate var _ttl: UInt32? = nil
 }
 
-public nonisolated struct inet_sk_entry: @unchecked Sendable {
+public nonisolated struct InetSkEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3667,8 +3667,8 @@ public nonisolated struct inet_sk_entry: @unchecked Sendable {
     set {_uniqueStorage()._dstAddr = newValue}
   }
 
-  public var fown: fown_entry {
-    get {_storage._fown ?? fown_entry()}
+  public var fown: FownEntry {
+    get {_storage._fown ?? FownEntry()}
     set {_uniqueStorage()._fown = newValue}
   }
   /// Returns true if `fown` has been explicitly set.
@@ -3676,8 +3676,8 @@ public nonisolated struct inet_sk_entry: @unchecked Sendable {
   /// Clears the value of `fown`. Subsequent reads from it will return its default value.
   public mutating func clearFown() {_uniqueStorage()._fown = nil}
 
-  public var opts: sk_opts_entry {
-    get {_storage._opts ?? sk_opts_entry()}
+  public var opts: SkOptsEntry {
+    get {_storage._opts ?? SkOptsEntry()}
     set {_uniqueStorage()._opts = newValue}
   }
   /// Returns true if `opts` has been explicitly set.
@@ -3694,8 +3694,8 @@ public nonisolated struct inet_sk_entry: @unchecked Sendable {
   /// Clears the value of `v6Only`. Subsequent reads from it will return its default value.
   public mutating func clearV6Only() {_uniqueStorage()._v6Only = nil}
 
-  public var ipOpts: ip_opts_entry {
-    get {_storage._ipOpts ?? ip_opts_entry()}
+  public var ipOpts: IpOptsEntry {
+    get {_storage._ipOpts ?? IpOptsEntry()}
     set {_uniqueStorage()._ipOpts = newValue}
   }
   /// Returns true if `ipOpts` has been explicitly set.
@@ -3721,7 +3721,7 @@ public nonisolated struct inet_sk_entry: @unchecked Sendable {
   /// Clears the value of `nsID`. Subsequent reads from it will return its default value.
   public mutating func clearNsID() {_uniqueStorage()._nsID = nil}
 
-  public var shutdown: sk_shutdown {
+  public var shutdown: SkShutdown {
     get {_storage._shutdown ?? .none}
     set {_uniqueStorage()._shutdown = newValue}
   }
@@ -3730,8 +3730,8 @@ public nonisolated struct inet_sk_entry: @unchecked Sendable {
   /// Clears the value of `shutdown`. Subsequent reads from it will return its default value.
   public mutating func clearShutdown() {_uniqueStorage()._shutdown = nil}
 
-  public var tcpOpts: tcp_opts_entry {
-    get {_storage._tcpOpts ?? tcp_opts_entry()}
+  public var tcpOpts: TcpOptsEntry {
+    get {_storage._tcpOpts ?? TcpOptsEntry()}
     set {_uniqueStorage()._tcpOpts = newValue}
   }
   /// Returns true if `tcpOpts` has been explicitly set.
@@ -3746,7 +3746,7 @@ public nonisolated struct inet_sk_entry: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct scm_entry: Sendable {
+public nonisolated struct ScmEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3769,7 +3769,7 @@ public nonisolated struct scm_entry: Sendable {
   fileprivate var _type: UInt32? = nil
 }
 
-public nonisolated struct sk_packet_entry: Sendable {
+public nonisolated struct SkPacketEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3792,7 +3792,7 @@ public nonisolated struct sk_packet_entry: Sendable {
   /// Clears the value of `length`. Subsequent reads from it will return its default value.
   public mutating func clearLength() {self._length = nil}
 
-  public var scm: [scm_entry] = []
+  public var scm: [ScmEntry] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -3802,7 +3802,7 @@ public nonisolated struct sk_packet_entry: Sendable {
   fileprivate var _length: UInt32? = nil
 }
 
-public nonisolated struct netlink_sk_entry: Sendable {
+public nonisolated struct NetlinkSkEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -3881,8 +3881,8 @@ public nonisolated struct netlink_sk_entry: Sendable {
   /// Clears the value of `dstGroup`. Subsequent reads from it will return its default value.
   public mutating func clearDstGroup() {self._dstGroup = nil}
 
-  public var fown: fown_entry {
-    get {_fown ?? fown_entry()}
+  public var fown: FownEntry {
+    get {_fown ?? FownEntry()}
     set {_fown = newValue}
   }
   /// Returns true if `fown` has been explicitly set.
@@ -3890,8 +3890,8 @@ public nonisolated struct netlink_sk_entry: Sendable {
   /// Clears the value of `fown`. Subsequent reads from it will return its default value.
   public mutating func clearFown() {self._fown = nil}
 
-  public var opts: sk_opts_entry {
-    get {_opts ?? sk_opts_entry()}
+  public var opts: SkOptsEntry {
+    get {_opts ?? SkOptsEntry()}
     set {_opts = newValue}
   }
   /// Returns true if `opts` has been explicitly set.
@@ -3920,12 +3920,12 @@ public nonisolated struct netlink_sk_entry: Sendable {
   fileprivate var _portid: UInt32? = nil
   fileprivate var _dstPortid: UInt32? = nil
   fileprivate var _dstGroup: UInt32? = nil
-  fileprivate var _fown: fown_entry? = nil
-  fileprivate var _opts: sk_opts_entry? = nil
+  fileprivate var _fown: FownEntry? = nil
+  fileprivate var _opts: SkOptsEntry? = nil
   fileprivate var _nsID: UInt32? = nil
 }
 
-public nonisolated struct sk_opts_entry: @unchecked Sendable {
+public nonisolated struct SkOptsEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -4158,7 +4158,7 @@ public nonisolated struct sk_opts_entry: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct packet_mclist: Sendable {
+public nonisolated struct PacketMclist: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -4199,7 +4199,7 @@ public nonisolated struct packet_mclist: Sendable {
   fileprivate var _addr: Data? = nil
 }
 
-public nonisolated struct packet_ring: Sendable {
+public nonisolated struct PacketRing: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -4280,7 +4280,7 @@ public nonisolated struct packet_ring: Sendable {
   fileprivate var _features: UInt32? = nil
 }
 
-public nonisolated struct packet_sock_entry: @unchecked Sendable {
+public nonisolated struct PacketSockEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -4330,8 +4330,8 @@ public nonisolated struct packet_sock_entry: @unchecked Sendable {
   /// Clears the value of `ifindex`. Subsequent reads from it will return its default value.
   public mutating func clearIfindex() {_uniqueStorage()._ifindex = nil}
 
-  public var fown: fown_entry {
-    get {_storage._fown ?? fown_entry()}
+  public var fown: FownEntry {
+    get {_storage._fown ?? FownEntry()}
     set {_uniqueStorage()._fown = newValue}
   }
   /// Returns true if `fown` has been explicitly set.
@@ -4339,8 +4339,8 @@ public nonisolated struct packet_sock_entry: @unchecked Sendable {
   /// Clears the value of `fown`. Subsequent reads from it will return its default value.
   public mutating func clearFown() {_uniqueStorage()._fown = nil}
 
-  public var opts: sk_opts_entry {
-    get {_storage._opts ?? sk_opts_entry()}
+  public var opts: SkOptsEntry {
+    get {_storage._opts ?? SkOptsEntry()}
     set {_uniqueStorage()._opts = newValue}
   }
   /// Returns true if `opts` has been explicitly set.
@@ -4420,7 +4420,7 @@ public nonisolated struct packet_sock_entry: @unchecked Sendable {
   /// Clears the value of `copyThresh`. Subsequent reads from it will return its default value.
   public mutating func clearCopyThresh() {_uniqueStorage()._copyThresh = nil}
 
-  public var mclist: [packet_mclist] {
+  public var mclist: [PacketMclist] {
     get {_storage._mclist}
     set {_uniqueStorage()._mclist = newValue}
   }
@@ -4434,8 +4434,8 @@ public nonisolated struct packet_sock_entry: @unchecked Sendable {
   /// Clears the value of `fanout`. Subsequent reads from it will return its default value.
   public mutating func clearFanout() {_uniqueStorage()._fanout = nil}
 
-  public var rxRing: packet_ring {
-    get {_storage._rxRing ?? packet_ring()}
+  public var rxRing: PacketRing {
+    get {_storage._rxRing ?? PacketRing()}
     set {_uniqueStorage()._rxRing = newValue}
   }
   /// Returns true if `rxRing` has been explicitly set.
@@ -4443,8 +4443,8 @@ public nonisolated struct packet_sock_entry: @unchecked Sendable {
   /// Clears the value of `rxRing`. Subsequent reads from it will return its default value.
   public mutating func clearRxRing() {_uniqueStorage()._rxRing = nil}
 
-  public var txRing: packet_ring {
-    get {_storage._txRing ?? packet_ring()}
+  public var txRing: PacketRing {
+    get {_storage._txRing ?? PacketRing()}
     set {_uniqueStorage()._txRing = newValue}
   }
   /// Returns true if `txRing` has been explicitly set.
@@ -4468,7 +4468,7 @@ public nonisolated struct packet_sock_entry: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct tcp_opts_entry: Sendable {
+public nonisolated struct TcpOptsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -4529,7 +4529,7 @@ public nonisolated struct tcp_opts_entry: Sendable {
   fileprivate var _keepintvl: UInt32? = nil
 }
 
-public nonisolated struct tcp_stream_entry: @unchecked Sendable {
+public nonisolated struct TcpStreamEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -4696,15 +4696,15 @@ public nonisolated struct tcp_stream_entry: @unchecked Sendable {
 
 // MARK: - Code below here is support for the SwiftProtobuf runtime.
 
-nonisolated extension fd_types: SwiftProtobuf._ProtoNameProviding {
+nonisolated extension FdTypes: SwiftProtobuf._ProtoNameProviding {
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0UND\0\u{1}REG\0\u{1}PIPE\0\u{1}FIFO\0\u{1}INETSK\0\u{1}UNIXSK\0\u{1}EVENTFD\0\u{1}EVENTPOLL\0\u{1}INOTIFY\0\u{1}SIGNALFD\0\u{1}PACKETSK\0\u{1}TTY\0\u{1}FANOTIFY\0\u{1}NETLINKSK\0\u{1}NS\0\u{1}TUNF\0\u{1}EXT\0\u{1}TIMERFD\0\u{1}MEMFD\0\u{1}BPFMAP\0\u{1}PIDFD\0\u{2}j\u{7f}\u{f}CTL_TTY\0\u{1}AUTOFS_PIPE\0")
 }
 
-nonisolated extension mark_type: SwiftProtobuf._ProtoNameProviding {
+nonisolated extension MarkType: SwiftProtobuf._ProtoNameProviding {
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}INODE\0\u{1}MOUNT\0")
 }
 
-nonisolated extension fh_entry_sizes: SwiftProtobuf._ProtoNameProviding {
+nonisolated extension FhEntrySizes: SwiftProtobuf._ProtoNameProviding {
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\u{10}min_entries\0")
 }
 
@@ -4712,16 +4712,16 @@ nonisolated extension TtyType: SwiftProtobuf._ProtoNameProviding {
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0UNKNOWN\0\u{1}PTY\0\u{1}CONSOLE\0\u{1}VT\0\u{1}CTTY\0\u{1}EXT_TTY\0\u{1}SERIAL\0")
 }
 
-nonisolated extension remap_type: SwiftProtobuf._ProtoNameProviding {
+nonisolated extension RemapType: SwiftProtobuf._ProtoNameProviding {
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0LINKED\0\u{1}GHOST\0\u{1}PROCFS\0")
 }
 
-nonisolated extension sk_shutdown: SwiftProtobuf._ProtoNameProviding {
+nonisolated extension SkShutdown: SwiftProtobuf._ProtoNameProviding {
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0NONE\0\u{1}READ\0\u{1}WRITE\0\u{1}BOTH\0")
 }
 
-nonisolated extension aio_ring_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "aio_ring_entry"
+nonisolated extension AioRingEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "AioRingEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{3}nr_req\0\u{3}ring_len\0")
 
   public var isInitialized: Bool {
@@ -4762,7 +4762,7 @@ nonisolated extension aio_ring_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: aio_ring_entry, rhs: aio_ring_entry) -> Bool {
+  public static func ==(lhs: AioRingEntry, rhs: AioRingEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._nrReq != rhs._nrReq {return false}
     if lhs._ringLen != rhs._ringLen {return false}
@@ -4771,8 +4771,8 @@ nonisolated extension aio_ring_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
   }
 }
 
-nonisolated extension mm_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "mm_entry"
+nonisolated extension MmEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "MmEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}mm_start_code\0\u{3}mm_end_code\0\u{3}mm_start_data\0\u{3}mm_end_data\0\u{3}mm_start_stack\0\u{3}mm_start_brk\0\u{3}mm_brk\0\u{3}mm_arg_start\0\u{3}mm_arg_end\0\u{3}mm_env_start\0\u{3}mm_env_end\0\u{3}exe_file_id\0\u{3}mm_saved_auxv\0\u{1}vmas\0\u{1}dumpable\0\u{1}aios\0\u{3}thp_disabled\0")
 
   fileprivate class _StorageClass {
@@ -4789,9 +4789,9 @@ nonisolated extension mm_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
     var _mmEnvEnd: UInt64? = nil
     var _exeFileID: UInt32? = nil
     var _mmSavedAuxv: [UInt64] = []
-    var _vmas: [vma_entry] = []
+    var _vmas: [VmaEntry] = []
     var _dumpable: Int32? = nil
-    var _aios: [aio_ring_entry] = []
+    var _aios: [AioRingEntry] = []
     var _thpDisabled: Bool? = nil
 
       // This property is used as the initial default value for new instances of the type.
@@ -4942,7 +4942,7 @@ nonisolated extension mm_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: mm_entry, rhs: mm_entry) -> Bool {
+  public static func ==(lhs: MmEntry, rhs: MmEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -4973,8 +4973,8 @@ nonisolated extension mm_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
   }
 }
 
-nonisolated extension vma_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "vma_entry"
+nonisolated extension VmaEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "VmaEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}start\0\u{1}end\0\u{1}pgoff\0\u{1}shmid\0\u{1}prot\0\u{1}flags\0\u{1}status\0\u{1}fd\0\u{1}madv\0\u{1}fdflags\0\u{2}^\u{f}name\0\u{3}mempolicy_mode\0\u{3}mempolicy_nodes\0\u{3}more_flags\0\u{1}guards\0")
 
   public var isInitialized: Bool {
@@ -5068,7 +5068,7 @@ nonisolated extension vma_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: vma_entry, rhs: vma_entry) -> Bool {
+  public static func ==(lhs: VmaEntry, rhs: VmaEntry) -> Bool {
     if lhs._start != rhs._start {return false}
     if lhs._end != rhs._end {return false}
     if lhs._pgoff != rhs._pgoff {return false}
@@ -5089,8 +5089,8 @@ nonisolated extension vma_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
   }
 }
 
-nonisolated extension pagemap_head: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "pagemap_head"
+nonisolated extension PagemapHead: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "PagemapHead"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}pages_id\0")
 
   public var isInitialized: Bool {
@@ -5121,15 +5121,15 @@ nonisolated extension pagemap_head: SwiftProtobuf.Message, SwiftProtobuf._Messag
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: pagemap_head, rhs: pagemap_head) -> Bool {
+  public static func ==(lhs: PagemapHead, rhs: PagemapHead) -> Bool {
     if lhs._pagesID != rhs._pagesID {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
 }
 
-nonisolated extension pagemap_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "pagemap_entry"
+nonisolated extension PagemapEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "PagemapEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}vaddr\0\u{3}compat_nr_pages\0\u{3}in_parent\0\u{1}flags\0\u{3}nr_pages\0")
 
   public var isInitialized: Bool {
@@ -5177,7 +5177,7 @@ nonisolated extension pagemap_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: pagemap_entry, rhs: pagemap_entry) -> Bool {
+  public static func ==(lhs: PagemapEntry, rhs: PagemapEntry) -> Bool {
     if lhs._vaddr != rhs._vaddr {return false}
     if lhs._compatNrPages != rhs._compatNrPages {return false}
     if lhs._inParent != rhs._inParent {return false}
@@ -5188,8 +5188,8 @@ nonisolated extension pagemap_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
   }
 }
 
-nonisolated extension memfd_file_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "memfd_file_entry"
+nonisolated extension MemfdFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "MemfdFileEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}pos\0\u{1}fown\0\u{3}inode_id\0")
 
   public var isInitialized: Bool {
@@ -5241,7 +5241,7 @@ nonisolated extension memfd_file_entry: SwiftProtobuf.Message, SwiftProtobuf._Me
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: memfd_file_entry, rhs: memfd_file_entry) -> Bool {
+  public static func ==(lhs: MemfdFileEntry, rhs: MemfdFileEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._flags != rhs._flags {return false}
     if lhs._pos != rhs._pos {return false}
@@ -5252,8 +5252,8 @@ nonisolated extension memfd_file_entry: SwiftProtobuf.Message, SwiftProtobuf._Me
   }
 }
 
-nonisolated extension memfd_inode_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "memfd_inode_entry"
+nonisolated extension MemfdInodeEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "MemfdInodeEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}uid\0\u{1}gid\0\u{1}size\0\u{1}shmid\0\u{1}seals\0\u{3}inode_id\0\u{3}hugetlb_flag\0\u{1}mode\0")
 
   public var isInitialized: Bool {
@@ -5322,7 +5322,7 @@ nonisolated extension memfd_inode_entry: SwiftProtobuf.Message, SwiftProtobuf._M
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: memfd_inode_entry, rhs: memfd_inode_entry) -> Bool {
+  public static func ==(lhs: MemfdInodeEntry, rhs: MemfdInodeEntry) -> Bool {
     if lhs._name != rhs._name {return false}
     if lhs._uid != rhs._uid {return false}
     if lhs._gid != rhs._gid {return false}
@@ -5337,8 +5337,8 @@ nonisolated extension memfd_inode_entry: SwiftProtobuf.Message, SwiftProtobuf._M
   }
 }
 
-nonisolated extension fdinfo_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "fdinfo_entry"
+nonisolated extension FdinfoEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "FdinfoEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}type\0\u{1}fd\0\u{3}xattr_security_selinux\0")
 
   public var isInitialized: Bool {
@@ -5388,7 +5388,7 @@ nonisolated extension fdinfo_entry: SwiftProtobuf.Message, SwiftProtobuf._Messag
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: fdinfo_entry, rhs: fdinfo_entry) -> Bool {
+  public static func ==(lhs: FdinfoEntry, rhs: FdinfoEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._flags != rhs._flags {return false}
     if lhs._type != rhs._type {return false}
@@ -5399,33 +5399,33 @@ nonisolated extension fdinfo_entry: SwiftProtobuf.Message, SwiftProtobuf._Messag
   }
 }
 
-nonisolated extension file_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "file_entry"
+nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "FileEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}type\0\u{1}id\0\u{1}reg\0\u{1}isk\0\u{1}nsf\0\u{1}psk\0\u{1}nlsk\0\u{1}efd\0\u{1}epfd\0\u{1}sgfd\0\u{1}tunf\0\u{1}tfd\0\u{1}ify\0\u{1}ffy\0\u{1}ext\0\u{1}usk\0\u{1}fifo\0\u{1}pipe\0\u{1}tty\0\u{1}memfd\0\u{1}bpf\0\u{1}pidfd\0")
 
   fileprivate class _StorageClass {
     var _type: UInt32? = nil
     var _id: UInt32? = nil
-    var _reg: reg_file_entry? = nil
-    var _isk: inet_sk_entry? = nil
-    var _nsf: ns_file_entry? = nil
-    var _psk: packet_sock_entry? = nil
-    var _nlsk: netlink_sk_entry? = nil
-    var _efd: eventfd_file_entry? = nil
-    var _epfd: eventpoll_file_entry? = nil
-    var _sgfd: signalfd_entry? = nil
-    var _tunf: tunfile_entry? = nil
-    var _tfd: timerfd_entry? = nil
-    var _ify: inotify_file_entry? = nil
-    var _ffy: fanotify_file_entry? = nil
-    var _ext: ext_file_entry? = nil
-    var _usk: unix_sk_entry? = nil
-    var _fifo: fifo_entry? = nil
-    var _pipe: pipe_entry? = nil
-    var _tty: tty_file_entry? = nil
-    var _memfd: memfd_file_entry? = nil
-    var _bpf: bpfmap_file_entry? = nil
-    var _pidfd: pidfd_entry? = nil
+    var _reg: RegFileEntry? = nil
+    var _isk: InetSkEntry? = nil
+    var _nsf: NsFileEntry? = nil
+    var _psk: PacketSockEntry? = nil
+    var _nlsk: NetlinkSkEntry? = nil
+    var _efd: EventfdFileEntry? = nil
+    var _epfd: EventpollFileEntry? = nil
+    var _sgfd: SignalfdEntry? = nil
+    var _tunf: TunfileEntry? = nil
+    var _tfd: TimerfdEntry? = nil
+    var _ify: InotifyFileEntry? = nil
+    var _ffy: FanotifyFileEntry? = nil
+    var _ext: ExtFileEntry? = nil
+    var _usk: UnixSkEntry? = nil
+    var _fifo: FifoEntry? = nil
+    var _pipe: PipeEntry? = nil
+    var _tty: TtyFileEntry? = nil
+    var _memfd: MemfdFileEntry? = nil
+    var _bpf: BpfmapFileEntry? = nil
+    var _pidfd: PidfdEntry? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -5608,7 +5608,7 @@ nonisolated extension file_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: file_entry, rhs: file_entry) -> Bool {
+  public static func ==(lhs: FileEntry, rhs: FileEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -5644,15 +5644,15 @@ nonisolated extension file_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageI
   }
 }
 
-nonisolated extension reg_file_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "reg_file_entry"
+nonisolated extension RegFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "RegFileEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}pos\0\u{2}\u{2}fown\0\u{1}name\0\u{3}mnt_id\0\u{1}size\0\u{1}ext\0\u{1}mode\0\u{3}build_id\0\u{1}checksum\0\u{3}checksum_config\0\u{3}checksum_parameter\0")
 
   fileprivate class _StorageClass {
     var _id: UInt32? = nil
     var _flags: UInt32? = nil
     var _pos: UInt64? = nil
-    var _fown: fown_entry? = nil
+    var _fown: FownEntry? = nil
     var _name: Data? = nil
     var _mntID: Int32? = nil
     var _size: UInt64? = nil
@@ -5783,7 +5783,7 @@ nonisolated extension reg_file_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: reg_file_entry, rhs: reg_file_entry) -> Bool {
+  public static func ==(lhs: RegFileEntry, rhs: RegFileEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -5810,8 +5810,8 @@ nonisolated extension reg_file_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
   }
 }
 
-nonisolated extension fown_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "fown_entry"
+nonisolated extension FownEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "FownEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}uid\0\u{1}euid\0\u{1}signum\0\u{3}pid_type\0\u{1}pid\0")
 
   public var isInitialized: Bool {
@@ -5862,7 +5862,7 @@ nonisolated extension fown_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: fown_entry, rhs: fown_entry) -> Bool {
+  public static func ==(lhs: FownEntry, rhs: FownEntry) -> Bool {
     if lhs._uid != rhs._uid {return false}
     if lhs._euid != rhs._euid {return false}
     if lhs._signum != rhs._signum {return false}
@@ -5873,8 +5873,8 @@ nonisolated extension fown_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageI
   }
 }
 
-nonisolated extension pipe_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "pipe_entry"
+nonisolated extension PipeEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "PipeEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{3}pipe_id\0\u{1}flags\0\u{1}fown\0")
 
   public var isInitialized: Bool {
@@ -5921,7 +5921,7 @@ nonisolated extension pipe_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: pipe_entry, rhs: pipe_entry) -> Bool {
+  public static func ==(lhs: PipeEntry, rhs: PipeEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._pipeID != rhs._pipeID {return false}
     if lhs._flags != rhs._flags {return false}
@@ -5931,8 +5931,8 @@ nonisolated extension pipe_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageI
   }
 }
 
-nonisolated extension pipe_data_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "pipe_data_entry"
+nonisolated extension PipeDataEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "PipeDataEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}pipe_id\0\u{1}bytes\0\u{1}size\0\u{2}e\u{f}packets\0")
 
   public var isInitialized: Bool {
@@ -5976,7 +5976,7 @@ nonisolated extension pipe_data_entry: SwiftProtobuf.Message, SwiftProtobuf._Mes
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: pipe_data_entry, rhs: pipe_data_entry) -> Bool {
+  public static func ==(lhs: PipeDataEntry, rhs: PipeDataEntry) -> Bool {
     if lhs._pipeID != rhs._pipeID {return false}
     if lhs._bytes != rhs._bytes {return false}
     if lhs._size != rhs._size {return false}
@@ -5986,8 +5986,8 @@ nonisolated extension pipe_data_entry: SwiftProtobuf.Message, SwiftProtobuf._Mes
   }
 }
 
-nonisolated extension fifo_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "fifo_entry"
+nonisolated extension FifoEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "FifoEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{3}pipe_id\0\u{3}regf_id\0")
 
   public var isInitialized: Bool {
@@ -6027,7 +6027,7 @@ nonisolated extension fifo_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: fifo_entry, rhs: fifo_entry) -> Bool {
+  public static func ==(lhs: FifoEntry, rhs: FifoEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._pipeID != rhs._pipeID {return false}
     if lhs._regfID != rhs._regfID {return false}
@@ -6036,8 +6036,8 @@ nonisolated extension fifo_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageI
   }
 }
 
-nonisolated extension eventfd_file_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "eventfd_file_entry"
+nonisolated extension EventfdFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "EventfdFileEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}counter\0")
 
   public var isInitialized: Bool {
@@ -6084,7 +6084,7 @@ nonisolated extension eventfd_file_entry: SwiftProtobuf.Message, SwiftProtobuf._
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: eventfd_file_entry, rhs: eventfd_file_entry) -> Bool {
+  public static func ==(lhs: EventfdFileEntry, rhs: EventfdFileEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._flags != rhs._flags {return false}
     if lhs._fown != rhs._fown {return false}
@@ -6094,8 +6094,8 @@ nonisolated extension eventfd_file_entry: SwiftProtobuf.Message, SwiftProtobuf._
   }
 }
 
-nonisolated extension eventpoll_tfd_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "eventpoll_tfd_entry"
+nonisolated extension EventpollTfdEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "EventpollTfdEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}tfd\0\u{1}events\0\u{1}data\0\u{1}dev\0\u{1}inode\0\u{1}pos\0")
 
   public var isInitialized: Bool {
@@ -6153,7 +6153,7 @@ nonisolated extension eventpoll_tfd_entry: SwiftProtobuf.Message, SwiftProtobuf.
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: eventpoll_tfd_entry, rhs: eventpoll_tfd_entry) -> Bool {
+  public static func ==(lhs: EventpollTfdEntry, rhs: EventpollTfdEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._tfd != rhs._tfd {return false}
     if lhs._events != rhs._events {return false}
@@ -6166,8 +6166,8 @@ nonisolated extension eventpoll_tfd_entry: SwiftProtobuf.Message, SwiftProtobuf.
   }
 }
 
-nonisolated extension eventpoll_file_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "eventpoll_file_entry"
+nonisolated extension EventpollFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "EventpollFileEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}tfd\0")
 
   public var isInitialized: Bool {
@@ -6214,7 +6214,7 @@ nonisolated extension eventpoll_file_entry: SwiftProtobuf.Message, SwiftProtobuf
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: eventpoll_file_entry, rhs: eventpoll_file_entry) -> Bool {
+  public static func ==(lhs: EventpollFileEntry, rhs: EventpollFileEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._flags != rhs._flags {return false}
     if lhs._fown != rhs._fown {return false}
@@ -6224,8 +6224,8 @@ nonisolated extension eventpoll_file_entry: SwiftProtobuf.Message, SwiftProtobuf
   }
 }
 
-nonisolated extension signalfd_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "signalfd_entry"
+nonisolated extension SignalfdEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "SignalfdEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}sigmask\0")
 
   public var isInitialized: Bool {
@@ -6272,7 +6272,7 @@ nonisolated extension signalfd_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: signalfd_entry, rhs: signalfd_entry) -> Bool {
+  public static func ==(lhs: SignalfdEntry, rhs: SignalfdEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._flags != rhs._flags {return false}
     if lhs._fown != rhs._fown {return false}
@@ -6282,8 +6282,8 @@ nonisolated extension signalfd_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
   }
 }
 
-nonisolated extension inotify_wd_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "inotify_wd_entry"
+nonisolated extension InotifyWdEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "InotifyWdEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{3}i_ino\0\u{1}mask\0\u{3}ignored_mask\0\u{3}s_dev\0\u{1}wd\0\u{3}f_handle\0")
 
   public var isInitialized: Bool {
@@ -6345,7 +6345,7 @@ nonisolated extension inotify_wd_entry: SwiftProtobuf.Message, SwiftProtobuf._Me
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: inotify_wd_entry, rhs: inotify_wd_entry) -> Bool {
+  public static func ==(lhs: InotifyWdEntry, rhs: InotifyWdEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._iIno != rhs._iIno {return false}
     if lhs._mask != rhs._mask {return false}
@@ -6358,8 +6358,8 @@ nonisolated extension inotify_wd_entry: SwiftProtobuf.Message, SwiftProtobuf._Me
   }
 }
 
-nonisolated extension inotify_file_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "inotify_file_entry"
+nonisolated extension InotifyFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "InotifyFileEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{2}\u{2}fown\0\u{1}wd\0")
 
   public var isInitialized: Bool {
@@ -6406,7 +6406,7 @@ nonisolated extension inotify_file_entry: SwiftProtobuf.Message, SwiftProtobuf._
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: inotify_file_entry, rhs: inotify_file_entry) -> Bool {
+  public static func ==(lhs: InotifyFileEntry, rhs: InotifyFileEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._flags != rhs._flags {return false}
     if lhs._fown != rhs._fown {return false}
@@ -6416,8 +6416,8 @@ nonisolated extension inotify_file_entry: SwiftProtobuf.Message, SwiftProtobuf._
   }
 }
 
-nonisolated extension fanotify_inode_mark_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "fanotify_inode_mark_entry"
+nonisolated extension FanotifyInodeMarkEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "FanotifyInodeMarkEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}i_ino\0\u{3}f_handle\0")
 
   public var isInitialized: Bool {
@@ -6454,7 +6454,7 @@ nonisolated extension fanotify_inode_mark_entry: SwiftProtobuf.Message, SwiftPro
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: fanotify_inode_mark_entry, rhs: fanotify_inode_mark_entry) -> Bool {
+  public static func ==(lhs: FanotifyInodeMarkEntry, rhs: FanotifyInodeMarkEntry) -> Bool {
     if lhs._iIno != rhs._iIno {return false}
     if lhs._fHandle != rhs._fHandle {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -6462,8 +6462,8 @@ nonisolated extension fanotify_inode_mark_entry: SwiftProtobuf.Message, SwiftPro
   }
 }
 
-nonisolated extension fanotify_mount_mark_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "fanotify_mount_mark_entry"
+nonisolated extension FanotifyMountMarkEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "FanotifyMountMarkEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}mnt_id\0\u{1}path\0")
 
   public var isInitialized: Bool {
@@ -6498,7 +6498,7 @@ nonisolated extension fanotify_mount_mark_entry: SwiftProtobuf.Message, SwiftPro
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: fanotify_mount_mark_entry, rhs: fanotify_mount_mark_entry) -> Bool {
+  public static func ==(lhs: FanotifyMountMarkEntry, rhs: FanotifyMountMarkEntry) -> Bool {
     if lhs._mntID != rhs._mntID {return false}
     if lhs._path != rhs._path {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -6506,8 +6506,8 @@ nonisolated extension fanotify_mount_mark_entry: SwiftProtobuf.Message, SwiftPro
   }
 }
 
-nonisolated extension fanotify_mark_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "fanotify_mark_entry"
+nonisolated extension FanotifyMarkEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "FanotifyMarkEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}type\0\u{1}mflags\0\u{1}mask\0\u{3}ignored_mask\0\u{3}s_dev\0\u{1}ie\0\u{1}me\0")
 
   public var isInitialized: Bool {
@@ -6573,7 +6573,7 @@ nonisolated extension fanotify_mark_entry: SwiftProtobuf.Message, SwiftProtobuf.
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: fanotify_mark_entry, rhs: fanotify_mark_entry) -> Bool {
+  public static func ==(lhs: FanotifyMarkEntry, rhs: FanotifyMarkEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._type != rhs._type {return false}
     if lhs._mflags != rhs._mflags {return false}
@@ -6587,8 +6587,8 @@ nonisolated extension fanotify_mark_entry: SwiftProtobuf.Message, SwiftProtobuf.
   }
 }
 
-nonisolated extension fanotify_file_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "fanotify_file_entry"
+nonisolated extension FanotifyFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "FanotifyFileEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}faflags\0\u{1}evflags\0\u{1}mark\0")
 
   public var isInitialized: Bool {
@@ -6645,7 +6645,7 @@ nonisolated extension fanotify_file_entry: SwiftProtobuf.Message, SwiftProtobuf.
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: fanotify_file_entry, rhs: fanotify_file_entry) -> Bool {
+  public static func ==(lhs: FanotifyFileEntry, rhs: FanotifyFileEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._flags != rhs._flags {return false}
     if lhs._fown != rhs._fown {return false}
@@ -6657,8 +6657,8 @@ nonisolated extension fanotify_file_entry: SwiftProtobuf.Message, SwiftProtobuf.
   }
 }
 
-nonisolated extension fh_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "fh_entry"
+nonisolated extension FhEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "FhEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}bytes\0\u{1}type\0\u{1}handle\0\u{1}path\0\u{3}mnt_id\0")
 
   public var isInitialized: Bool {
@@ -6706,7 +6706,7 @@ nonisolated extension fh_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: fh_entry, rhs: fh_entry) -> Bool {
+  public static func ==(lhs: FhEntry, rhs: FhEntry) -> Bool {
     if lhs._bytes != rhs._bytes {return false}
     if lhs._type != rhs._type {return false}
     if lhs.handle != rhs.handle {return false}
@@ -6717,8 +6717,8 @@ nonisolated extension fh_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
   }
 }
 
-nonisolated extension irmap_cache_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "irmap_cache_entry"
+nonisolated extension IrmapCacheEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "IrmapCacheEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}dev\0\u{1}inode\0\u{1}path\0")
 
   public var isInitialized: Bool {
@@ -6759,7 +6759,7 @@ nonisolated extension irmap_cache_entry: SwiftProtobuf.Message, SwiftProtobuf._M
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: irmap_cache_entry, rhs: irmap_cache_entry) -> Bool {
+  public static func ==(lhs: IrmapCacheEntry, rhs: IrmapCacheEntry) -> Bool {
     if lhs._dev != rhs._dev {return false}
     if lhs._inode != rhs._inode {return false}
     if lhs._path != rhs._path {return false}
@@ -6768,8 +6768,8 @@ nonisolated extension irmap_cache_entry: SwiftProtobuf.Message, SwiftProtobuf._M
   }
 }
 
-nonisolated extension timerfd_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "timerfd_entry"
+nonisolated extension TimerfdEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "TimerfdEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}clockid\0\u{1}ticks\0\u{3}settime_flags\0\u{1}vsec\0\u{1}vnsec\0\u{1}isec\0\u{1}insec\0")
 
   public var isInitialized: Bool {
@@ -6846,7 +6846,7 @@ nonisolated extension timerfd_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: timerfd_entry, rhs: timerfd_entry) -> Bool {
+  public static func ==(lhs: TimerfdEntry, rhs: TimerfdEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._flags != rhs._flags {return false}
     if lhs._fown != rhs._fown {return false}
@@ -6862,8 +6862,8 @@ nonisolated extension timerfd_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
   }
 }
 
-nonisolated extension pidfd_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "pidfd_entry"
+nonisolated extension PidfdEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "PidfdEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}ino\0\u{1}flags\0\u{1}nspid\0\u{1}fown\0")
 
   public var isInitialized: Bool {
@@ -6915,7 +6915,7 @@ nonisolated extension pidfd_entry: SwiftProtobuf.Message, SwiftProtobuf._Message
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: pidfd_entry, rhs: pidfd_entry) -> Bool {
+  public static func ==(lhs: PidfdEntry, rhs: PidfdEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._ino != rhs._ino {return false}
     if lhs._flags != rhs._flags {return false}
@@ -6926,8 +6926,8 @@ nonisolated extension pidfd_entry: SwiftProtobuf.Message, SwiftProtobuf._Message
   }
 }
 
-nonisolated extension winsize_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "winsize_entry"
+nonisolated extension WinsizeEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "WinsizeEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}ws_row\0\u{3}ws_col\0\u{3}ws_xpixel\0\u{3}ws_ypixel\0")
 
   public var isInitialized: Bool {
@@ -6973,7 +6973,7 @@ nonisolated extension winsize_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: winsize_entry, rhs: winsize_entry) -> Bool {
+  public static func ==(lhs: WinsizeEntry, rhs: WinsizeEntry) -> Bool {
     if lhs._wsRow != rhs._wsRow {return false}
     if lhs._wsCol != rhs._wsCol {return false}
     if lhs._wsXpixel != rhs._wsXpixel {return false}
@@ -6983,8 +6983,8 @@ nonisolated extension winsize_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
   }
 }
 
-nonisolated extension termios_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "termios_entry"
+nonisolated extension TermiosEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "TermiosEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}c_iflag\0\u{3}c_oflag\0\u{3}c_cflag\0\u{3}c_lflag\0\u{3}c_line\0\u{3}c_ispeed\0\u{3}c_ospeed\0\u{3}c_cc\0")
 
   public var isInitialized: Bool {
@@ -7049,7 +7049,7 @@ nonisolated extension termios_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: termios_entry, rhs: termios_entry) -> Bool {
+  public static func ==(lhs: TermiosEntry, rhs: TermiosEntry) -> Bool {
     if lhs._cIflag != rhs._cIflag {return false}
     if lhs._cOflag != rhs._cOflag {return false}
     if lhs._cCflag != rhs._cCflag {return false}
@@ -7063,8 +7063,8 @@ nonisolated extension termios_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
   }
 }
 
-nonisolated extension tty_pty_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "tty_pty_entry"
+nonisolated extension TtyPtyEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "TtyPtyEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}index\0")
 
   public var isInitialized: Bool {
@@ -7095,15 +7095,15 @@ nonisolated extension tty_pty_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: tty_pty_entry, rhs: tty_pty_entry) -> Bool {
+  public static func ==(lhs: TtyPtyEntry, rhs: TtyPtyEntry) -> Bool {
     if lhs._index != rhs._index {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
 }
 
-nonisolated extension tty_data_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "tty_data_entry"
+nonisolated extension TtyDataEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "TtyDataEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}tty_id\0\u{1}data\0")
 
   public var isInitialized: Bool {
@@ -7139,7 +7139,7 @@ nonisolated extension tty_data_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: tty_data_entry, rhs: tty_data_entry) -> Bool {
+  public static func ==(lhs: TtyDataEntry, rhs: TtyDataEntry) -> Bool {
     if lhs._ttyID != rhs._ttyID {return false}
     if lhs._data != rhs._data {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -7147,8 +7147,8 @@ nonisolated extension tty_data_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
   }
 }
 
-nonisolated extension tty_info_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "tty_info_entry"
+nonisolated extension TtyInfoEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "TtyInfoEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}type\0\u{1}locked\0\u{1}exclusive\0\u{3}packet_mode\0\u{1}sid\0\u{1}pgrp\0\u{1}rdev\0\u{1}termios\0\u{3}termios_locked\0\u{1}winsize\0\u{1}pty\0\u{1}dev\0\u{1}uid\0\u{1}gid\0")
 
   fileprivate class _StorageClass {
@@ -7160,10 +7160,10 @@ nonisolated extension tty_info_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     var _sid: UInt32? = nil
     var _pgrp: UInt32? = nil
     var _rdev: UInt32? = nil
-    var _termios: termios_entry? = nil
-    var _termiosLocked: termios_entry? = nil
-    var _winsize: winsize_entry? = nil
-    var _pty: tty_pty_entry? = nil
+    var _termios: TermiosEntry? = nil
+    var _termiosLocked: TermiosEntry? = nil
+    var _winsize: WinsizeEntry? = nil
+    var _pty: TtyPtyEntry? = nil
     var _dev: UInt32? = nil
     var _uid: UInt32? = nil
     var _gid: UInt32? = nil
@@ -7304,7 +7304,7 @@ nonisolated extension tty_info_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: tty_info_entry, rhs: tty_info_entry) -> Bool {
+  public static func ==(lhs: TtyInfoEntry, rhs: TtyInfoEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -7333,8 +7333,8 @@ nonisolated extension tty_info_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
   }
 }
 
-nonisolated extension tty_file_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "tty_file_entry"
+nonisolated extension TtyFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "TtyFileEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{3}tty_info_id\0\u{1}flags\0\u{1}fown\0\u{4}\u{2}regf_id\0")
 
   public var isInitialized: Bool {
@@ -7385,7 +7385,7 @@ nonisolated extension tty_file_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: tty_file_entry, rhs: tty_file_entry) -> Bool {
+  public static func ==(lhs: TtyFileEntry, rhs: TtyFileEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._ttyInfoID != rhs._ttyInfoID {return false}
     if lhs._flags != rhs._flags {return false}
@@ -7396,8 +7396,8 @@ nonisolated extension tty_file_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
   }
 }
 
-nonisolated extension tunfile_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "tunfile_entry"
+nonisolated extension TunfileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "TunfileEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}netdev\0\u{1}detached\0\u{3}ns_id\0")
 
   public var isInitialized: Bool {
@@ -7440,7 +7440,7 @@ nonisolated extension tunfile_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: tunfile_entry, rhs: tunfile_entry) -> Bool {
+  public static func ==(lhs: TunfileEntry, rhs: TunfileEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._netdev != rhs._netdev {return false}
     if lhs._detached != rhs._detached {return false}
@@ -7450,8 +7450,8 @@ nonisolated extension tunfile_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
   }
 }
 
-nonisolated extension tun_link_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "tun_link_entry"
+nonisolated extension TunLinkEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "TunLinkEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}flags\0\u{1}owner\0\u{1}group\0\u{1}vnethdr\0\u{1}sndbuf\0")
 
   public var isInitialized: Bool {
@@ -7502,7 +7502,7 @@ nonisolated extension tun_link_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: tun_link_entry, rhs: tun_link_entry) -> Bool {
+  public static func ==(lhs: TunLinkEntry, rhs: TunLinkEntry) -> Bool {
     if lhs._flags != rhs._flags {return false}
     if lhs._owner != rhs._owner {return false}
     if lhs._group != rhs._group {return false}
@@ -7513,8 +7513,8 @@ nonisolated extension tun_link_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
   }
 }
 
-nonisolated extension ext_file_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "ext_file_entry"
+nonisolated extension ExtFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "ExtFileEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{2}\u{4}fown\0")
 
   public var isInitialized: Bool {
@@ -7551,7 +7551,7 @@ nonisolated extension ext_file_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: ext_file_entry, rhs: ext_file_entry) -> Bool {
+  public static func ==(lhs: ExtFileEntry, rhs: ExtFileEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._fown != rhs._fown {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -7559,8 +7559,8 @@ nonisolated extension ext_file_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
   }
 }
 
-nonisolated extension ghost_file_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "ghost_file_entry"
+nonisolated extension GhostFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "GhostFileEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}uid\0\u{1}gid\0\u{1}mode\0\u{1}dev\0\u{1}ino\0\u{1}rdev\0\u{1}atim\0\u{1}mtim\0\u{1}chunks\0\u{1}size\0\u{3}symlnk_target\0")
 
   public var isInitialized: Bool {
@@ -7635,7 +7635,7 @@ nonisolated extension ghost_file_entry: SwiftProtobuf.Message, SwiftProtobuf._Me
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: ghost_file_entry, rhs: ghost_file_entry) -> Bool {
+  public static func ==(lhs: GhostFileEntry, rhs: GhostFileEntry) -> Bool {
     if lhs._uid != rhs._uid {return false}
     if lhs._gid != rhs._gid {return false}
     if lhs._mode != rhs._mode {return false}
@@ -7652,8 +7652,8 @@ nonisolated extension ghost_file_entry: SwiftProtobuf.Message, SwiftProtobuf._Me
   }
 }
 
-nonisolated extension ghost_chunk_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "ghost_chunk_entry"
+nonisolated extension GhostChunkEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "GhostChunkEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}len\0\u{1}off\0")
 
   public var isInitialized: Bool {
@@ -7689,7 +7689,7 @@ nonisolated extension ghost_chunk_entry: SwiftProtobuf.Message, SwiftProtobuf._M
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: ghost_chunk_entry, rhs: ghost_chunk_entry) -> Bool {
+  public static func ==(lhs: GhostChunkEntry, rhs: GhostChunkEntry) -> Bool {
     if lhs._len != rhs._len {return false}
     if lhs._off != rhs._off {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -7697,8 +7697,8 @@ nonisolated extension ghost_chunk_entry: SwiftProtobuf.Message, SwiftProtobuf._M
   }
 }
 
-nonisolated extension remap_file_path_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "remap_file_path_entry"
+nonisolated extension RemapFilePathEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "RemapFilePathEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}orig_id\0\u{3}remap_id\0\u{3}remap_type\0")
 
   public var isInitialized: Bool {
@@ -7738,7 +7738,7 @@ nonisolated extension remap_file_path_entry: SwiftProtobuf.Message, SwiftProtobu
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: remap_file_path_entry, rhs: remap_file_path_entry) -> Bool {
+  public static func ==(lhs: RemapFilePathEntry, rhs: RemapFilePathEntry) -> Bool {
     if lhs._origID != rhs._origID {return false}
     if lhs._remapID != rhs._remapID {return false}
     if lhs._remapType != rhs._remapType {return false}
@@ -7747,8 +7747,8 @@ nonisolated extension remap_file_path_entry: SwiftProtobuf.Message, SwiftProtobu
   }
 }
 
-nonisolated extension file_lock_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "file_lock_entry"
+nonisolated extension FileLockEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "FileLockEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}flag\0\u{1}type\0\u{1}pid\0\u{1}fd\0\u{1}start\0\u{1}len\0")
 
   public var isInitialized: Bool {
@@ -7804,7 +7804,7 @@ nonisolated extension file_lock_entry: SwiftProtobuf.Message, SwiftProtobuf._Mes
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: file_lock_entry, rhs: file_lock_entry) -> Bool {
+  public static func ==(lhs: FileLockEntry, rhs: FileLockEntry) -> Bool {
     if lhs._flag != rhs._flag {return false}
     if lhs._type != rhs._type {return false}
     if lhs._pid != rhs._pid {return false}
@@ -7816,8 +7816,8 @@ nonisolated extension file_lock_entry: SwiftProtobuf.Message, SwiftProtobuf._Mes
   }
 }
 
-nonisolated extension fs_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "fs_entry"
+nonisolated extension FsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "FsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}cwd_id\0\u{3}root_id\0\u{1}umask\0")
 
   public var isInitialized: Bool {
@@ -7857,7 +7857,7 @@ nonisolated extension fs_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: fs_entry, rhs: fs_entry) -> Bool {
+  public static func ==(lhs: FsEntry, rhs: FsEntry) -> Bool {
     if lhs._cwdID != rhs._cwdID {return false}
     if lhs._rootID != rhs._rootID {return false}
     if lhs._umask != rhs._umask {return false}
@@ -7866,15 +7866,15 @@ nonisolated extension fs_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
   }
 }
 
-nonisolated extension bpfmap_file_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "bpfmap_file_entry"
+nonisolated extension BpfmapFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "BpfmapFileEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}pos\0\u{1}fown\0\u{3}map_type\0\u{3}key_size\0\u{3}value_size\0\u{3}map_id\0\u{3}max_entries\0\u{3}map_flags\0\u{1}memlock\0\u{1}frozen\0\u{3}map_name\0\u{1}ifindex\0\u{3}mnt_id\0\u{3}map_extra\0")
 
   fileprivate class _StorageClass {
     var _id: UInt32? = nil
     var _flags: UInt32? = nil
     var _pos: UInt64? = nil
-    var _fown: fown_entry? = nil
+    var _fown: FownEntry? = nil
     var _mapType: UInt32? = nil
     var _keySize: UInt32? = nil
     var _valueSize: UInt32? = nil
@@ -8032,7 +8032,7 @@ nonisolated extension bpfmap_file_entry: SwiftProtobuf.Message, SwiftProtobuf._M
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: bpfmap_file_entry, rhs: bpfmap_file_entry) -> Bool {
+  public static func ==(lhs: BpfmapFileEntry, rhs: BpfmapFileEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -8062,8 +8062,8 @@ nonisolated extension bpfmap_file_entry: SwiftProtobuf.Message, SwiftProtobuf._M
   }
 }
 
-nonisolated extension bpfmap_data_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "bpfmap_data_entry"
+nonisolated extension BpfmapDataEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "BpfmapDataEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}map_id\0\u{3}keys_bytes\0\u{3}values_bytes\0\u{1}count\0")
 
   public var isInitialized: Bool {
@@ -8109,7 +8109,7 @@ nonisolated extension bpfmap_data_entry: SwiftProtobuf.Message, SwiftProtobuf._M
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: bpfmap_data_entry, rhs: bpfmap_data_entry) -> Bool {
+  public static func ==(lhs: BpfmapDataEntry, rhs: BpfmapDataEntry) -> Bool {
     if lhs._mapID != rhs._mapID {return false}
     if lhs._keysBytes != rhs._keysBytes {return false}
     if lhs._valuesBytes != rhs._valuesBytes {return false}
@@ -8119,8 +8119,8 @@ nonisolated extension bpfmap_data_entry: SwiftProtobuf.Message, SwiftProtobuf._M
   }
 }
 
-nonisolated extension ns_file_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "ns_file_entry"
+nonisolated extension NsFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "NsFileEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{3}ns_id\0\u{3}ns_cflag\0\u{1}flags\0")
 
   public var isInitialized: Bool {
@@ -8166,7 +8166,7 @@ nonisolated extension ns_file_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: ns_file_entry, rhs: ns_file_entry) -> Bool {
+  public static func ==(lhs: NsFileEntry, rhs: NsFileEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._nsID != rhs._nsID {return false}
     if lhs._nsCflag != rhs._nsCflag {return false}
@@ -8176,8 +8176,8 @@ nonisolated extension ns_file_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
   }
 }
 
-nonisolated extension file_perms_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "file_perms_entry"
+nonisolated extension FilePermsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "FilePermsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}mode\0\u{1}uid\0\u{1}gid\0")
 
   public var isInitialized: Bool {
@@ -8218,7 +8218,7 @@ nonisolated extension file_perms_entry: SwiftProtobuf.Message, SwiftProtobuf._Me
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: file_perms_entry, rhs: file_perms_entry) -> Bool {
+  public static func ==(lhs: FilePermsEntry, rhs: FilePermsEntry) -> Bool {
     if lhs._mode != rhs._mode {return false}
     if lhs._uid != rhs._uid {return false}
     if lhs._gid != rhs._gid {return false}
@@ -8227,8 +8227,8 @@ nonisolated extension file_perms_entry: SwiftProtobuf.Message, SwiftProtobuf._Me
   }
 }
 
-nonisolated extension unix_sk_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "unix_sk_entry"
+nonisolated extension UnixSkEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UnixSkEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}ino\0\u{1}type\0\u{1}state\0\u{1}flags\0\u{1}uflags\0\u{1}backlog\0\u{1}peer\0\u{1}fown\0\u{1}opts\0\u{1}name\0\u{1}shutdown\0\u{3}file_perms\0\u{3}name_dir\0\u{1}deleted\0\u{3}ns_id\0\u{3}mnt_id\0")
 
   fileprivate class _StorageClass {
@@ -8240,11 +8240,11 @@ nonisolated extension unix_sk_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     var _uflags: UInt32? = nil
     var _backlog: UInt32? = nil
     var _peer: UInt32? = nil
-    var _fown: fown_entry? = nil
-    var _opts: sk_opts_entry? = nil
+    var _fown: FownEntry? = nil
+    var _opts: SkOptsEntry? = nil
     var _name: Data? = nil
-    var _shutdown: sk_shutdown? = nil
-    var _filePerms: file_perms_entry? = nil
+    var _shutdown: SkShutdown? = nil
+    var _filePerms: FilePermsEntry? = nil
     var _nameDir: Data? = nil
     var _deleted: Bool? = nil
     var _nsID: UInt32? = nil
@@ -8398,7 +8398,7 @@ nonisolated extension unix_sk_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: unix_sk_entry, rhs: unix_sk_entry) -> Bool {
+  public static func ==(lhs: UnixSkEntry, rhs: UnixSkEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -8429,8 +8429,8 @@ nonisolated extension unix_sk_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
   }
 }
 
-nonisolated extension ip_opts_raw_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "ip_opts_raw_entry"
+nonisolated extension IpOptsRawEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "IpOptsRawEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}hdrincl\0\u{1}nodefrag\0\u{1}checksum\0\u{3}icmpv_filter\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
@@ -8468,7 +8468,7 @@ nonisolated extension ip_opts_raw_entry: SwiftProtobuf.Message, SwiftProtobuf._M
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: ip_opts_raw_entry, rhs: ip_opts_raw_entry) -> Bool {
+  public static func ==(lhs: IpOptsRawEntry, rhs: IpOptsRawEntry) -> Bool {
     if lhs._hdrincl != rhs._hdrincl {return false}
     if lhs._nodefrag != rhs._nodefrag {return false}
     if lhs._checksum != rhs._checksum {return false}
@@ -8478,8 +8478,8 @@ nonisolated extension ip_opts_raw_entry: SwiftProtobuf.Message, SwiftProtobuf._M
   }
 }
 
-nonisolated extension ip_opts_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "ip_opts_entry"
+nonisolated extension IpOptsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "IpOptsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}freebind\0\u{2}\u{3}raw\0\u{1}pktinfo\0\u{1}tos\0\u{1}ttl\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
@@ -8521,7 +8521,7 @@ nonisolated extension ip_opts_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: ip_opts_entry, rhs: ip_opts_entry) -> Bool {
+  public static func ==(lhs: IpOptsEntry, rhs: IpOptsEntry) -> Bool {
     if lhs._freebind != rhs._freebind {return false}
     if lhs._raw != rhs._raw {return false}
     if lhs._pktinfo != rhs._pktinfo {return false}
@@ -8532,8 +8532,8 @@ nonisolated extension ip_opts_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
   }
 }
 
-nonisolated extension inet_sk_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "inet_sk_entry"
+nonisolated extension InetSkEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "InetSkEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}ino\0\u{1}family\0\u{1}type\0\u{1}proto\0\u{1}state\0\u{3}src_port\0\u{3}dst_port\0\u{1}flags\0\u{1}backlog\0\u{3}src_addr\0\u{3}dst_addr\0\u{1}fown\0\u{1}opts\0\u{1}v6only\0\u{3}ip_opts\0\u{1}ifname\0\u{3}ns_id\0\u{1}shutdown\0\u{3}tcp_opts\0")
 
   fileprivate class _StorageClass {
@@ -8549,14 +8549,14 @@ nonisolated extension inet_sk_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     var _backlog: UInt32? = nil
     var _srcAddr: [UInt32] = []
     var _dstAddr: [UInt32] = []
-    var _fown: fown_entry? = nil
-    var _opts: sk_opts_entry? = nil
+    var _fown: FownEntry? = nil
+    var _opts: SkOptsEntry? = nil
     var _v6Only: Bool? = nil
-    var _ipOpts: ip_opts_entry? = nil
+    var _ipOpts: IpOptsEntry? = nil
     var _ifname: Data? = nil
     var _nsID: UInt32? = nil
-    var _shutdown: sk_shutdown? = nil
-    var _tcpOpts: tcp_opts_entry? = nil
+    var _shutdown: SkShutdown? = nil
+    var _tcpOpts: TcpOptsEntry? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -8721,7 +8721,7 @@ nonisolated extension inet_sk_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: inet_sk_entry, rhs: inet_sk_entry) -> Bool {
+  public static func ==(lhs: InetSkEntry, rhs: InetSkEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -8755,8 +8755,8 @@ nonisolated extension inet_sk_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
   }
 }
 
-nonisolated extension scm_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "scm_entry"
+nonisolated extension ScmEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "ScmEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}type\0\u{1}rights\0")
 
   public var isInitialized: Bool {
@@ -8791,7 +8791,7 @@ nonisolated extension scm_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: scm_entry, rhs: scm_entry) -> Bool {
+  public static func ==(lhs: ScmEntry, rhs: ScmEntry) -> Bool {
     if lhs._type != rhs._type {return false}
     if lhs.rights != rhs.rights {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -8799,8 +8799,8 @@ nonisolated extension scm_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
   }
 }
 
-nonisolated extension sk_packet_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "sk_packet_entry"
+nonisolated extension SkPacketEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "SkPacketEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}id_for\0\u{1}length\0\u{2}\u{2}scm\0")
 
   public var isInitialized: Bool {
@@ -8841,7 +8841,7 @@ nonisolated extension sk_packet_entry: SwiftProtobuf.Message, SwiftProtobuf._Mes
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: sk_packet_entry, rhs: sk_packet_entry) -> Bool {
+  public static func ==(lhs: SkPacketEntry, rhs: SkPacketEntry) -> Bool {
     if lhs._idFor != rhs._idFor {return false}
     if lhs._length != rhs._length {return false}
     if lhs.scm != rhs.scm {return false}
@@ -8850,8 +8850,8 @@ nonisolated extension sk_packet_entry: SwiftProtobuf.Message, SwiftProtobuf._Mes
   }
 }
 
-nonisolated extension netlink_sk_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "netlink_sk_entry"
+nonisolated extension NetlinkSkEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "NetlinkSkEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}ino\0\u{1}protocol\0\u{1}state\0\u{2}\u{2}flags\0\u{1}portid\0\u{1}groups\0\u{3}dst_portid\0\u{3}dst_group\0\u{1}fown\0\u{1}opts\0\u{3}ns_id\0")
 
   public var isInitialized: Bool {
@@ -8937,7 +8937,7 @@ nonisolated extension netlink_sk_entry: SwiftProtobuf.Message, SwiftProtobuf._Me
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: netlink_sk_entry, rhs: netlink_sk_entry) -> Bool {
+  public static func ==(lhs: NetlinkSkEntry, rhs: NetlinkSkEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._ino != rhs._ino {return false}
     if lhs._protocol != rhs._protocol {return false}
@@ -8955,8 +8955,8 @@ nonisolated extension netlink_sk_entry: SwiftProtobuf.Message, SwiftProtobuf._Me
   }
 }
 
-nonisolated extension sk_opts_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "sk_opts_entry"
+nonisolated extension SkOptsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "SkOptsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}so_sndbuf\0\u{3}so_rcvbuf\0\u{3}so_snd_tmo_sec\0\u{3}so_snd_tmo_usec\0\u{3}so_rcv_tmo_sec\0\u{3}so_rcv_tmo_usec\0\u{1}reuseaddr\0\u{3}so_priority\0\u{3}so_rcvlowat\0\u{3}so_mark\0\u{3}so_passcred\0\u{3}so_passsec\0\u{3}so_dontroute\0\u{3}so_no_check\0\u{3}so_bound_dev\0\u{3}so_filter\0\u{3}so_reuseport\0\u{3}so_broadcast\0\u{3}so_keepalive\0\u{3}tcp_keepcnt\0\u{3}tcp_keepidle\0\u{3}tcp_keepintvl\0\u{3}so_oobinline\0\u{3}so_linger\0\u{3}so_buf_lock\0")
 
   fileprivate class _StorageClass {
@@ -9166,7 +9166,7 @@ nonisolated extension sk_opts_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: sk_opts_entry, rhs: sk_opts_entry) -> Bool {
+  public static func ==(lhs: SkOptsEntry, rhs: SkOptsEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -9205,8 +9205,8 @@ nonisolated extension sk_opts_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
   }
 }
 
-nonisolated extension packet_mclist: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "packet_mclist"
+nonisolated extension PacketMclist: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "PacketMclist"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}index\0\u{1}type\0\u{1}addr\0")
 
   public var isInitialized: Bool {
@@ -9247,7 +9247,7 @@ nonisolated extension packet_mclist: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: packet_mclist, rhs: packet_mclist) -> Bool {
+  public static func ==(lhs: PacketMclist, rhs: PacketMclist) -> Bool {
     if lhs._index != rhs._index {return false}
     if lhs._type != rhs._type {return false}
     if lhs._addr != rhs._addr {return false}
@@ -9256,8 +9256,8 @@ nonisolated extension packet_mclist: SwiftProtobuf.Message, SwiftProtobuf._Messa
   }
 }
 
-nonisolated extension packet_ring: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "packet_ring"
+nonisolated extension PacketRing: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "PacketRing"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}block_size\0\u{3}block_nr\0\u{3}frame_size\0\u{3}frame_nr\0\u{3}retire_tmo\0\u{3}sizeof_priv\0\u{1}features\0")
 
   public var isInitialized: Bool {
@@ -9318,7 +9318,7 @@ nonisolated extension packet_ring: SwiftProtobuf.Message, SwiftProtobuf._Message
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: packet_ring, rhs: packet_ring) -> Bool {
+  public static func ==(lhs: PacketRing, rhs: PacketRing) -> Bool {
     if lhs._blockSize != rhs._blockSize {return false}
     if lhs._blockNr != rhs._blockNr {return false}
     if lhs._frameSize != rhs._frameSize {return false}
@@ -9331,8 +9331,8 @@ nonisolated extension packet_ring: SwiftProtobuf.Message, SwiftProtobuf._Message
   }
 }
 
-nonisolated extension packet_sock_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "packet_sock_entry"
+nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "PacketSockEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}type\0\u{1}protocol\0\u{1}flags\0\u{1}ifindex\0\u{1}fown\0\u{1}opts\0\u{1}version\0\u{1}reserve\0\u{3}aux_data\0\u{3}orig_dev\0\u{3}vnet_hdr\0\u{1}loss\0\u{1}timestamp\0\u{3}copy_thresh\0\u{1}mclist\0\u{1}fanout\0\u{3}rx_ring\0\u{3}tx_ring\0\u{3}ns_id\0")
 
   fileprivate class _StorageClass {
@@ -9341,8 +9341,8 @@ nonisolated extension packet_sock_entry: SwiftProtobuf.Message, SwiftProtobuf._M
     var _protocol: UInt32? = nil
     var _flags: UInt32? = nil
     var _ifindex: UInt32? = nil
-    var _fown: fown_entry? = nil
-    var _opts: sk_opts_entry? = nil
+    var _fown: FownEntry? = nil
+    var _opts: SkOptsEntry? = nil
     var _version: UInt32? = nil
     var _reserve: UInt32? = nil
     var _auxData: Bool? = nil
@@ -9351,10 +9351,10 @@ nonisolated extension packet_sock_entry: SwiftProtobuf.Message, SwiftProtobuf._M
     var _loss: Bool? = nil
     var _timestamp: UInt32? = nil
     var _copyThresh: UInt32? = nil
-    var _mclist: [packet_mclist] = []
+    var _mclist: [PacketMclist] = []
     var _fanout: UInt32? = nil
-    var _rxRing: packet_ring? = nil
-    var _txRing: packet_ring? = nil
+    var _rxRing: PacketRing? = nil
+    var _txRing: PacketRing? = nil
     var _nsID: UInt32? = nil
 
       // This property is used as the initial default value for new instances of the type.
@@ -9526,7 +9526,7 @@ nonisolated extension packet_sock_entry: SwiftProtobuf.Message, SwiftProtobuf._M
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: packet_sock_entry, rhs: packet_sock_entry) -> Bool {
+  public static func ==(lhs: PacketSockEntry, rhs: PacketSockEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -9560,8 +9560,8 @@ nonisolated extension packet_sock_entry: SwiftProtobuf.Message, SwiftProtobuf._M
   }
 }
 
-nonisolated extension tcp_opts_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "tcp_opts_entry"
+nonisolated extension TcpOptsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "TcpOptsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}cork\0\u{1}nodelay\0\u{1}keepcnt\0\u{1}keepidle\0\u{1}keepintvl\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
@@ -9603,7 +9603,7 @@ nonisolated extension tcp_opts_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: tcp_opts_entry, rhs: tcp_opts_entry) -> Bool {
+  public static func ==(lhs: TcpOptsEntry, rhs: TcpOptsEntry) -> Bool {
     if lhs._cork != rhs._cork {return false}
     if lhs._nodelay != rhs._nodelay {return false}
     if lhs._keepcnt != rhs._keepcnt {return false}
@@ -9614,8 +9614,8 @@ nonisolated extension tcp_opts_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
   }
 }
 
-nonisolated extension tcp_stream_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "tcp_stream_entry"
+nonisolated extension TcpStreamEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "TcpStreamEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}inq_len\0\u{3}inq_seq\0\u{3}outq_len\0\u{3}outq_seq\0\u{3}opt_mask\0\u{3}snd_wscale\0\u{3}mss_clamp\0\u{3}rcv_wscale\0\u{1}timestamp\0\u{1}cork\0\u{1}nodelay\0\u{3}unsq_len\0\u{3}snd_wl1\0\u{3}snd_wnd\0\u{3}max_window\0\u{3}rcv_wnd\0\u{3}rcv_wup\0")
 
   fileprivate class _StorageClass {
@@ -9778,7 +9778,7 @@ nonisolated extension tcp_stream_entry: SwiftProtobuf.Message, SwiftProtobuf._Me
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: tcp_stream_entry, rhs: tcp_stream_entry) -> Bool {
+  public static func ==(lhs: TcpStreamEntry, rhs: TcpStreamEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0

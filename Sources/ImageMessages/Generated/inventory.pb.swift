@@ -30,7 +30,7 @@ fileprivate nonisolated struct _GeneratedWithProtocGenSwiftVersion: SwiftProtobu
   typealias Version = _2
 }
 
-public nonisolated enum lsmtype: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
+public nonisolated enum Lsmtype: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   case noLsm = 0
   case selinux = 1
   case apparmor = 2
@@ -41,7 +41,7 @@ public nonisolated enum lsmtype: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
 
 }
 
-public nonisolated struct plugins_entry: Sendable {
+public nonisolated struct PluginsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -54,7 +54,7 @@ public nonisolated struct plugins_entry: Sendable {
 }
 
 /// inventory.img, the last file of a dump: without it a directory is no image.
-public nonisolated struct inventory_entry: @unchecked Sendable {
+public nonisolated struct InventoryEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -77,8 +77,8 @@ public nonisolated struct inventory_entry: @unchecked Sendable {
   /// Clears the value of `fdinfoPerID`. Subsequent reads from it will return its default value.
   public mutating func clearFdinfoPerID() {_uniqueStorage()._fdinfoPerID = nil}
 
-  public var rootIds: task_kobj_ids_entry {
-    get {_storage._rootIds ?? task_kobj_ids_entry()}
+  public var rootIds: TaskKobjIdsEntry {
+    get {_storage._rootIds ?? TaskKobjIdsEntry()}
     set {_uniqueStorage()._rootIds = newValue}
   }
   /// Returns true if `rootIds` has been explicitly set.
@@ -104,7 +104,7 @@ public nonisolated struct inventory_entry: @unchecked Sendable {
   /// Clears the value of `rootCgSet`. Subsequent reads from it will return its default value.
   public mutating func clearRootCgSet() {_uniqueStorage()._rootCgSet = nil}
 
-  public var lsmtype: lsmtype {
+  public var lsmtype: Lsmtype {
     get {_storage._lsmtype ?? .noLsm}
     set {_uniqueStorage()._lsmtype = newValue}
   }
@@ -149,8 +149,8 @@ public nonisolated struct inventory_entry: @unchecked Sendable {
   /// Clears the value of `networkLockMethod`. Subsequent reads from it will return its default value.
   public mutating func clearNetworkLockMethod() {_uniqueStorage()._networkLockMethod = nil}
 
-  public var pluginsEntry: plugins_entry {
-    get {_storage._pluginsEntry ?? plugins_entry()}
+  public var pluginsEntry: PluginsEntry {
+    get {_storage._pluginsEntry ?? PluginsEntry()}
     set {_uniqueStorage()._pluginsEntry = newValue}
   }
   /// Returns true if `pluginsEntry` has been explicitly set.
@@ -184,7 +184,7 @@ public nonisolated struct inventory_entry: @unchecked Sendable {
 }
 
 /// One process of the tree.
-public nonisolated struct pstree_entry: Sendable {
+public nonisolated struct PstreeEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -237,7 +237,7 @@ public nonisolated struct pstree_entry: Sendable {
   fileprivate var _sid: UInt32? = nil
 }
 
-public nonisolated struct dump_stats_entry: Sendable {
+public nonisolated struct DumpStatsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -388,7 +388,7 @@ public nonisolated struct dump_stats_entry: Sendable {
   fileprivate var _shpagesWritten: UInt64? = nil
 }
 
-public nonisolated struct restore_stats_entry: Sendable {
+public nonisolated struct RestoreStatsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -450,13 +450,13 @@ public nonisolated struct restore_stats_entry: Sendable {
 }
 
 /// Figures of a dump or restore.
-public nonisolated struct stats_entry: @unchecked Sendable {
+public nonisolated struct StatsEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var dump: dump_stats_entry {
-    get {_storage._dump ?? dump_stats_entry()}
+  public var dump: DumpStatsEntry {
+    get {_storage._dump ?? DumpStatsEntry()}
     set {_uniqueStorage()._dump = newValue}
   }
   /// Returns true if `dump` has been explicitly set.
@@ -464,8 +464,8 @@ public nonisolated struct stats_entry: @unchecked Sendable {
   /// Clears the value of `dump`. Subsequent reads from it will return its default value.
   public mutating func clearDump() {_uniqueStorage()._dump = nil}
 
-  public var restore: restore_stats_entry {
-    get {_storage._restore ?? restore_stats_entry()}
+  public var restore: RestoreStatsEntry {
+    get {_storage._restore ?? RestoreStatsEntry()}
     set {_uniqueStorage()._restore = newValue}
   }
   /// Returns true if `restore` has been explicitly set.
@@ -480,12 +480,12 @@ public nonisolated struct stats_entry: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct cpuinfo_x86_entry: Sendable {
+public nonisolated struct CpuinfoX86Entry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var vendorID: cpuinfo_x86_entry.vendor {
+  public var vendorID: CpuinfoX86Entry.Vendor {
     get {_vendorID ?? .unknown}
     set {_vendorID = newValue}
   }
@@ -570,7 +570,7 @@ public nonisolated struct cpuinfo_x86_entry: Sendable {
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
-  public nonisolated enum vendor: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
+  public nonisolated enum Vendor: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
     case unknown = 0
     case intel = 1
     case amd = 2
@@ -583,7 +583,7 @@ public nonisolated struct cpuinfo_x86_entry: Sendable {
 
   public init() {}
 
-  fileprivate var _vendorID: cpuinfo_x86_entry.vendor? = nil
+  fileprivate var _vendorID: CpuinfoX86Entry.Vendor? = nil
   fileprivate var _cpuFamily: UInt32? = nil
   fileprivate var _model: UInt32? = nil
   fileprivate var _stepping: UInt32? = nil
@@ -594,12 +594,12 @@ public nonisolated struct cpuinfo_x86_entry: Sendable {
   fileprivate var _xsaveSizeMax: UInt32? = nil
 }
 
-public nonisolated struct cpuinfo_ppc64_entry: Sendable {
+public nonisolated struct CpuinfoPpc64Entry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var endian: cpuinfo_ppc64_entry.endianness {
+  public var endian: CpuinfoPpc64Entry.Endianness {
     get {_endian ?? .bigendian}
     set {_endian = newValue}
   }
@@ -612,7 +612,7 @@ public nonisolated struct cpuinfo_ppc64_entry: Sendable {
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
-  public nonisolated enum endianness: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
+  public nonisolated enum Endianness: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
     case bigendian = 0
     case littleendian = 1
 
@@ -624,10 +624,10 @@ public nonisolated struct cpuinfo_ppc64_entry: Sendable {
 
   public init() {}
 
-  fileprivate var _endian: cpuinfo_ppc64_entry.endianness? = nil
+  fileprivate var _endian: CpuinfoPpc64Entry.Endianness? = nil
 }
 
-public nonisolated struct cpuinfo_s390_entry: Sendable {
+public nonisolated struct CpuinfoS390Entry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -639,23 +639,23 @@ public nonisolated struct cpuinfo_s390_entry: Sendable {
   public init() {}
 }
 
-public nonisolated struct cpuinfo_entry: Sendable {
+public nonisolated struct CpuinfoEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var x86Entry: [cpuinfo_x86_entry] = []
+  public var x86Entry: [CpuinfoX86Entry] = []
 
-  public var ppc64Entry: [cpuinfo_ppc64_entry] = []
+  public var ppc64Entry: [CpuinfoPpc64Entry] = []
 
-  public var s390Entry: [cpuinfo_s390_entry] = []
+  public var s390Entry: [CpuinfoS390Entry] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 }
 
-public nonisolated struct img_streamer_request_entry: Sendable {
+public nonisolated struct ImgStreamerRequestEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -676,7 +676,7 @@ public nonisolated struct img_streamer_request_entry: Sendable {
   fileprivate var _filename: Data? = nil
 }
 
-public nonisolated struct img_streamer_reply_entry: Sendable {
+public nonisolated struct ImgStreamerReplyEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -699,12 +699,12 @@ public nonisolated struct img_streamer_reply_entry: Sendable {
 
 // MARK: - Code below here is support for the SwiftProtobuf runtime.
 
-nonisolated extension lsmtype: SwiftProtobuf._ProtoNameProviding {
+nonisolated extension Lsmtype: SwiftProtobuf._ProtoNameProviding {
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0NO_LSM\0\u{1}SELINUX\0\u{1}APPARMOR\0")
 }
 
-nonisolated extension plugins_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "plugins_entry"
+nonisolated extension PluginsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "PluginsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\u{c}plugins\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
@@ -726,29 +726,29 @@ nonisolated extension plugins_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: plugins_entry, rhs: plugins_entry) -> Bool {
+  public static func ==(lhs: PluginsEntry, rhs: PluginsEntry) -> Bool {
     if lhs.plugins != rhs.plugins {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
 }
 
-nonisolated extension inventory_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "inventory_entry"
+nonisolated extension InventoryEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "InventoryEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}img_version\0\u{3}fdinfo_per_id\0\u{3}root_ids\0\u{3}ns_per_id\0\u{3}root_cg_set\0\u{1}lsmtype\0\u{4}\u{2}dump_uptime\0\u{3}pre_dump_mode\0\u{3}tcp_close\0\u{3}network_lock_method\0\u{3}plugins_entry\0\u{3}dump_criu_run_id\0\u{3}allow_uprobes\0")
 
   fileprivate class _StorageClass {
     var _imgVersion: UInt32? = nil
     var _fdinfoPerID: Bool? = nil
-    var _rootIds: task_kobj_ids_entry? = nil
+    var _rootIds: TaskKobjIdsEntry? = nil
     var _nsPerID: Bool? = nil
     var _rootCgSet: UInt32? = nil
-    var _lsmtype: lsmtype? = nil
+    var _lsmtype: Lsmtype? = nil
     var _dumpUptime: UInt64? = nil
     var _preDumpMode: UInt32? = nil
     var _tcpClose: Bool? = nil
     var _networkLockMethod: UInt32? = nil
-    var _pluginsEntry: plugins_entry? = nil
+    var _pluginsEntry: PluginsEntry? = nil
     var _dumpCriuRunID: Data? = nil
     var _allowUprobes: Bool? = nil
 
@@ -868,7 +868,7 @@ nonisolated extension inventory_entry: SwiftProtobuf.Message, SwiftProtobuf._Mes
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: inventory_entry, rhs: inventory_entry) -> Bool {
+  public static func ==(lhs: InventoryEntry, rhs: InventoryEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -895,8 +895,8 @@ nonisolated extension inventory_entry: SwiftProtobuf.Message, SwiftProtobuf._Mes
   }
 }
 
-nonisolated extension pstree_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "pstree_entry"
+nonisolated extension PstreeEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "PstreeEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}pid\0\u{1}ppid\0\u{1}pgid\0\u{1}sid\0\u{1}threads\0")
 
   public var isInitialized: Bool {
@@ -946,7 +946,7 @@ nonisolated extension pstree_entry: SwiftProtobuf.Message, SwiftProtobuf._Messag
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: pstree_entry, rhs: pstree_entry) -> Bool {
+  public static func ==(lhs: PstreeEntry, rhs: PstreeEntry) -> Bool {
     if lhs._pid != rhs._pid {return false}
     if lhs._ppid != rhs._ppid {return false}
     if lhs._pgid != rhs._pgid {return false}
@@ -957,8 +957,8 @@ nonisolated extension pstree_entry: SwiftProtobuf.Message, SwiftProtobuf._Messag
   }
 }
 
-nonisolated extension dump_stats_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "dump_stats_entry"
+nonisolated extension DumpStatsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "DumpStatsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}freezing_time\0\u{3}frozen_time\0\u{3}memdump_time\0\u{3}memwrite_time\0\u{3}pages_scanned\0\u{3}pages_skipped_parent\0\u{3}pages_written\0\u{3}irmap_resolve\0\u{3}pages_lazy\0\u{3}page_pipes\0\u{3}page_pipe_bufs\0\u{3}shpages_scanned\0\u{3}shpages_skipped_parent\0\u{3}shpages_written\0")
 
   public var isInitialized: Bool {
@@ -1048,7 +1048,7 @@ nonisolated extension dump_stats_entry: SwiftProtobuf.Message, SwiftProtobuf._Me
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: dump_stats_entry, rhs: dump_stats_entry) -> Bool {
+  public static func ==(lhs: DumpStatsEntry, rhs: DumpStatsEntry) -> Bool {
     if lhs._freezingTime != rhs._freezingTime {return false}
     if lhs._frozenTime != rhs._frozenTime {return false}
     if lhs._memdumpTime != rhs._memdumpTime {return false}
@@ -1068,8 +1068,8 @@ nonisolated extension dump_stats_entry: SwiftProtobuf.Message, SwiftProtobuf._Me
   }
 }
 
-nonisolated extension restore_stats_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "restore_stats_entry"
+nonisolated extension RestoreStatsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "RestoreStatsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}pages_compared\0\u{3}pages_skipped_cow\0\u{3}forking_time\0\u{3}restore_time\0\u{3}pages_restored\0")
 
   public var isInitialized: Bool {
@@ -1119,7 +1119,7 @@ nonisolated extension restore_stats_entry: SwiftProtobuf.Message, SwiftProtobuf.
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: restore_stats_entry, rhs: restore_stats_entry) -> Bool {
+  public static func ==(lhs: RestoreStatsEntry, rhs: RestoreStatsEntry) -> Bool {
     if lhs._pagesCompared != rhs._pagesCompared {return false}
     if lhs._pagesSkippedCow != rhs._pagesSkippedCow {return false}
     if lhs._forkingTime != rhs._forkingTime {return false}
@@ -1130,13 +1130,13 @@ nonisolated extension restore_stats_entry: SwiftProtobuf.Message, SwiftProtobuf.
   }
 }
 
-nonisolated extension stats_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "stats_entry"
+nonisolated extension StatsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "StatsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}dump\0\u{1}restore\0")
 
   fileprivate class _StorageClass {
-    var _dump: dump_stats_entry? = nil
-    var _restore: restore_stats_entry? = nil
+    var _dump: DumpStatsEntry? = nil
+    var _restore: RestoreStatsEntry? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -1199,7 +1199,7 @@ nonisolated extension stats_entry: SwiftProtobuf.Message, SwiftProtobuf._Message
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: stats_entry, rhs: stats_entry) -> Bool {
+  public static func ==(lhs: StatsEntry, rhs: StatsEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -1215,8 +1215,8 @@ nonisolated extension stats_entry: SwiftProtobuf.Message, SwiftProtobuf._Message
   }
 }
 
-nonisolated extension cpuinfo_x86_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "cpuinfo_x86_entry"
+nonisolated extension CpuinfoX86Entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CpuinfoX86Entry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}vendor_id\0\u{3}cpu_family\0\u{1}model\0\u{1}stepping\0\u{3}capability_ver\0\u{1}capability\0\u{3}model_id\0\u{3}xfeatures_mask\0\u{3}xsave_size\0\u{3}xsave_size_max\0")
 
   public var isInitialized: Bool {
@@ -1287,7 +1287,7 @@ nonisolated extension cpuinfo_x86_entry: SwiftProtobuf.Message, SwiftProtobuf._M
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: cpuinfo_x86_entry, rhs: cpuinfo_x86_entry) -> Bool {
+  public static func ==(lhs: CpuinfoX86Entry, rhs: CpuinfoX86Entry) -> Bool {
     if lhs._vendorID != rhs._vendorID {return false}
     if lhs._cpuFamily != rhs._cpuFamily {return false}
     if lhs._model != rhs._model {return false}
@@ -1303,12 +1303,12 @@ nonisolated extension cpuinfo_x86_entry: SwiftProtobuf.Message, SwiftProtobuf._M
   }
 }
 
-nonisolated extension cpuinfo_x86_entry.vendor: SwiftProtobuf._ProtoNameProviding {
+nonisolated extension CpuinfoX86Entry.Vendor: SwiftProtobuf._ProtoNameProviding {
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0UNKNOWN\0\u{1}INTEL\0\u{1}AMD\0")
 }
 
-nonisolated extension cpuinfo_ppc64_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "cpuinfo_ppc64_entry"
+nonisolated extension CpuinfoPpc64Entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CpuinfoPpc64Entry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}endian\0\u{1}hwcap\0")
 
   public var isInitialized: Bool {
@@ -1343,7 +1343,7 @@ nonisolated extension cpuinfo_ppc64_entry: SwiftProtobuf.Message, SwiftProtobuf.
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: cpuinfo_ppc64_entry, rhs: cpuinfo_ppc64_entry) -> Bool {
+  public static func ==(lhs: CpuinfoPpc64Entry, rhs: CpuinfoPpc64Entry) -> Bool {
     if lhs._endian != rhs._endian {return false}
     if lhs.hwcap != rhs.hwcap {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -1351,12 +1351,12 @@ nonisolated extension cpuinfo_ppc64_entry: SwiftProtobuf.Message, SwiftProtobuf.
   }
 }
 
-nonisolated extension cpuinfo_ppc64_entry.endianness: SwiftProtobuf._ProtoNameProviding {
+nonisolated extension CpuinfoPpc64Entry.Endianness: SwiftProtobuf._ProtoNameProviding {
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0BIGENDIAN\0\u{1}LITTLEENDIAN\0")
 }
 
-nonisolated extension cpuinfo_s390_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "cpuinfo_s390_entry"
+nonisolated extension CpuinfoS390Entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CpuinfoS390Entry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\u{2}hwcap\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
@@ -1378,15 +1378,15 @@ nonisolated extension cpuinfo_s390_entry: SwiftProtobuf.Message, SwiftProtobuf._
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: cpuinfo_s390_entry, rhs: cpuinfo_s390_entry) -> Bool {
+  public static func ==(lhs: CpuinfoS390Entry, rhs: CpuinfoS390Entry) -> Bool {
     if lhs.hwcap != rhs.hwcap {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
 }
 
-nonisolated extension cpuinfo_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "cpuinfo_entry"
+nonisolated extension CpuinfoEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CpuinfoEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}x86_entry\0\u{3}ppc64_entry\0\u{3}s390_entry\0")
 
   public var isInitialized: Bool {
@@ -1422,7 +1422,7 @@ nonisolated extension cpuinfo_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: cpuinfo_entry, rhs: cpuinfo_entry) -> Bool {
+  public static func ==(lhs: CpuinfoEntry, rhs: CpuinfoEntry) -> Bool {
     if lhs.x86Entry != rhs.x86Entry {return false}
     if lhs.ppc64Entry != rhs.ppc64Entry {return false}
     if lhs.s390Entry != rhs.s390Entry {return false}
@@ -1431,8 +1431,8 @@ nonisolated extension cpuinfo_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
   }
 }
 
-nonisolated extension img_streamer_request_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "img_streamer_request_entry"
+nonisolated extension ImgStreamerRequestEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "ImgStreamerRequestEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}filename\0")
 
   public var isInitialized: Bool {
@@ -1463,15 +1463,15 @@ nonisolated extension img_streamer_request_entry: SwiftProtobuf.Message, SwiftPr
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: img_streamer_request_entry, rhs: img_streamer_request_entry) -> Bool {
+  public static func ==(lhs: ImgStreamerRequestEntry, rhs: ImgStreamerRequestEntry) -> Bool {
     if lhs._filename != rhs._filename {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
 }
 
-nonisolated extension img_streamer_reply_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "img_streamer_reply_entry"
+nonisolated extension ImgStreamerReplyEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "ImgStreamerReplyEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}exists\0")
 
   public var isInitialized: Bool {
@@ -1502,7 +1502,7 @@ nonisolated extension img_streamer_reply_entry: SwiftProtobuf.Message, SwiftProt
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: img_streamer_reply_entry, rhs: img_streamer_reply_entry) -> Bool {
+  public static func ==(lhs: ImgStreamerReplyEntry, rhs: ImgStreamerReplyEntry) -> Bool {
     if lhs._exists != rhs._exists {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true

@@ -30,7 +30,7 @@ fileprivate nonisolated struct _GeneratedWithProtocGenSwiftVersion: SwiftProtobu
   typealias Version = _2
 }
 
-public nonisolated enum nd_type: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
+public nonisolated enum NdType: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   case loopback = 1
   case veth = 2
   case tun = 3
@@ -56,7 +56,7 @@ public nonisolated enum SysctlType: Int, SwiftProtobuf.Enum, Swift.CaseIterable 
 
 }
 
-public nonisolated enum fstype: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
+public nonisolated enum Fstype: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   case unsupported = 0
   case proc = 1
   case sysfs = 2
@@ -85,7 +85,7 @@ public nonisolated enum fstype: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
 
 }
 
-public nonisolated struct utsns_entry: Sendable {
+public nonisolated struct UtsnsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -116,7 +116,7 @@ public nonisolated struct utsns_entry: Sendable {
   fileprivate var _domainname: Data? = nil
 }
 
-public nonisolated struct ipc_desc_entry: Sendable {
+public nonisolated struct IpcDescEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -197,7 +197,7 @@ public nonisolated struct ipc_desc_entry: Sendable {
   fileprivate var _id: UInt32? = nil
 }
 
-public nonisolated struct ipc_msg: Sendable {
+public nonisolated struct IpcMsg: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -228,13 +228,13 @@ public nonisolated struct ipc_msg: Sendable {
   fileprivate var _msize: UInt32? = nil
 }
 
-public nonisolated struct ipc_msg_entry: Sendable {
+public nonisolated struct IpcMsgEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var desc: ipc_desc_entry {
-    get {_desc ?? ipc_desc_entry()}
+  public var desc: IpcDescEntry {
+    get {_desc ?? IpcDescEntry()}
     set {_desc = newValue}
   }
   /// Returns true if `desc` has been explicitly set.
@@ -264,18 +264,18 @@ public nonisolated struct ipc_msg_entry: Sendable {
 
   public init() {}
 
-  fileprivate var _desc: ipc_desc_entry? = nil
+  fileprivate var _desc: IpcDescEntry? = nil
   fileprivate var _qbytes: UInt32? = nil
   fileprivate var _qnum: UInt32? = nil
 }
 
-public nonisolated struct ipc_sem_entry: Sendable {
+public nonisolated struct IpcSemEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var desc: ipc_desc_entry {
-    get {_desc ?? ipc_desc_entry()}
+  public var desc: IpcDescEntry {
+    get {_desc ?? IpcDescEntry()}
     set {_desc = newValue}
   }
   /// Returns true if `desc` has been explicitly set.
@@ -296,17 +296,17 @@ public nonisolated struct ipc_sem_entry: Sendable {
 
   public init() {}
 
-  fileprivate var _desc: ipc_desc_entry? = nil
+  fileprivate var _desc: IpcDescEntry? = nil
   fileprivate var _nsems: UInt32? = nil
 }
 
-public nonisolated struct ipc_shm_entry: Sendable {
+public nonisolated struct IpcShmEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var desc: ipc_desc_entry {
-    get {_desc ?? ipc_desc_entry()}
+  public var desc: IpcDescEntry {
+    get {_desc ?? IpcDescEntry()}
     set {_desc = newValue}
   }
   /// Returns true if `desc` has been explicitly set.
@@ -345,13 +345,13 @@ public nonisolated struct ipc_shm_entry: Sendable {
 
   public init() {}
 
-  fileprivate var _desc: ipc_desc_entry? = nil
+  fileprivate var _desc: IpcDescEntry? = nil
   fileprivate var _size: UInt64? = nil
   fileprivate var _inPagemaps: Bool? = nil
   fileprivate var _hugetlbFlag: UInt32? = nil
 }
 
-public nonisolated struct ipc_var_entry: @unchecked Sendable {
+public nonisolated struct IpcVarEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -512,12 +512,12 @@ public nonisolated struct ipc_var_entry: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct net_device_entry: @unchecked Sendable {
+public nonisolated struct NetDeviceEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var type: nd_type {
+  public var type: NdType {
     get {_storage._type ?? .loopback}
     set {_uniqueStorage()._type = newValue}
   }
@@ -562,8 +562,8 @@ public nonisolated struct net_device_entry: @unchecked Sendable {
   /// Clears the value of `name`. Subsequent reads from it will return its default value.
   public mutating func clearName() {_uniqueStorage()._name = nil}
 
-  public var tun: tun_link_entry {
-    get {_storage._tun ?? tun_link_entry()}
+  public var tun: TunLinkEntry {
+    get {_storage._tun ?? TunLinkEntry()}
     set {_uniqueStorage()._tun = newValue}
   }
   /// Returns true if `tun` has been explicitly set.
@@ -585,18 +585,18 @@ public nonisolated struct net_device_entry: @unchecked Sendable {
     set {_uniqueStorage()._conf = newValue}
   }
 
-  public var conf4: [sysctl_entry] {
+  public var conf4: [SysctlEntry] {
     get {_storage._conf4}
     set {_uniqueStorage()._conf4 = newValue}
   }
 
-  public var conf6: [sysctl_entry] {
+  public var conf6: [SysctlEntry] {
     get {_storage._conf6}
     set {_uniqueStorage()._conf6 = newValue}
   }
 
-  public var macvlan: macvlan_link_entry {
-    get {_storage._macvlan ?? macvlan_link_entry()}
+  public var macvlan: MacvlanLinkEntry {
+    get {_storage._macvlan ?? MacvlanLinkEntry()}
     set {_uniqueStorage()._macvlan = newValue}
   }
   /// Returns true if `macvlan` has been explicitly set.
@@ -631,8 +631,8 @@ public nonisolated struct net_device_entry: @unchecked Sendable {
   /// Clears the value of `master`. Subsequent reads from it will return its default value.
   public mutating func clearMaster() {_uniqueStorage()._master = nil}
 
-  public var sit: sit_entry {
-    get {_storage._sit ?? sit_entry()}
+  public var sit: SitEntry {
+    get {_storage._sit ?? SitEntry()}
     set {_uniqueStorage()._sit = newValue}
   }
   /// Returns true if `sit` has been explicitly set.
@@ -647,7 +647,7 @@ public nonisolated struct net_device_entry: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct netns_id: Sendable {
+public nonisolated struct NetnsId: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -678,7 +678,7 @@ public nonisolated struct netns_id: Sendable {
   fileprivate var _netnsidValue: Int32? = nil
 }
 
-public nonisolated struct netns_entry: Sendable {
+public nonisolated struct NetnsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -687,15 +687,15 @@ public nonisolated struct netns_entry: Sendable {
 
   public var allConf: [Int32] = []
 
-  public var defConf4: [sysctl_entry] = []
+  public var defConf4: [SysctlEntry] = []
 
-  public var allConf4: [sysctl_entry] = []
+  public var allConf4: [SysctlEntry] = []
 
-  public var defConf6: [sysctl_entry] = []
+  public var defConf6: [SysctlEntry] = []
 
-  public var allConf6: [sysctl_entry] = []
+  public var allConf6: [SysctlEntry] = []
 
-  public var nsids: [netns_id] = []
+  public var nsids: [NetnsId] = []
 
   public var extKey: Data {
     get {_extKey ?? Data()}
@@ -706,9 +706,9 @@ public nonisolated struct netns_entry: Sendable {
   /// Clears the value of `extKey`. Subsequent reads from it will return its default value.
   public mutating func clearExtKey() {self._extKey = nil}
 
-  public var unixConf: [sysctl_entry] = []
+  public var unixConf: [SysctlEntry] = []
 
-  public var ipv4Sysctl: [sysctl_entry] = []
+  public var ipv4Sysctl: [SysctlEntry] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -717,7 +717,7 @@ public nonisolated struct netns_entry: Sendable {
   fileprivate var _extKey: Data? = nil
 }
 
-public nonisolated struct sit_entry: Sendable {
+public nonisolated struct SitEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -856,7 +856,7 @@ public nonisolated struct sit_entry: Sendable {
   fileprivate var _relayPrefixlen: UInt32? = nil
 }
 
-public nonisolated struct macvlan_link_entry: Sendable {
+public nonisolated struct MacvlanLinkEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -887,7 +887,7 @@ public nonisolated struct macvlan_link_entry: Sendable {
   fileprivate var _flags: UInt32? = nil
 }
 
-public nonisolated struct sysctl_entry: Sendable {
+public nonisolated struct SysctlEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -928,7 +928,7 @@ public nonisolated struct sysctl_entry: Sendable {
   fileprivate var _sarg: Data? = nil
 }
 
-public nonisolated struct uid_gid_extent: Sendable {
+public nonisolated struct UidGidExtent: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -969,21 +969,21 @@ public nonisolated struct uid_gid_extent: Sendable {
   fileprivate var _count: UInt32? = nil
 }
 
-public nonisolated struct userns_entry: Sendable {
+public nonisolated struct UsernsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var uidMap: [uid_gid_extent] = []
+  public var uidMap: [UidGidExtent] = []
 
-  public var gidMap: [uid_gid_extent] = []
+  public var gidMap: [UidGidExtent] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 }
 
-public nonisolated struct pidns_entry: Sendable {
+public nonisolated struct PidnsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1004,7 +1004,7 @@ public nonisolated struct pidns_entry: Sendable {
   fileprivate var _extKey: Data? = nil
 }
 
-public nonisolated struct timespec: Sendable {
+public nonisolated struct Timespec: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1035,13 +1035,13 @@ public nonisolated struct timespec: Sendable {
   fileprivate var _tvNsec: UInt64? = nil
 }
 
-public nonisolated struct timens_entry: Sendable {
+public nonisolated struct TimensEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var monotonic: timespec {
-    get {_monotonic ?? timespec()}
+  public var monotonic: Timespec {
+    get {_monotonic ?? Timespec()}
     set {_monotonic = newValue}
   }
   /// Returns true if `monotonic` has been explicitly set.
@@ -1049,8 +1049,8 @@ public nonisolated struct timens_entry: Sendable {
   /// Clears the value of `monotonic`. Subsequent reads from it will return its default value.
   public mutating func clearMonotonic() {self._monotonic = nil}
 
-  public var boottime: timespec {
-    get {_boottime ?? timespec()}
+  public var boottime: Timespec {
+    get {_boottime ?? Timespec()}
     set {_boottime = newValue}
   }
   /// Returns true if `boottime` has been explicitly set.
@@ -1062,11 +1062,11 @@ public nonisolated struct timens_entry: Sendable {
 
   public init() {}
 
-  fileprivate var _monotonic: timespec? = nil
-  fileprivate var _boottime: timespec? = nil
+  fileprivate var _monotonic: Timespec? = nil
+  fileprivate var _boottime: Timespec? = nil
 }
 
-public nonisolated struct mnt_entry: @unchecked Sendable {
+public nonisolated struct MntEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1240,7 +1240,7 @@ public nonisolated struct mnt_entry: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct autofs_entry: Sendable {
+public nonisolated struct AutofsEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1341,7 +1341,7 @@ public nonisolated struct autofs_entry: Sendable {
   fileprivate var _readFd: Int32? = nil
 }
 
-public nonisolated struct binfmt_misc_entry: Sendable {
+public nonisolated struct BinfmtMiscEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1432,7 +1432,7 @@ public nonisolated struct binfmt_misc_entry: Sendable {
   fileprivate var _offset: Int32? = nil
 }
 
-public nonisolated struct cgroup_perms: Sendable {
+public nonisolated struct CgroupPerms: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1473,7 +1473,7 @@ public nonisolated struct cgroup_perms: Sendable {
   fileprivate var _gid: UInt32? = nil
 }
 
-public nonisolated struct cgroup_prop_entry: Sendable {
+public nonisolated struct CgroupPropEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1496,8 +1496,8 @@ public nonisolated struct cgroup_prop_entry: Sendable {
   /// Clears the value of `value`. Subsequent reads from it will return its default value.
   public mutating func clearValue() {self._value = nil}
 
-  public var perms: cgroup_perms {
-    get {_perms ?? cgroup_perms()}
+  public var perms: CgroupPerms {
+    get {_perms ?? CgroupPerms()}
     set {_perms = newValue}
   }
   /// Returns true if `perms` has been explicitly set.
@@ -1511,10 +1511,10 @@ public nonisolated struct cgroup_prop_entry: Sendable {
 
   fileprivate var _name: Data? = nil
   fileprivate var _value: Data? = nil
-  fileprivate var _perms: cgroup_perms? = nil
+  fileprivate var _perms: CgroupPerms? = nil
 }
 
-public nonisolated struct cgroup_dir_entry: Sendable {
+public nonisolated struct CgroupDirEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1528,12 +1528,12 @@ public nonisolated struct cgroup_dir_entry: Sendable {
   /// Clears the value of `dirName`. Subsequent reads from it will return its default value.
   public mutating func clearDirName() {self._dirName = nil}
 
-  public var children: [cgroup_dir_entry] = []
+  public var children: [CgroupDirEntry] = []
 
-  public var properties: [cgroup_prop_entry] = []
+  public var properties: [CgroupPropEntry] = []
 
-  public var dirPerms: cgroup_perms {
-    get {_dirPerms ?? cgroup_perms()}
+  public var dirPerms: CgroupPerms {
+    get {_dirPerms ?? CgroupPerms()}
     set {_dirPerms = newValue}
   }
   /// Returns true if `dirPerms` has been explicitly set.
@@ -1546,17 +1546,17 @@ public nonisolated struct cgroup_dir_entry: Sendable {
   public init() {}
 
   fileprivate var _dirName: Data? = nil
-  fileprivate var _dirPerms: cgroup_perms? = nil
+  fileprivate var _dirPerms: CgroupPerms? = nil
 }
 
-public nonisolated struct cg_controller_entry: Sendable {
+public nonisolated struct CgControllerEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
   public var cnames: [Data] = []
 
-  public var dirs: [cgroup_dir_entry] = []
+  public var dirs: [CgroupDirEntry] = []
 
   public var isThreaded: Bool {
     get {_isThreaded ?? false}
@@ -1574,7 +1574,7 @@ public nonisolated struct cg_controller_entry: Sendable {
   fileprivate var _isThreaded: Bool? = nil
 }
 
-public nonisolated struct cg_member_entry: Sendable {
+public nonisolated struct CgMemberEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1615,7 +1615,7 @@ public nonisolated struct cg_member_entry: Sendable {
   fileprivate var _cgnsPrefix: UInt32? = nil
 }
 
-public nonisolated struct cg_set_entry: Sendable {
+public nonisolated struct CgSetEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1629,7 +1629,7 @@ public nonisolated struct cg_set_entry: Sendable {
   /// Clears the value of `id`. Subsequent reads from it will return its default value.
   public mutating func clearID() {self._id = nil}
 
-  public var ctls: [cg_member_entry] = []
+  public var ctls: [CgMemberEntry] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -1638,21 +1638,21 @@ public nonisolated struct cg_set_entry: Sendable {
   fileprivate var _id: UInt32? = nil
 }
 
-public nonisolated struct cgroup_entry: Sendable {
+public nonisolated struct CgroupEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var sets: [cg_set_entry] = []
+  public var sets: [CgSetEntry] = []
 
-  public var controllers: [cg_controller_entry] = []
+  public var controllers: [CgControllerEntry] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 }
 
-public nonisolated struct aa_policy: Sendable {
+public nonisolated struct AaPolicy: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1683,7 +1683,7 @@ public nonisolated struct aa_policy: Sendable {
   fileprivate var _blob: Data? = nil
 }
 
-public nonisolated struct aa_namespace: Sendable {
+public nonisolated struct AaNamespace: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1697,9 +1697,9 @@ public nonisolated struct aa_namespace: Sendable {
   /// Clears the value of `name`. Subsequent reads from it will return its default value.
   public mutating func clearName() {self._name = nil}
 
-  public var policies: [aa_policy] = []
+  public var policies: [AaPolicy] = []
 
-  public var namespaces: [aa_namespace] = []
+  public var namespaces: [AaNamespace] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -1708,12 +1708,12 @@ public nonisolated struct aa_namespace: Sendable {
   fileprivate var _name: Data? = nil
 }
 
-public nonisolated struct apparmor_entry: Sendable {
+public nonisolated struct ApparmorEntry: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var namespaces: [aa_namespace] = []
+  public var namespaces: [AaNamespace] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -1722,7 +1722,7 @@ public nonisolated struct apparmor_entry: Sendable {
 
 // MARK: - Code below here is support for the SwiftProtobuf runtime.
 
-nonisolated extension nd_type: SwiftProtobuf._ProtoNameProviding {
+nonisolated extension NdType: SwiftProtobuf._ProtoNameProviding {
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}LOOPBACK\0\u{1}VETH\0\u{1}TUN\0\u{1}EXTLINK\0\u{1}VENET\0\u{1}BRIDGE\0\u{1}MACVLAN\0\u{1}SIT\0")
 }
 
@@ -1730,12 +1730,12 @@ nonisolated extension SysctlType: SwiftProtobuf._ProtoNameProviding {
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\u{5}CTL_STR\0\u{1}CTL_32\0")
 }
 
-nonisolated extension fstype: SwiftProtobuf._ProtoNameProviding {
+nonisolated extension Fstype: SwiftProtobuf._ProtoNameProviding {
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0UNSUPPORTED\0\u{1}PROC\0\u{1}SYSFS\0\u{1}DEVTMPFS\0\u{1}BINFMT_MISC\0\u{1}TMPFS\0\u{1}DEVPTS\0\u{1}SIMFS\0\u{1}PSTORE\0\u{1}SECURITYFS\0\u{1}FUSECTL\0\u{1}DEBUGFS\0\u{1}CGROUP\0\u{1}AUFS\0\u{1}MQUEUE\0\u{1}FUSE\0\u{1}AUTO\0\u{1}OVERLAYFS\0\u{1}AUTOFS\0\u{1}TRACEFS\0\u{2}\u{4}CGROUP2\0")
 }
 
-nonisolated extension utsns_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "utsns_entry"
+nonisolated extension UtsnsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UtsnsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}nodename\0\u{1}domainname\0")
 
   public var isInitialized: Bool {
@@ -1771,7 +1771,7 @@ nonisolated extension utsns_entry: SwiftProtobuf.Message, SwiftProtobuf._Message
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: utsns_entry, rhs: utsns_entry) -> Bool {
+  public static func ==(lhs: UtsnsEntry, rhs: UtsnsEntry) -> Bool {
     if lhs._nodename != rhs._nodename {return false}
     if lhs._domainname != rhs._domainname {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -1779,8 +1779,8 @@ nonisolated extension utsns_entry: SwiftProtobuf.Message, SwiftProtobuf._Message
   }
 }
 
-nonisolated extension ipc_desc_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "ipc_desc_entry"
+nonisolated extension IpcDescEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "IpcDescEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}key\0\u{1}uid\0\u{1}gid\0\u{1}cuid\0\u{1}cgid\0\u{1}mode\0\u{1}id\0")
 
   public var isInitialized: Bool {
@@ -1841,7 +1841,7 @@ nonisolated extension ipc_desc_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: ipc_desc_entry, rhs: ipc_desc_entry) -> Bool {
+  public static func ==(lhs: IpcDescEntry, rhs: IpcDescEntry) -> Bool {
     if lhs._key != rhs._key {return false}
     if lhs._uid != rhs._uid {return false}
     if lhs._gid != rhs._gid {return false}
@@ -1854,8 +1854,8 @@ nonisolated extension ipc_desc_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
   }
 }
 
-nonisolated extension ipc_msg: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "ipc_msg"
+nonisolated extension IpcMsg: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "IpcMsg"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}mtype\0\u{1}msize\0")
 
   public var isInitialized: Bool {
@@ -1891,7 +1891,7 @@ nonisolated extension ipc_msg: SwiftProtobuf.Message, SwiftProtobuf._MessageImpl
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: ipc_msg, rhs: ipc_msg) -> Bool {
+  public static func ==(lhs: IpcMsg, rhs: IpcMsg) -> Bool {
     if lhs._mtype != rhs._mtype {return false}
     if lhs._msize != rhs._msize {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -1899,8 +1899,8 @@ nonisolated extension ipc_msg: SwiftProtobuf.Message, SwiftProtobuf._MessageImpl
   }
 }
 
-nonisolated extension ipc_msg_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "ipc_msg_entry"
+nonisolated extension IpcMsgEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "IpcMsgEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}desc\0\u{1}qbytes\0\u{1}qnum\0")
 
   public var isInitialized: Bool {
@@ -1942,7 +1942,7 @@ nonisolated extension ipc_msg_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: ipc_msg_entry, rhs: ipc_msg_entry) -> Bool {
+  public static func ==(lhs: IpcMsgEntry, rhs: IpcMsgEntry) -> Bool {
     if lhs._desc != rhs._desc {return false}
     if lhs._qbytes != rhs._qbytes {return false}
     if lhs._qnum != rhs._qnum {return false}
@@ -1951,8 +1951,8 @@ nonisolated extension ipc_msg_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
   }
 }
 
-nonisolated extension ipc_sem_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "ipc_sem_entry"
+nonisolated extension IpcSemEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "IpcSemEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}desc\0\u{1}nsems\0")
 
   public var isInitialized: Bool {
@@ -1989,7 +1989,7 @@ nonisolated extension ipc_sem_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: ipc_sem_entry, rhs: ipc_sem_entry) -> Bool {
+  public static func ==(lhs: IpcSemEntry, rhs: IpcSemEntry) -> Bool {
     if lhs._desc != rhs._desc {return false}
     if lhs._nsems != rhs._nsems {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -1997,8 +1997,8 @@ nonisolated extension ipc_sem_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
   }
 }
 
-nonisolated extension ipc_shm_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "ipc_shm_entry"
+nonisolated extension IpcShmEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "IpcShmEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}desc\0\u{1}size\0\u{3}in_pagemaps\0\u{3}hugetlb_flag\0")
 
   public var isInitialized: Bool {
@@ -2043,7 +2043,7 @@ nonisolated extension ipc_shm_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: ipc_shm_entry, rhs: ipc_shm_entry) -> Bool {
+  public static func ==(lhs: IpcShmEntry, rhs: IpcShmEntry) -> Bool {
     if lhs._desc != rhs._desc {return false}
     if lhs._size != rhs._size {return false}
     if lhs._inPagemaps != rhs._inPagemaps {return false}
@@ -2053,8 +2053,8 @@ nonisolated extension ipc_shm_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
   }
 }
 
-nonisolated extension ipc_var_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "ipc_var_entry"
+nonisolated extension IpcVarEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "IpcVarEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}sem_ctls\0\u{3}msg_ctlmax\0\u{3}msg_ctlmnb\0\u{3}msg_ctlmni\0\u{3}auto_msgmni\0\u{3}shm_ctlmax\0\u{3}shm_ctlall\0\u{3}shm_ctlmni\0\u{3}shm_rmid_forced\0\u{3}mq_queues_max\0\u{3}mq_msg_max\0\u{3}mq_msgsize_max\0\u{3}mq_msg_default\0\u{3}mq_msgsize_default\0\u{3}msg_next_id\0\u{3}sem_next_id\0\u{3}shm_next_id\0")
 
   fileprivate class _StorageClass {
@@ -2221,7 +2221,7 @@ nonisolated extension ipc_var_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: ipc_var_entry, rhs: ipc_var_entry) -> Bool {
+  public static func ==(lhs: IpcVarEntry, rhs: IpcVarEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -2252,26 +2252,26 @@ nonisolated extension ipc_var_entry: SwiftProtobuf.Message, SwiftProtobuf._Messa
   }
 }
 
-nonisolated extension net_device_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "net_device_entry"
+nonisolated extension NetDeviceEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "NetDeviceEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}type\0\u{1}ifindex\0\u{1}mtu\0\u{1}flags\0\u{1}name\0\u{1}tun\0\u{1}address\0\u{1}conf\0\u{1}conf4\0\u{1}conf6\0\u{1}macvlan\0\u{3}peer_ifindex\0\u{3}peer_nsid\0\u{1}master\0\u{1}sit\0")
 
   fileprivate class _StorageClass {
-    var _type: nd_type? = nil
+    var _type: NdType? = nil
     var _ifindex: UInt32? = nil
     var _mtu: UInt32? = nil
     var _flags: UInt32? = nil
     var _name: Data? = nil
-    var _tun: tun_link_entry? = nil
+    var _tun: TunLinkEntry? = nil
     var _address: Data? = nil
     var _conf: [Int32] = []
-    var _conf4: [sysctl_entry] = []
-    var _conf6: [sysctl_entry] = []
-    var _macvlan: macvlan_link_entry? = nil
+    var _conf4: [SysctlEntry] = []
+    var _conf6: [SysctlEntry] = []
+    var _macvlan: MacvlanLinkEntry? = nil
     var _peerIfindex: UInt32? = nil
     var _peerNsid: UInt32? = nil
     var _master: UInt32? = nil
-    var _sit: sit_entry? = nil
+    var _sit: SitEntry? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -2406,7 +2406,7 @@ nonisolated extension net_device_entry: SwiftProtobuf.Message, SwiftProtobuf._Me
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: net_device_entry, rhs: net_device_entry) -> Bool {
+  public static func ==(lhs: NetDeviceEntry, rhs: NetDeviceEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -2435,8 +2435,8 @@ nonisolated extension net_device_entry: SwiftProtobuf.Message, SwiftProtobuf._Me
   }
 }
 
-nonisolated extension netns_id: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "netns_id"
+nonisolated extension NetnsId: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "NetnsId"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}target_ns_id\0\u{3}netnsid_value\0")
 
   public var isInitialized: Bool {
@@ -2472,7 +2472,7 @@ nonisolated extension netns_id: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: netns_id, rhs: netns_id) -> Bool {
+  public static func ==(lhs: NetnsId, rhs: NetnsId) -> Bool {
     if lhs._targetNsID != rhs._targetNsID {return false}
     if lhs._netnsidValue != rhs._netnsidValue {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -2480,8 +2480,8 @@ nonisolated extension netns_id: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
   }
 }
 
-nonisolated extension netns_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "netns_entry"
+nonisolated extension NetnsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "NetnsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}def_conf\0\u{3}all_conf\0\u{3}def_conf4\0\u{3}all_conf4\0\u{3}def_conf6\0\u{3}all_conf6\0\u{1}nsids\0\u{3}ext_key\0\u{3}unix_conf\0\u{3}ipv4_sysctl\0")
 
   public var isInitialized: Bool {
@@ -2554,7 +2554,7 @@ nonisolated extension netns_entry: SwiftProtobuf.Message, SwiftProtobuf._Message
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: netns_entry, rhs: netns_entry) -> Bool {
+  public static func ==(lhs: NetnsEntry, rhs: NetnsEntry) -> Bool {
     if lhs.defConf != rhs.defConf {return false}
     if lhs.allConf != rhs.allConf {return false}
     if lhs.defConf4 != rhs.defConf4 {return false}
@@ -2570,8 +2570,8 @@ nonisolated extension netns_entry: SwiftProtobuf.Message, SwiftProtobuf._Message
   }
 }
 
-nonisolated extension sit_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "sit_entry"
+nonisolated extension SitEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "SitEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}link\0\u{1}local\0\u{1}remote\0\u{1}ttl\0\u{1}tos\0\u{1}pmtudisc\0\u{1}proto\0\u{1}flags\0\u{3}encap_type\0\u{3}encap_flags\0\u{3}encap_sport\0\u{3}encap_dport\0\u{3}rd_prefixlen\0\u{3}rd_prefix\0\u{3}relay_prefixlen\0\u{3}relay_prefix\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
@@ -2657,7 +2657,7 @@ nonisolated extension sit_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: sit_entry, rhs: sit_entry) -> Bool {
+  public static func ==(lhs: SitEntry, rhs: SitEntry) -> Bool {
     if lhs._link != rhs._link {return false}
     if lhs.local != rhs.local {return false}
     if lhs.remote != rhs.remote {return false}
@@ -2679,8 +2679,8 @@ nonisolated extension sit_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
   }
 }
 
-nonisolated extension macvlan_link_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "macvlan_link_entry"
+nonisolated extension MacvlanLinkEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "MacvlanLinkEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}mode\0\u{1}flags\0")
 
   public var isInitialized: Bool {
@@ -2715,7 +2715,7 @@ nonisolated extension macvlan_link_entry: SwiftProtobuf.Message, SwiftProtobuf._
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: macvlan_link_entry, rhs: macvlan_link_entry) -> Bool {
+  public static func ==(lhs: MacvlanLinkEntry, rhs: MacvlanLinkEntry) -> Bool {
     if lhs._mode != rhs._mode {return false}
     if lhs._flags != rhs._flags {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -2723,8 +2723,8 @@ nonisolated extension macvlan_link_entry: SwiftProtobuf.Message, SwiftProtobuf._
   }
 }
 
-nonisolated extension sysctl_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "sysctl_entry"
+nonisolated extension SysctlEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "SysctlEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}type\0\u{1}iarg\0\u{1}sarg\0")
 
   public var isInitialized: Bool {
@@ -2763,7 +2763,7 @@ nonisolated extension sysctl_entry: SwiftProtobuf.Message, SwiftProtobuf._Messag
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: sysctl_entry, rhs: sysctl_entry) -> Bool {
+  public static func ==(lhs: SysctlEntry, rhs: SysctlEntry) -> Bool {
     if lhs._type != rhs._type {return false}
     if lhs._iarg != rhs._iarg {return false}
     if lhs._sarg != rhs._sarg {return false}
@@ -2772,8 +2772,8 @@ nonisolated extension sysctl_entry: SwiftProtobuf.Message, SwiftProtobuf._Messag
   }
 }
 
-nonisolated extension uid_gid_extent: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "uid_gid_extent"
+nonisolated extension UidGidExtent: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UidGidExtent"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}first\0\u{3}lower_first\0\u{1}count\0")
 
   public var isInitialized: Bool {
@@ -2814,7 +2814,7 @@ nonisolated extension uid_gid_extent: SwiftProtobuf.Message, SwiftProtobuf._Mess
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: uid_gid_extent, rhs: uid_gid_extent) -> Bool {
+  public static func ==(lhs: UidGidExtent, rhs: UidGidExtent) -> Bool {
     if lhs._first != rhs._first {return false}
     if lhs._lowerFirst != rhs._lowerFirst {return false}
     if lhs._count != rhs._count {return false}
@@ -2823,8 +2823,8 @@ nonisolated extension uid_gid_extent: SwiftProtobuf.Message, SwiftProtobuf._Mess
   }
 }
 
-nonisolated extension userns_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "userns_entry"
+nonisolated extension UsernsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UsernsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}uid_map\0\u{3}gid_map\0")
 
   public var isInitialized: Bool {
@@ -2856,7 +2856,7 @@ nonisolated extension userns_entry: SwiftProtobuf.Message, SwiftProtobuf._Messag
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: userns_entry, rhs: userns_entry) -> Bool {
+  public static func ==(lhs: UsernsEntry, rhs: UsernsEntry) -> Bool {
     if lhs.uidMap != rhs.uidMap {return false}
     if lhs.gidMap != rhs.gidMap {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -2864,8 +2864,8 @@ nonisolated extension userns_entry: SwiftProtobuf.Message, SwiftProtobuf._Messag
   }
 }
 
-nonisolated extension pidns_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "pidns_entry"
+nonisolated extension PidnsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "PidnsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}ext_key\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
@@ -2891,15 +2891,15 @@ nonisolated extension pidns_entry: SwiftProtobuf.Message, SwiftProtobuf._Message
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: pidns_entry, rhs: pidns_entry) -> Bool {
+  public static func ==(lhs: PidnsEntry, rhs: PidnsEntry) -> Bool {
     if lhs._extKey != rhs._extKey {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
 }
 
-nonisolated extension timespec: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "timespec"
+nonisolated extension Timespec: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "Timespec"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}tv_sec\0\u{3}tv_nsec\0")
 
   public var isInitialized: Bool {
@@ -2935,7 +2935,7 @@ nonisolated extension timespec: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: timespec, rhs: timespec) -> Bool {
+  public static func ==(lhs: Timespec, rhs: Timespec) -> Bool {
     if lhs._tvSec != rhs._tvSec {return false}
     if lhs._tvNsec != rhs._tvNsec {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -2943,8 +2943,8 @@ nonisolated extension timespec: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
   }
 }
 
-nonisolated extension timens_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "timens_entry"
+nonisolated extension TimensEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "TimensEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}monotonic\0\u{1}boottime\0")
 
   public var isInitialized: Bool {
@@ -2982,7 +2982,7 @@ nonisolated extension timens_entry: SwiftProtobuf.Message, SwiftProtobuf._Messag
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: timens_entry, rhs: timens_entry) -> Bool {
+  public static func ==(lhs: TimensEntry, rhs: TimensEntry) -> Bool {
     if lhs._monotonic != rhs._monotonic {return false}
     if lhs._boottime != rhs._boottime {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -2990,8 +2990,8 @@ nonisolated extension timens_entry: SwiftProtobuf.Message, SwiftProtobuf._Messag
   }
 }
 
-nonisolated extension mnt_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "mnt_entry"
+nonisolated extension MntEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "MntEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}fstype\0\u{3}mnt_id\0\u{3}root_dev\0\u{3}parent_mnt_id\0\u{1}flags\0\u{1}root\0\u{1}mountpoint\0\u{1}source\0\u{1}options\0\u{3}shared_id\0\u{3}master_id\0\u{3}with_plugin\0\u{3}ext_mount\0\u{1}fsname\0\u{3}internal_sharing\0\u{1}deleted\0\u{3}sb_flags\0\u{3}ext_key\0")
 
   fileprivate class _StorageClass {
@@ -3162,7 +3162,7 @@ nonisolated extension mnt_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: mnt_entry, rhs: mnt_entry) -> Bool {
+  public static func ==(lhs: MntEntry, rhs: MntEntry) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -3194,8 +3194,8 @@ nonisolated extension mnt_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
   }
 }
 
-nonisolated extension autofs_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "autofs_entry"
+nonisolated extension AutofsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "AutofsEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}fd\0\u{1}pgrp\0\u{1}timeout\0\u{1}minproto\0\u{1}maxproto\0\u{1}mode\0\u{1}uid\0\u{1}gid\0\u{3}read_fd\0")
 
   public var isInitialized: Bool {
@@ -3263,7 +3263,7 @@ nonisolated extension autofs_entry: SwiftProtobuf.Message, SwiftProtobuf._Messag
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: autofs_entry, rhs: autofs_entry) -> Bool {
+  public static func ==(lhs: AutofsEntry, rhs: AutofsEntry) -> Bool {
     if lhs._fd != rhs._fd {return false}
     if lhs._pgrp != rhs._pgrp {return false}
     if lhs._timeout != rhs._timeout {return false}
@@ -3278,8 +3278,8 @@ nonisolated extension autofs_entry: SwiftProtobuf.Message, SwiftProtobuf._Messag
   }
 }
 
-nonisolated extension binfmt_misc_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "binfmt_misc_entry"
+nonisolated extension BinfmtMiscEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "BinfmtMiscEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}enabled\0\u{1}interpreter\0\u{1}flags\0\u{1}extension\0\u{1}magic\0\u{1}mask\0\u{1}offset\0")
 
   public var isInitialized: Bool {
@@ -3340,7 +3340,7 @@ nonisolated extension binfmt_misc_entry: SwiftProtobuf.Message, SwiftProtobuf._M
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: binfmt_misc_entry, rhs: binfmt_misc_entry) -> Bool {
+  public static func ==(lhs: BinfmtMiscEntry, rhs: BinfmtMiscEntry) -> Bool {
     if lhs._name != rhs._name {return false}
     if lhs._enabled != rhs._enabled {return false}
     if lhs._interpreter != rhs._interpreter {return false}
@@ -3354,8 +3354,8 @@ nonisolated extension binfmt_misc_entry: SwiftProtobuf.Message, SwiftProtobuf._M
   }
 }
 
-nonisolated extension cgroup_perms: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "cgroup_perms"
+nonisolated extension CgroupPerms: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CgroupPerms"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}mode\0\u{1}uid\0\u{1}gid\0")
 
   public var isInitialized: Bool {
@@ -3396,7 +3396,7 @@ nonisolated extension cgroup_perms: SwiftProtobuf.Message, SwiftProtobuf._Messag
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: cgroup_perms, rhs: cgroup_perms) -> Bool {
+  public static func ==(lhs: CgroupPerms, rhs: CgroupPerms) -> Bool {
     if lhs._mode != rhs._mode {return false}
     if lhs._uid != rhs._uid {return false}
     if lhs._gid != rhs._gid {return false}
@@ -3405,8 +3405,8 @@ nonisolated extension cgroup_perms: SwiftProtobuf.Message, SwiftProtobuf._Messag
   }
 }
 
-nonisolated extension cgroup_prop_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "cgroup_prop_entry"
+nonisolated extension CgroupPropEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CgroupPropEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}value\0\u{1}perms\0")
 
   public var isInitialized: Bool {
@@ -3447,7 +3447,7 @@ nonisolated extension cgroup_prop_entry: SwiftProtobuf.Message, SwiftProtobuf._M
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: cgroup_prop_entry, rhs: cgroup_prop_entry) -> Bool {
+  public static func ==(lhs: CgroupPropEntry, rhs: CgroupPropEntry) -> Bool {
     if lhs._name != rhs._name {return false}
     if lhs._value != rhs._value {return false}
     if lhs._perms != rhs._perms {return false}
@@ -3456,8 +3456,8 @@ nonisolated extension cgroup_prop_entry: SwiftProtobuf.Message, SwiftProtobuf._M
   }
 }
 
-nonisolated extension cgroup_dir_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "cgroup_dir_entry"
+nonisolated extension CgroupDirEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CgroupDirEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}dir_name\0\u{1}children\0\u{1}properties\0\u{3}dir_perms\0")
 
   public var isInitialized: Bool {
@@ -3503,7 +3503,7 @@ nonisolated extension cgroup_dir_entry: SwiftProtobuf.Message, SwiftProtobuf._Me
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: cgroup_dir_entry, rhs: cgroup_dir_entry) -> Bool {
+  public static func ==(lhs: CgroupDirEntry, rhs: CgroupDirEntry) -> Bool {
     if lhs._dirName != rhs._dirName {return false}
     if lhs.children != rhs.children {return false}
     if lhs.properties != rhs.properties {return false}
@@ -3513,8 +3513,8 @@ nonisolated extension cgroup_dir_entry: SwiftProtobuf.Message, SwiftProtobuf._Me
   }
 }
 
-nonisolated extension cg_controller_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "cg_controller_entry"
+nonisolated extension CgControllerEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CgControllerEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}cnames\0\u{1}dirs\0\u{3}is_threaded\0")
 
   public var isInitialized: Bool {
@@ -3553,7 +3553,7 @@ nonisolated extension cg_controller_entry: SwiftProtobuf.Message, SwiftProtobuf.
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: cg_controller_entry, rhs: cg_controller_entry) -> Bool {
+  public static func ==(lhs: CgControllerEntry, rhs: CgControllerEntry) -> Bool {
     if lhs.cnames != rhs.cnames {return false}
     if lhs.dirs != rhs.dirs {return false}
     if lhs._isThreaded != rhs._isThreaded {return false}
@@ -3562,8 +3562,8 @@ nonisolated extension cg_controller_entry: SwiftProtobuf.Message, SwiftProtobuf.
   }
 }
 
-nonisolated extension cg_member_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "cg_member_entry"
+nonisolated extension CgMemberEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CgMemberEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}path\0\u{3}cgns_prefix\0")
 
   public var isInitialized: Bool {
@@ -3603,7 +3603,7 @@ nonisolated extension cg_member_entry: SwiftProtobuf.Message, SwiftProtobuf._Mes
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: cg_member_entry, rhs: cg_member_entry) -> Bool {
+  public static func ==(lhs: CgMemberEntry, rhs: CgMemberEntry) -> Bool {
     if lhs._name != rhs._name {return false}
     if lhs._path != rhs._path {return false}
     if lhs._cgnsPrefix != rhs._cgnsPrefix {return false}
@@ -3612,8 +3612,8 @@ nonisolated extension cg_member_entry: SwiftProtobuf.Message, SwiftProtobuf._Mes
   }
 }
 
-nonisolated extension cg_set_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "cg_set_entry"
+nonisolated extension CgSetEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CgSetEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}ctls\0")
 
   public var isInitialized: Bool {
@@ -3649,7 +3649,7 @@ nonisolated extension cg_set_entry: SwiftProtobuf.Message, SwiftProtobuf._Messag
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: cg_set_entry, rhs: cg_set_entry) -> Bool {
+  public static func ==(lhs: CgSetEntry, rhs: CgSetEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs.ctls != rhs.ctls {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -3657,8 +3657,8 @@ nonisolated extension cg_set_entry: SwiftProtobuf.Message, SwiftProtobuf._Messag
   }
 }
 
-nonisolated extension cgroup_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "cgroup_entry"
+nonisolated extension CgroupEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CgroupEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}sets\0\u{1}controllers\0")
 
   public var isInitialized: Bool {
@@ -3690,7 +3690,7 @@ nonisolated extension cgroup_entry: SwiftProtobuf.Message, SwiftProtobuf._Messag
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: cgroup_entry, rhs: cgroup_entry) -> Bool {
+  public static func ==(lhs: CgroupEntry, rhs: CgroupEntry) -> Bool {
     if lhs.sets != rhs.sets {return false}
     if lhs.controllers != rhs.controllers {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -3698,8 +3698,8 @@ nonisolated extension cgroup_entry: SwiftProtobuf.Message, SwiftProtobuf._Messag
   }
 }
 
-nonisolated extension aa_policy: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "aa_policy"
+nonisolated extension AaPolicy: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "AaPolicy"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}blob\0")
 
   public var isInitialized: Bool {
@@ -3735,7 +3735,7 @@ nonisolated extension aa_policy: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: aa_policy, rhs: aa_policy) -> Bool {
+  public static func ==(lhs: AaPolicy, rhs: AaPolicy) -> Bool {
     if lhs._name != rhs._name {return false}
     if lhs._blob != rhs._blob {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -3743,8 +3743,8 @@ nonisolated extension aa_policy: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
   }
 }
 
-nonisolated extension aa_namespace: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "aa_namespace"
+nonisolated extension AaNamespace: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "AaNamespace"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}policies\0\u{1}namespaces\0")
 
   public var isInitialized: Bool {
@@ -3785,7 +3785,7 @@ nonisolated extension aa_namespace: SwiftProtobuf.Message, SwiftProtobuf._Messag
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: aa_namespace, rhs: aa_namespace) -> Bool {
+  public static func ==(lhs: AaNamespace, rhs: AaNamespace) -> Bool {
     if lhs._name != rhs._name {return false}
     if lhs.policies != rhs.policies {return false}
     if lhs.namespaces != rhs.namespaces {return false}
@@ -3794,8 +3794,8 @@ nonisolated extension aa_namespace: SwiftProtobuf.Message, SwiftProtobuf._Messag
   }
 }
 
-nonisolated extension apparmor_entry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "apparmor_entry"
+nonisolated extension ApparmorEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "ApparmorEntry"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}namespaces\0")
 
   public var isInitialized: Bool {
@@ -3822,7 +3822,7 @@ nonisolated extension apparmor_entry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: apparmor_entry, rhs: apparmor_entry) -> Bool {
+  public static func ==(lhs: ApparmorEntry, rhs: ApparmorEntry) -> Bool {
     if lhs.namespaces != rhs.namespaces {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true

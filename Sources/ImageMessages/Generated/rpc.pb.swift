@@ -25,7 +25,7 @@ fileprivate nonisolated struct _GeneratedWithProtocGenSwiftVersion: SwiftProtobu
   typealias Version = _2
 }
 
-public nonisolated enum criu_cg_mode: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
+public nonisolated enum CriuCgMode: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   case ignore = 0
   case cgNone = 1
   case props = 2
@@ -40,7 +40,7 @@ public nonisolated enum criu_cg_mode: Int, SwiftProtobuf.Enum, Swift.CaseIterabl
 
 }
 
-public nonisolated enum criu_network_lock_method: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
+public nonisolated enum CriuNetworkLockMethod: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   case iptables = 1
   case nftables = 2
   case skip = 3
@@ -51,7 +51,7 @@ public nonisolated enum criu_network_lock_method: Int, SwiftProtobuf.Enum, Swift
 
 }
 
-public nonisolated enum criu_pre_dump_mode: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
+public nonisolated enum CriuPreDumpMode: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   case splice = 1
   case vmRead = 2
 
@@ -61,7 +61,7 @@ public nonisolated enum criu_pre_dump_mode: Int, SwiftProtobuf.Enum, Swift.CaseI
 
 }
 
-public nonisolated enum criu_req_type: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
+public nonisolated enum CriuReqType: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   case empty = 0
   case dump = 1
   case restore = 2
@@ -83,7 +83,7 @@ public nonisolated enum criu_req_type: Int, SwiftProtobuf.Enum, Swift.CaseIterab
 
 }
 
-public nonisolated struct criu_page_server_info: Sendable {
+public nonisolated struct CriuPageServerInfo: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -134,7 +134,7 @@ public nonisolated struct criu_page_server_info: Sendable {
   fileprivate var _fd: Int32? = nil
 }
 
-public nonisolated struct criu_veth_pair: Sendable {
+public nonisolated struct CriuVethPair: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -165,7 +165,7 @@ public nonisolated struct criu_veth_pair: Sendable {
   fileprivate var _ifOut: String? = nil
 }
 
-public nonisolated struct ext_mount_map: Sendable {
+public nonisolated struct ExtMountMap: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -196,7 +196,7 @@ public nonisolated struct ext_mount_map: Sendable {
   fileprivate var _val: String? = nil
 }
 
-public nonisolated struct join_namespace: Sendable {
+public nonisolated struct JoinNamespace: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -237,7 +237,7 @@ public nonisolated struct join_namespace: Sendable {
   fileprivate var _extraOpt: String? = nil
 }
 
-public nonisolated struct inherit_fd: Sendable {
+public nonisolated struct InheritFd: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -268,7 +268,7 @@ public nonisolated struct inherit_fd: Sendable {
   fileprivate var _fd: Int32? = nil
 }
 
-public nonisolated struct cgroup_root: Sendable {
+public nonisolated struct CgroupRoot: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -299,7 +299,7 @@ public nonisolated struct cgroup_root: Sendable {
   fileprivate var _path: String? = nil
 }
 
-public nonisolated struct unix_sk: Sendable {
+public nonisolated struct UnixSk: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -320,7 +320,7 @@ public nonisolated struct unix_sk: Sendable {
   fileprivate var _inode: UInt32? = nil
 }
 
-public nonisolated struct criu_opts: @unchecked Sendable {
+public nonisolated struct CriuOptions: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -424,8 +424,8 @@ public nonisolated struct criu_opts: @unchecked Sendable {
   /// Clears the value of `logFile`. Subsequent reads from it will return its default value.
   public mutating func clearLogFile() {_uniqueStorage()._logFile = nil}
 
-  public var ps: criu_page_server_info {
-    get {_storage._ps ?? criu_page_server_info()}
+  public var ps: CriuPageServerInfo {
+    get {_storage._ps ?? CriuPageServerInfo()}
     set {_uniqueStorage()._ps = newValue}
   }
   /// Returns true if `ps` has been explicitly set.
@@ -496,7 +496,7 @@ public nonisolated struct criu_opts: @unchecked Sendable {
   /// Clears the value of `linkRemap`. Subsequent reads from it will return its default value.
   public mutating func clearLinkRemap() {_uniqueStorage()._linkRemap = nil}
 
-  public var veths: [criu_veth_pair] {
+  public var veths: [CriuVethPair] {
     get {_storage._veths}
     set {_uniqueStorage()._veths = newValue}
   }
@@ -524,7 +524,7 @@ public nonisolated struct criu_opts: @unchecked Sendable {
     set {_uniqueStorage()._execCmd = newValue}
   }
 
-  public var extMnt: [ext_mount_map] {
+  public var extMnt: [ExtMountMap] {
     get {_storage._extMnt}
     set {_uniqueStorage()._extMnt = newValue}
   }
@@ -538,7 +538,7 @@ public nonisolated struct criu_opts: @unchecked Sendable {
   /// Clears the value of `manageCgroups`. Subsequent reads from it will return its default value.
   public mutating func clearManageCgroups() {_uniqueStorage()._manageCgroups = nil}
 
-  public var cgRoot: [cgroup_root] {
+  public var cgRoot: [CgroupRoot] {
     get {_storage._cgRoot}
     set {_uniqueStorage()._cgRoot = newValue}
   }
@@ -552,7 +552,7 @@ public nonisolated struct criu_opts: @unchecked Sendable {
   /// Clears the value of `rstSibling`. Subsequent reads from it will return its default value.
   public mutating func clearRstSibling() {_uniqueStorage()._rstSibling = nil}
 
-  public var inheritFd: [inherit_fd] {
+  public var inheritFd: [InheritFd] {
     get {_storage._inheritFd}
     set {_uniqueStorage()._inheritFd = newValue}
   }
@@ -594,12 +594,12 @@ public nonisolated struct criu_opts: @unchecked Sendable {
     set {_uniqueStorage()._enableFs = newValue}
   }
 
-  public var unixSkIno: [unix_sk] {
+  public var unixSkIno: [UnixSk] {
     get {_storage._unixSkIno}
     set {_uniqueStorage()._unixSkIno = newValue}
   }
 
-  public var manageCgroupsMode: criu_cg_mode {
+  public var manageCgroupsMode: CriuCgMode {
     get {_storage._manageCgroupsMode ?? .ignore}
     set {_uniqueStorage()._manageCgroupsMode = newValue}
   }
@@ -636,7 +636,7 @@ public nonisolated struct criu_opts: @unchecked Sendable {
   /// Clears the value of `emptyNs`. Subsequent reads from it will return its default value.
   public mutating func clearEmptyNs() {_uniqueStorage()._emptyNs = nil}
 
-  public var joinNs: [join_namespace] {
+  public var joinNs: [JoinNamespace] {
     get {_storage._joinNs}
     set {_uniqueStorage()._joinNs = newValue}
   }
@@ -817,7 +817,7 @@ public nonisolated struct criu_opts: @unchecked Sendable {
   /// Clears the value of `cgroupYard`. Subsequent reads from it will return its default value.
   public mutating func clearCgroupYard() {_uniqueStorage()._cgroupYard = nil}
 
-  public var preDumpMode: criu_pre_dump_mode {
+  public var preDumpMode: CriuPreDumpMode {
     get {_storage._preDumpMode ?? .splice}
     set {_uniqueStorage()._preDumpMode = newValue}
   }
@@ -844,7 +844,7 @@ public nonisolated struct criu_opts: @unchecked Sendable {
   /// Clears the value of `lsmMountContext`. Subsequent reads from it will return its default value.
   public mutating func clearLsmMountContext() {_uniqueStorage()._lsmMountContext = nil}
 
-  public var networkLock: criu_network_lock_method {
+  public var networkLock: CriuNetworkLockMethod {
     get {_storage._networkLock ?? .iptables}
     set {_uniqueStorage()._networkLock = newValue}
   }
@@ -914,7 +914,7 @@ public nonisolated struct criu_opts: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct criu_dump_resp: Sendable {
+public nonisolated struct CriuDumpResp: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -935,7 +935,7 @@ public nonisolated struct criu_dump_resp: Sendable {
   fileprivate var _restored: Bool? = nil
 }
 
-public nonisolated struct criu_restore_resp: Sendable {
+public nonisolated struct CriuRestoreResp: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -956,7 +956,7 @@ public nonisolated struct criu_restore_resp: Sendable {
   fileprivate var _pid: Int32? = nil
 }
 
-public nonisolated struct criu_notify: Sendable {
+public nonisolated struct CriuNotify: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -987,7 +987,7 @@ public nonisolated struct criu_notify: Sendable {
   fileprivate var _pid: Int32? = nil
 }
 
-public nonisolated struct criu_features: Sendable {
+public nonisolated struct CriuFeatures: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1028,12 +1028,12 @@ public nonisolated struct criu_features: Sendable {
   fileprivate var _pidfdStore: Bool? = nil
 }
 
-public nonisolated struct criu_req: Sendable {
+public nonisolated struct CriuReq: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var type: criu_req_type {
+  public var type: CriuReqType {
     get {_type ?? .empty}
     set {_type = newValue}
   }
@@ -1042,8 +1042,8 @@ public nonisolated struct criu_req: Sendable {
   /// Clears the value of `type`. Subsequent reads from it will return its default value.
   public mutating func clearType() {self._type = nil}
 
-  public var opts: criu_opts {
-    get {_opts ?? criu_opts()}
+  public var opts: CriuOptions {
+    get {_opts ?? CriuOptions()}
     set {_opts = newValue}
   }
   /// Returns true if `opts` has been explicitly set.
@@ -1069,8 +1069,8 @@ public nonisolated struct criu_req: Sendable {
   /// Clears the value of `keepOpen`. Subsequent reads from it will return its default value.
   public mutating func clearKeepOpen() {self._keepOpen = nil}
 
-  public var features: criu_features {
-    get {_features ?? criu_features()}
+  public var features: CriuFeatures {
+    get {_features ?? CriuFeatures()}
     set {_features = newValue}
   }
   /// Returns true if `features` has been explicitly set.
@@ -1091,20 +1091,20 @@ public nonisolated struct criu_req: Sendable {
 
   public init() {}
 
-  fileprivate var _type: criu_req_type? = nil
-  fileprivate var _opts: criu_opts? = nil
+  fileprivate var _type: CriuReqType? = nil
+  fileprivate var _opts: CriuOptions? = nil
   fileprivate var _notifySuccess: Bool? = nil
   fileprivate var _keepOpen: Bool? = nil
-  fileprivate var _features: criu_features? = nil
+  fileprivate var _features: CriuFeatures? = nil
   fileprivate var _pid: UInt32? = nil
 }
 
-public nonisolated struct criu_resp: @unchecked Sendable {
+public nonisolated struct CriuResp: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var type: criu_req_type {
+  public var type: CriuReqType {
     get {_storage._type ?? .empty}
     set {_uniqueStorage()._type = newValue}
   }
@@ -1122,8 +1122,8 @@ public nonisolated struct criu_resp: @unchecked Sendable {
   /// Clears the value of `success`. Subsequent reads from it will return its default value.
   public mutating func clearSuccess() {_uniqueStorage()._success = nil}
 
-  public var dump: criu_dump_resp {
-    get {_storage._dump ?? criu_dump_resp()}
+  public var dump: CriuDumpResp {
+    get {_storage._dump ?? CriuDumpResp()}
     set {_uniqueStorage()._dump = newValue}
   }
   /// Returns true if `dump` has been explicitly set.
@@ -1131,8 +1131,8 @@ public nonisolated struct criu_resp: @unchecked Sendable {
   /// Clears the value of `dump`. Subsequent reads from it will return its default value.
   public mutating func clearDump() {_uniqueStorage()._dump = nil}
 
-  public var restore: criu_restore_resp {
-    get {_storage._restore ?? criu_restore_resp()}
+  public var restore: CriuRestoreResp {
+    get {_storage._restore ?? CriuRestoreResp()}
     set {_uniqueStorage()._restore = newValue}
   }
   /// Returns true if `restore` has been explicitly set.
@@ -1140,8 +1140,8 @@ public nonisolated struct criu_resp: @unchecked Sendable {
   /// Clears the value of `restore`. Subsequent reads from it will return its default value.
   public mutating func clearRestore() {_uniqueStorage()._restore = nil}
 
-  public var notify: criu_notify {
-    get {_storage._notify ?? criu_notify()}
+  public var notify: CriuNotify {
+    get {_storage._notify ?? CriuNotify()}
     set {_uniqueStorage()._notify = newValue}
   }
   /// Returns true if `notify` has been explicitly set.
@@ -1149,8 +1149,8 @@ public nonisolated struct criu_resp: @unchecked Sendable {
   /// Clears the value of `notify`. Subsequent reads from it will return its default value.
   public mutating func clearNotify() {_uniqueStorage()._notify = nil}
 
-  public var ps: criu_page_server_info {
-    get {_storage._ps ?? criu_page_server_info()}
+  public var ps: CriuPageServerInfo {
+    get {_storage._ps ?? CriuPageServerInfo()}
     set {_uniqueStorage()._ps = newValue}
   }
   /// Returns true if `ps` has been explicitly set.
@@ -1167,8 +1167,8 @@ public nonisolated struct criu_resp: @unchecked Sendable {
   /// Clears the value of `crErrno`. Subsequent reads from it will return its default value.
   public mutating func clearCrErrno() {_uniqueStorage()._crErrno = nil}
 
-  public var features: criu_features {
-    get {_storage._features ?? criu_features()}
+  public var features: CriuFeatures {
+    get {_storage._features ?? CriuFeatures()}
     set {_uniqueStorage()._features = newValue}
   }
   /// Returns true if `features` has been explicitly set.
@@ -1185,8 +1185,8 @@ public nonisolated struct criu_resp: @unchecked Sendable {
   /// Clears the value of `crErrmsg`. Subsequent reads from it will return its default value.
   public mutating func clearCrErrmsg() {_uniqueStorage()._crErrmsg = nil}
 
-  public var version: criu_version {
-    get {_storage._version ?? criu_version()}
+  public var version: CriuVersion {
+    get {_storage._version ?? CriuVersion()}
     set {_uniqueStorage()._version = newValue}
   }
   /// Returns true if `version` has been explicitly set.
@@ -1210,7 +1210,7 @@ public nonisolated struct criu_resp: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct criu_version: Sendable {
+public nonisolated struct CriuVersion: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1283,24 +1283,24 @@ public nonisolated struct criu_version: Sendable {
 
 // MARK: - Code below here is support for the SwiftProtobuf runtime.
 
-nonisolated extension criu_cg_mode: SwiftProtobuf._ProtoNameProviding {
+nonisolated extension CriuCgMode: SwiftProtobuf._ProtoNameProviding {
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0IGNORE\0\u{1}CG_NONE\0\u{1}PROPS\0\u{1}SOFT\0\u{1}FULL\0\u{1}STRICT\0\u{1}DEFAULT\0")
 }
 
-nonisolated extension criu_network_lock_method: SwiftProtobuf._ProtoNameProviding {
+nonisolated extension CriuNetworkLockMethod: SwiftProtobuf._ProtoNameProviding {
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}IPTABLES\0\u{1}NFTABLES\0\u{1}SKIP\0")
 }
 
-nonisolated extension criu_pre_dump_mode: SwiftProtobuf._ProtoNameProviding {
+nonisolated extension CriuPreDumpMode: SwiftProtobuf._ProtoNameProviding {
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}SPLICE\0\u{1}VM_READ\0")
 }
 
-nonisolated extension criu_req_type: SwiftProtobuf._ProtoNameProviding {
+nonisolated extension CriuReqType: SwiftProtobuf._ProtoNameProviding {
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0EMPTY\0\u{1}DUMP\0\u{1}RESTORE\0\u{1}CHECK\0\u{1}PRE_DUMP\0\u{1}PAGE_SERVER\0\u{1}NOTIFY\0\u{1}CPUINFO_DUMP\0\u{1}CPUINFO_CHECK\0\u{1}FEATURE_CHECK\0\u{1}VERSION\0\u{1}WAIT_PID\0\u{1}PAGE_SERVER_CHLD\0\u{1}SINGLE_PRE_DUMP\0")
 }
 
-nonisolated extension criu_page_server_info: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "criu_page_server_info"
+nonisolated extension CriuPageServerInfo: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CriuPageServerInfo"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}address\0\u{1}port\0\u{1}pid\0\u{1}fd\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
@@ -1338,7 +1338,7 @@ nonisolated extension criu_page_server_info: SwiftProtobuf.Message, SwiftProtobu
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: criu_page_server_info, rhs: criu_page_server_info) -> Bool {
+  public static func ==(lhs: CriuPageServerInfo, rhs: CriuPageServerInfo) -> Bool {
     if lhs._address != rhs._address {return false}
     if lhs._port != rhs._port {return false}
     if lhs._pid != rhs._pid {return false}
@@ -1348,8 +1348,8 @@ nonisolated extension criu_page_server_info: SwiftProtobuf.Message, SwiftProtobu
   }
 }
 
-nonisolated extension criu_veth_pair: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "criu_veth_pair"
+nonisolated extension CriuVethPair: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CriuVethPair"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}if_in\0\u{3}if_out\0")
 
   public var isInitialized: Bool {
@@ -1385,7 +1385,7 @@ nonisolated extension criu_veth_pair: SwiftProtobuf.Message, SwiftProtobuf._Mess
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: criu_veth_pair, rhs: criu_veth_pair) -> Bool {
+  public static func ==(lhs: CriuVethPair, rhs: CriuVethPair) -> Bool {
     if lhs._ifIn != rhs._ifIn {return false}
     if lhs._ifOut != rhs._ifOut {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -1393,8 +1393,8 @@ nonisolated extension criu_veth_pair: SwiftProtobuf.Message, SwiftProtobuf._Mess
   }
 }
 
-nonisolated extension ext_mount_map: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "ext_mount_map"
+nonisolated extension ExtMountMap: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "ExtMountMap"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}key\0\u{1}val\0")
 
   public var isInitialized: Bool {
@@ -1430,7 +1430,7 @@ nonisolated extension ext_mount_map: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: ext_mount_map, rhs: ext_mount_map) -> Bool {
+  public static func ==(lhs: ExtMountMap, rhs: ExtMountMap) -> Bool {
     if lhs._key != rhs._key {return false}
     if lhs._val != rhs._val {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -1438,8 +1438,8 @@ nonisolated extension ext_mount_map: SwiftProtobuf.Message, SwiftProtobuf._Messa
   }
 }
 
-nonisolated extension join_namespace: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "join_namespace"
+nonisolated extension JoinNamespace: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "JoinNamespace"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}ns\0\u{3}ns_file\0\u{3}extra_opt\0")
 
   public var isInitialized: Bool {
@@ -1479,7 +1479,7 @@ nonisolated extension join_namespace: SwiftProtobuf.Message, SwiftProtobuf._Mess
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: join_namespace, rhs: join_namespace) -> Bool {
+  public static func ==(lhs: JoinNamespace, rhs: JoinNamespace) -> Bool {
     if lhs._ns != rhs._ns {return false}
     if lhs._nsFile != rhs._nsFile {return false}
     if lhs._extraOpt != rhs._extraOpt {return false}
@@ -1488,8 +1488,8 @@ nonisolated extension join_namespace: SwiftProtobuf.Message, SwiftProtobuf._Mess
   }
 }
 
-nonisolated extension inherit_fd: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "inherit_fd"
+nonisolated extension InheritFd: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "InheritFd"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}key\0\u{1}fd\0")
 
   public var isInitialized: Bool {
@@ -1525,7 +1525,7 @@ nonisolated extension inherit_fd: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: inherit_fd, rhs: inherit_fd) -> Bool {
+  public static func ==(lhs: InheritFd, rhs: InheritFd) -> Bool {
     if lhs._key != rhs._key {return false}
     if lhs._fd != rhs._fd {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -1533,8 +1533,8 @@ nonisolated extension inherit_fd: SwiftProtobuf.Message, SwiftProtobuf._MessageI
   }
 }
 
-nonisolated extension cgroup_root: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "cgroup_root"
+nonisolated extension CgroupRoot: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CgroupRoot"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}ctrl\0\u{1}path\0")
 
   public var isInitialized: Bool {
@@ -1569,7 +1569,7 @@ nonisolated extension cgroup_root: SwiftProtobuf.Message, SwiftProtobuf._Message
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: cgroup_root, rhs: cgroup_root) -> Bool {
+  public static func ==(lhs: CgroupRoot, rhs: CgroupRoot) -> Bool {
     if lhs._ctrl != rhs._ctrl {return false}
     if lhs._path != rhs._path {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -1577,8 +1577,8 @@ nonisolated extension cgroup_root: SwiftProtobuf.Message, SwiftProtobuf._Message
   }
 }
 
-nonisolated extension unix_sk: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "unix_sk"
+nonisolated extension UnixSk: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UnixSk"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}inode\0")
 
   public var isInitialized: Bool {
@@ -1609,15 +1609,15 @@ nonisolated extension unix_sk: SwiftProtobuf.Message, SwiftProtobuf._MessageImpl
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: unix_sk, rhs: unix_sk) -> Bool {
+  public static func ==(lhs: UnixSk, rhs: UnixSk) -> Bool {
     if lhs._inode != rhs._inode {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
 }
 
-nonisolated extension criu_opts: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "criu_opts"
+nonisolated extension CriuOptions: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CriuOptions"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}images_dir_fd\0\u{1}pid\0\u{3}leave_running\0\u{3}ext_unix_sk\0\u{3}tcp_established\0\u{3}evasive_devices\0\u{3}shell_job\0\u{3}file_locks\0\u{3}log_level\0\u{3}log_file\0\u{1}ps\0\u{3}notify_scripts\0\u{1}root\0\u{3}parent_img\0\u{3}track_mem\0\u{3}auto_dedup\0\u{3}work_dir_fd\0\u{3}link_remap\0\u{1}veths\0\u{3}cpu_cap\0\u{3}force_irmap\0\u{3}exec_cmd\0\u{3}ext_mnt\0\u{3}manage_cgroups\0\u{3}cg_root\0\u{3}rst_sibling\0\u{3}inherit_fd\0\u{3}auto_ext_mnt\0\u{3}ext_sharing\0\u{3}ext_masters\0\u{3}skip_mnt\0\u{3}enable_fs\0\u{3}unix_sk_ino\0\u{3}manage_cgroups_mode\0\u{3}ghost_limit\0\u{3}irmap_scan_paths\0\u{1}external\0\u{3}empty_ns\0\u{3}join_ns\0\u{4}\u{2}cgroup_props\0\u{3}cgroup_props_file\0\u{3}cgroup_dump_controller\0\u{3}freeze_cgroup\0\u{1}timeout\0\u{3}tcp_skip_in_flight\0\u{3}weak_sysctls\0\u{3}lazy_pages\0\u{3}status_fd\0\u{3}orphan_pts_master\0\u{3}config_file\0\u{3}tcp_close\0\u{3}lsm_profile\0\u{3}tls_cacert\0\u{3}tls_cacrl\0\u{3}tls_cert\0\u{3}tls_key\0\u{1}tls\0\u{3}tls_no_cn_verify\0\u{3}cgroup_yard\0\u{3}pre_dump_mode\0\u{3}pidfd_store_sk\0\u{3}lsm_mount_context\0\u{3}network_lock\0\u{3}mntns_compat_mode\0\u{3}skip_file_rwx_check\0\u{1}unprivileged\0\u{3}images_dir\0\u{3}leave_stopped\0\u{3}display_stats\0\u{3}log_to_stderr\0")
 
   fileprivate class _StorageClass {
@@ -1632,7 +1632,7 @@ nonisolated extension criu_opts: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
     var _fileLocks: Bool? = nil
     var _logLevel: Int32? = nil
     var _logFile: String? = nil
-    var _ps: criu_page_server_info? = nil
+    var _ps: CriuPageServerInfo? = nil
     var _notifyScripts: Bool? = nil
     var _root: String? = nil
     var _parentImg: String? = nil
@@ -1640,27 +1640,27 @@ nonisolated extension criu_opts: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
     var _autoDedup: Bool? = nil
     var _workDirFd: Int32? = nil
     var _linkRemap: Bool? = nil
-    var _veths: [criu_veth_pair] = []
+    var _veths: [CriuVethPair] = []
     var _cpuCap: UInt32? = nil
     var _forceIrmap: Bool? = nil
     var _execCmd: [String] = []
-    var _extMnt: [ext_mount_map] = []
+    var _extMnt: [ExtMountMap] = []
     var _manageCgroups: Bool? = nil
-    var _cgRoot: [cgroup_root] = []
+    var _cgRoot: [CgroupRoot] = []
     var _rstSibling: Bool? = nil
-    var _inheritFd: [inherit_fd] = []
+    var _inheritFd: [InheritFd] = []
     var _autoExtMnt: Bool? = nil
     var _extSharing: Bool? = nil
     var _extMasters: Bool? = nil
     var _skipMnt: [String] = []
     var _enableFs: [String] = []
-    var _unixSkIno: [unix_sk] = []
-    var _manageCgroupsMode: criu_cg_mode? = nil
+    var _unixSkIno: [UnixSk] = []
+    var _manageCgroupsMode: CriuCgMode? = nil
     var _ghostLimit: UInt32? = nil
     var _irmapScanPaths: [String] = []
     var _external: [String] = []
     var _emptyNs: UInt32? = nil
-    var _joinNs: [join_namespace] = []
+    var _joinNs: [JoinNamespace] = []
     var _cgroupProps: String? = nil
     var _cgroupPropsFile: String? = nil
     var _cgroupDumpController: [String] = []
@@ -1681,10 +1681,10 @@ nonisolated extension criu_opts: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
     var _tls: Bool? = nil
     var _tlsNoCnVerify: Bool? = nil
     var _cgroupYard: String? = nil
-    var _preDumpMode: criu_pre_dump_mode? = nil
+    var _preDumpMode: CriuPreDumpMode? = nil
     var _pidfdStoreSk: Int32? = nil
     var _lsmMountContext: String? = nil
-    var _networkLock: criu_network_lock_method? = nil
+    var _networkLock: CriuNetworkLockMethod? = nil
     var _mntnsCompatMode: Bool? = nil
     var _skipFileRwxCheck: Bool? = nil
     var _unprivileged: Bool? = nil
@@ -2098,7 +2098,7 @@ nonisolated extension criu_opts: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: criu_opts, rhs: criu_opts) -> Bool {
+  public static func ==(lhs: CriuOptions, rhs: CriuOptions) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -2182,8 +2182,8 @@ nonisolated extension criu_opts: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
   }
 }
 
-nonisolated extension criu_dump_resp: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "criu_dump_resp"
+nonisolated extension CriuDumpResp: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CriuDumpResp"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}restored\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
@@ -2209,15 +2209,15 @@ nonisolated extension criu_dump_resp: SwiftProtobuf.Message, SwiftProtobuf._Mess
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: criu_dump_resp, rhs: criu_dump_resp) -> Bool {
+  public static func ==(lhs: CriuDumpResp, rhs: CriuDumpResp) -> Bool {
     if lhs._restored != rhs._restored {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
 }
 
-nonisolated extension criu_restore_resp: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "criu_restore_resp"
+nonisolated extension CriuRestoreResp: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CriuRestoreResp"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}pid\0")
 
   public var isInitialized: Bool {
@@ -2248,15 +2248,15 @@ nonisolated extension criu_restore_resp: SwiftProtobuf.Message, SwiftProtobuf._M
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: criu_restore_resp, rhs: criu_restore_resp) -> Bool {
+  public static func ==(lhs: CriuRestoreResp, rhs: CriuRestoreResp) -> Bool {
     if lhs._pid != rhs._pid {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
 }
 
-nonisolated extension criu_notify: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "criu_notify"
+nonisolated extension CriuNotify: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CriuNotify"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}script\0\u{1}pid\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
@@ -2286,7 +2286,7 @@ nonisolated extension criu_notify: SwiftProtobuf.Message, SwiftProtobuf._Message
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: criu_notify, rhs: criu_notify) -> Bool {
+  public static func ==(lhs: CriuNotify, rhs: CriuNotify) -> Bool {
     if lhs._script != rhs._script {return false}
     if lhs._pid != rhs._pid {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -2294,8 +2294,8 @@ nonisolated extension criu_notify: SwiftProtobuf.Message, SwiftProtobuf._Message
   }
 }
 
-nonisolated extension criu_features: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "criu_features"
+nonisolated extension CriuFeatures: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CriuFeatures"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}mem_track\0\u{3}lazy_pages\0\u{3}pidfd_store\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
@@ -2329,7 +2329,7 @@ nonisolated extension criu_features: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: criu_features, rhs: criu_features) -> Bool {
+  public static func ==(lhs: CriuFeatures, rhs: CriuFeatures) -> Bool {
     if lhs._memTrack != rhs._memTrack {return false}
     if lhs._lazyPages != rhs._lazyPages {return false}
     if lhs._pidfdStore != rhs._pidfdStore {return false}
@@ -2338,8 +2338,8 @@ nonisolated extension criu_features: SwiftProtobuf.Message, SwiftProtobuf._Messa
   }
 }
 
-nonisolated extension criu_req: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "criu_req"
+nonisolated extension CriuReq: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CriuReq"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}type\0\u{1}opts\0\u{3}notify_success\0\u{3}keep_open\0\u{1}features\0\u{1}pid\0")
 
   public var isInitialized: Bool {
@@ -2391,7 +2391,7 @@ nonisolated extension criu_req: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: criu_req, rhs: criu_req) -> Bool {
+  public static func ==(lhs: CriuReq, rhs: CriuReq) -> Bool {
     if lhs._type != rhs._type {return false}
     if lhs._opts != rhs._opts {return false}
     if lhs._notifySuccess != rhs._notifySuccess {return false}
@@ -2403,21 +2403,21 @@ nonisolated extension criu_req: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
   }
 }
 
-nonisolated extension criu_resp: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "criu_resp"
+nonisolated extension CriuResp: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CriuResp"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}type\0\u{1}success\0\u{1}dump\0\u{1}restore\0\u{1}notify\0\u{1}ps\0\u{3}cr_errno\0\u{1}features\0\u{3}cr_errmsg\0\u{1}version\0\u{1}status\0")
 
   fileprivate class _StorageClass {
-    var _type: criu_req_type? = nil
+    var _type: CriuReqType? = nil
     var _success: Bool? = nil
-    var _dump: criu_dump_resp? = nil
-    var _restore: criu_restore_resp? = nil
-    var _notify: criu_notify? = nil
-    var _ps: criu_page_server_info? = nil
+    var _dump: CriuDumpResp? = nil
+    var _restore: CriuRestoreResp? = nil
+    var _notify: CriuNotify? = nil
+    var _ps: CriuPageServerInfo? = nil
     var _crErrno: Int32? = nil
-    var _features: criu_features? = nil
+    var _features: CriuFeatures? = nil
     var _crErrmsg: String? = nil
-    var _version: criu_version? = nil
+    var _version: CriuVersion? = nil
     var _status: Int32? = nil
 
       // This property is used as the initial default value for new instances of the type.
@@ -2528,7 +2528,7 @@ nonisolated extension criu_resp: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: criu_resp, rhs: criu_resp) -> Bool {
+  public static func ==(lhs: CriuResp, rhs: CriuResp) -> Bool {
     if lhs._storage !== rhs._storage {
       let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
         let _storage = _args.0
@@ -2553,8 +2553,8 @@ nonisolated extension criu_resp: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
   }
 }
 
-nonisolated extension criu_version: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "criu_version"
+nonisolated extension CriuVersion: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "CriuVersion"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}major_number\0\u{3}minor_number\0\u{1}gitid\0\u{1}sublevel\0\u{1}extra\0\u{1}name\0")
 
   public var isInitialized: Bool {
@@ -2606,7 +2606,7 @@ nonisolated extension criu_version: SwiftProtobuf.Message, SwiftProtobuf._Messag
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: criu_version, rhs: criu_version) -> Bool {
+  public static func ==(lhs: CriuVersion, rhs: CriuVersion) -> Bool {
     if lhs._majorNumber != rhs._majorNumber {return false}
     if lhs._minorNumber != rhs._minorNumber {return false}
     if lhs._gitid != rhs._gitid {return false}

@@ -1,0 +1,76 @@
+/// The name and magic number of an image file.
+public struct ImageName: Hashable, Sendable {
+    /// The file's name in the image directory.
+    public var fileName: String
+    /// The kind's magic number, 0 for raw images.
+    public var magic: UInt32
+    /// Whether it belongs to the tools and not to the checkpoint (stats).
+    public var isService = false
+
+    init(_ fileName: String, _ magic: UInt32, isService: Bool = false) {
+        self.fileName = fileName
+        self.magic = magic
+        self.isService = isService
+    }
+
+    /// First word of an image of version 1.1.
+    static let commonMagic: UInt32 = 0x5456_4319
+    /// First word of a service image.
+    static let serviceMagic: UInt32 = 0x5510_5940
+
+    /// The words that begin the file. The inventory has no common magic: it tells which version the others have.
+    var header: [UInt32] {
+        if magic == 0 { return [] }
+        if isService { return [ImageName.serviceMagic, magic] }
+        return magic == ImageName.inventory.magic ? [magic] : [ImageName.commonMagic, magic]
+    }
+
+    /// `inventory.img`, written last.
+    public static let inventory = ImageName("inventory.img", 0x5831_3116)
+    /// `pstree.img`.
+    public static let processTree = ImageName("pstree.img", 0x5027_3030)
+    /// `files.img`: every open file.
+    public static let files = ImageName("files.img", 0x5630_3138)
+    /// `seccomp.img`.
+    public static let seccomp = ImageName("seccomp.img", 0x6441_3049)
+    /// `pipes-data.img`.
+    public static let pipesData = ImageName("pipes-data.img", 0x5645_3709)
+    /// `fifo-data.img`.
+    public static let fifoData = ImageName("fifo-data.img", 0x5933_3054)
+    /// `remap-fpath.img`.
+    public static let remapPaths = ImageName("remap-fpath.img", 0x5913_3954)
+    /// `memfd.img`.
+    public static let memfd = ImageName("memfd.img", 0x4845_3499)
+    /// `filelocks.img`.
+    public static let fileLocks = ImageName("filelocks.img", 0x5432_3616)
+    /// `cgroup.img`.
+    public static let cgroup = ImageName("cgroup.img", 0x5938_3330)
+    /// `cpuinfo.img`.
+    public static let cpuInformation = ImageName("cpuinfo.img", 0x6140_4013)
+    /// `tty-info.img`.
+    public static let ttyInformation = ImageName("tty-info.img", 0x5945_3036)
+    /// `stats-dump`.
+    public static let dumpStatistics = ImageName("stats-dump", 0x5709_3306, isService: true)
+    /// `stats-restore`.
+    public static let restoreStatistics = ImageName("stats-restore", 0x5709_3306, isService: true)
+    /// `core-TID.img`.
+    public static func core(_ id: Int32) -> ImageName { ImageName("core-\(id).img", 0x5505_3847) }
+    /// `ids-PID.img`.
+    public static func ids(_ id: Int32) -> ImageName { ImageName("ids-\(id).img", 0x5443_2030) }
+    /// `mm-PID.img`.
+    public static func memory(_ id: Int32) -> ImageName { ImageName("mm-\(id).img", 0x5749_2820) }
+    /// `fs-PID.img`.
+    public static func directories(_ id: Int32) -> ImageName { ImageName("fs-\(id).img", 0x5140_3912) }
+    /// `fdinfo-ID.img`, by the id of the descriptor table.
+    public static func descriptors(_ id: UInt32) -> ImageName { ImageName("fdinfo-\(id).img", 0x5621_3732) }
+    /// `pagemap-PID.img`.
+    public static func pagemap(_ id: Int32) -> ImageName { ImageName("pagemap-\(id).img", 0x5608_4025) }
+    /// `pagemap-shmem-ID.img`.
+    public static func sharedPagemap(_ id: UInt64) -> ImageName { ImageName("pagemap-shmem-\(id).img", 0x5608_4025) }
+    /// `pages-N.img`, raw pages.
+    public static func pages(_ id: UInt32) -> ImageName { ImageName("pages-\(id).img", 0) }
+    /// `ghost-file-ID.img`, in hexadecimal.
+    public static func ghost(_ id: UInt32) -> ImageName { ImageName("ghost-file-\(String(id, radix: 16)).img", 0x5258_3605) }
+    /// `timens-ID.img`.
+    public static func timeNamespace(_ id: UInt32) -> ImageName { ImageName("timens-\(id).img", 0x4311_4433) }
+}
