@@ -1,4 +1,3 @@
-public import Linux
 public import SystemPackage
 
 /// What the user allows and asks of a dump, as far as kinds of kernel object need to know.

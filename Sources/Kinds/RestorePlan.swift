@@ -1,4 +1,5 @@
 public import Diagnostics
+internal import ImageMessages
 public import Linux
 
 /// One step in the birth of a process tree. Steps are done in order; each needs only what earlier ones made.
