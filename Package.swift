@@ -61,18 +61,21 @@ let package = Package(
             dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", "Pages", logging, system],
             swiftSettings: strict),
         .target(
-            name: "Files", dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", logging, system],
+            name: "Files",
+            dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", "Pages", logging, system],
             swiftSettings: strict),
         // Floor 7: the orders.
         .target(
             name: "Engine",
             dependencies: [
                 "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", "Pages", "Tasks", "Memory",
-                "Files",
+                "Files", logging, system,
             ],
             swiftSettings: strict),
         // Floor 8: the public library: options, API.
-        .target(name: "Brumate", dependencies: ["Linux", "Diagnostics", "ImageFormat", "Engine"], swiftSettings: strict),
+        .target(
+            name: "Brumate", dependencies: ["CLinux", "Linux", "Diagnostics", "ImageFormat", "Kinds", "Engine", logging, system],
+            swiftSettings: strict),
         // Floor 9: the executable.
         .executableTarget(name: "BrumateCommand", dependencies: ["Brumate", "Linux", "Diagnostics"], swiftSettings: strict),
         .testTarget(name: "RemoteTests", dependencies: ["Remote", "Linux", "Diagnostics", system], swiftSettings: strict),

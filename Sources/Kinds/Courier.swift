@@ -18,8 +18,15 @@ public final class Courier {
             try withAddress(of: &pair) { (pair) throws(SystemCallError) in
                 try systemCall(.socketpair, 1, 5 | 0o2000000, 0, pair)  // AF_UNIX, SOCK_SEQPACKET
             }
-            let first = Descriptor(owning: pair.1)
-            try systemCall(.dup3, Int(first.number), Int(number), 0)  // inherited
+            // Either end may have got the number that one is to have: both go above it first.
+            let low = Descriptor(owning: pair.0)
+            let high = Descriptor(owning: pair.1)
+            let kept = try low.duplicate(atLeast: number + 1)
+            let passed = try high.duplicate(atLeast: number + 1)
+            try low.close()
+            try high.close()
+            try systemCall(.dup3, Int(passed.number), Int(number), 0)  // inherited
+            pair.0 = kept.release()
         }
         ours = Descriptor(owning: pair.0)
         theirs = Descriptor(owning: number)

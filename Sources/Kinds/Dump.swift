@@ -101,6 +101,17 @@ public final class DumpContext {
     public var fileDumper: (any FileDumper)?
     /// Everything that files.img will hold.
     public var files: [FileEntry] = []
+    /// Open file descriptions met so far, and ids for files.img.
+    public var fileIndex = SharingIndex(.file)
+    private var states: [ObjectIdentifier: AnyObject] = [:]
+
+    /// What a kind remembers during one dump; made at first use.
+    public func state<State: AnyObject>(_ type: State.Type, _ make: () -> State) -> State {
+        if let known = states[ObjectIdentifier(type)] as? State { return known }
+        let fresh = make()
+        states[ObjectIdentifier(type)] = fresh
+        return fresh
+    }
 
     /// Starts a dump.
     public init(policy: DumpPolicy, images: ImageDirectory, log: Logger, faults: Faults) {

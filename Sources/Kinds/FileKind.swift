@@ -5,31 +5,26 @@ public import Procfs
 
 /// What can be told of an open file without knowing its kind.
 public struct FileFacts: Sendable {
-    /// `st_mode`, with the type bits.
-    public var mode: UInt32
-    /// The device that holds the inode, and the device that the inode stands for.
-    public var device: UInt64, representedDevice: UInt64
-    /// The inode number, its number of names and its size.
-    public var inode: UInt64, links: UInt64, size: UInt64
+    /// What stat(2) says.
+    public var status: FileStatus
     /// The text of the /proc link: a path, or `pipe:[N]`, `anon_inode:[eventfd]` and the like.
     public var target: [UInt8]
     /// Offset, flags, mount id and the kind's own lines.
     public var information: DescriptorInformation
 
     /// Gathers the facts.
-    public init(
-        mode: UInt32, device: UInt64, representedDevice: UInt64, inode: UInt64, links: UInt64, size: UInt64,
-        target: [UInt8], information: DescriptorInformation
-    ) {
-        self.mode = mode
-        self.device = device
-        self.representedDevice = representedDevice
-        self.inode = inode
-        self.links = links
-        self.size = size
+    public init(status: FileStatus, target: [UInt8], information: DescriptorInformation) {
+        self.status = status
         self.target = target
         self.information = information
     }
+
+    /// The link's text, for messages.
+    public var text: String { String(decoding: target, as: UTF8.self) }
+    /// Whether the text begins with some others.
+    public func begins(with text: String) -> Bool { target.starts(with: text.utf8) }
+    /// The flags of the description: those of the descriptor without close-on-exec.
+    public var statusFlags: UInt32 { UInt32(bitPattern: information.flags) & ~0o2000000 }
 }
 
 /// An open file description under dump, seen through a copy of one of its descriptors.
@@ -64,7 +59,9 @@ public protocol FileKind: SendableMetatype {
     /// Whether an entry of files.img is of this kind.
     static func restores(_ entry: FileEntry) -> Bool
     /// Entries with the same key are made together: the two ends of a pipe.
-    static func group(_ entry: FileEntry) -> UInt64
+    static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64
+    /// Whether it can be made only once the tasks exist: what lies in /proc.
+    static func comesAfterTasks(_ entry: FileEntry) -> Bool
     /// Makes the descriptions of a group and puts them into `context.files`. May depend on no other file.
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure)
     /// Joins it to other objects once all files are made and all descriptor tables are filled.
@@ -75,7 +72,9 @@ public protocol FileKind: SendableMetatype {
 
 extension FileKind {
     /// By itself.
-    public static func group(_ entry: FileEntry) -> UInt64 { UInt64(entry.id) }
+    public static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 { UInt64(entry.id) }
+    /// No.
+    public static func comesAfterTasks(_ entry: FileEntry) -> Bool { false }
     /// Nothing.
     public static func wire(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {}
     /// Nothing.

@@ -52,6 +52,8 @@ public final class RestoredThread {
     public let core: CoreEntry
     /// Its process.
     public unowned let process: RestoredProcess
+    /// Whether it sleeps in an interrupted call that the kernel will continue.
+    public var isRearmed = false
     /// Its thread id.
     public var id: TaskID { puppet.id }
     /// Whether it is its process's first thread.
@@ -134,6 +136,16 @@ public final class RestoreContext {
     public var files = FileTable()
     /// The tree under restore, parents first, zombies included.
     public var processes: [RestoredProcess] = []
+    private var states: [ObjectIdentifier: AnyObject] = [:]
+
+    /// What a kind remembers during one restore; made at first use.
+    public func state<State: AnyObject>(_ type: State.Type, _ make: () -> State) -> State {
+        if let known = states[ObjectIdentifier(type)] as? State { return known }
+        let fresh = make()
+        states[ObjectIdentifier(type)] = fresh
+        return fresh
+    }
+
     /// Carries descriptors into puppets; set before the tree is grown.
     public var courier: Courier?
 

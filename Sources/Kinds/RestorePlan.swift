@@ -43,6 +43,9 @@ public struct RestorePlan: Sendable {
     /// Every pid and tid that must be free.
     public var allIDs: [TaskID] { processes.flatMap(\.threads) + standIns }
 
+    /// An empty plan.
+    public init() {}
+
     /// Bytes of the runway: records and buffers, and a page of code.
     public static let runwaySize: UInt64 = 16 << 20
 
@@ -105,7 +108,7 @@ public struct RestorePlan: Sendable {
     }
 
     /// The lowest free range of a size.
-    static func hole(in taken: [AddressRange], size: UInt64) throws(Failure) -> AddressRange {
+    public static func hole(in taken: [AddressRange], size: UInt64) throws(Failure) -> AddressRange {
         var start = search.start.rawValue
         for range in taken.sorted(by: { $0.start < $1.start }) {
             guard range.end.rawValue > start else { continue }

@@ -232,6 +232,17 @@ public final class Puppet {
         return made
     }
 
+    /// Ends the process. The caller waits for its end.
+    public func exit(status: Int) throws(Failure) {
+        var batch = Batch()
+        batch.add(.exit_group, .value(status), doing: "end")
+        let loaded = try LoadedBatch(batch, into: tree.memory, at: 0, base: tree.runway.start)
+        try attempt("end task \(id)") { () throws(SystemCallError) in
+            try tracee.setRegisters(base.looping(at: tree.code, first: loaded.first, end: loaded.end))
+            try tracee.resume()
+        }
+    }
+
     /// Puts a thread to sleep in a system call and stops it there, so that the kernel holds a fresh restart block.
     /// After this only calls that don't sleep may be run.
     public func arm(_ call: SystemCall, _ arguments: [UInt64], with batch: consuming Batch = Batch()) throws(Failure) {

@@ -16,6 +16,9 @@ public struct TaskMemory: ~Copyable, Sendable {
         }
     }
 
+    /// The descriptor, for reading in other threads.
+    public var number: Int32 { file.number }
+
     /// Reads bytes, all or an error.
     public borrowing func read(_ address: Address, count: Int) throws(SystemCallError) -> [UInt8] {
         var bytes = [UInt8](repeating: 0, count: count)

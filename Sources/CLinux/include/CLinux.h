@@ -233,3 +233,22 @@ static inline int clinux_robust_lock(void *word) {
 }
 // Ends what clinux_robust_lock began. Nobody may wait any more.
 static inline void clinux_robust_unlock(void *word) { pthread_mutex_unlock((pthread_mutex_t *)word); }
+
+// Whether two stretches of memory hold the same bytes.
+static inline int clinux_equal(const void *a, const void *b, size_t count) { return __builtin_memcmp(a, b, count) == 0; }
+// Whether a stretch of memory is all zero.
+static inline int clinux_is_zero(const void *start, size_t count) {
+    const uint64_t *word = (const uint64_t *)start;
+    for (size_t i = 0; i < count / 8; i++)
+        if (word[i]) return 0;
+    return 1;
+}
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+// One leaf of CPUID into four words: eax, ebx, ecx, edx. All zero if the CPU has no such leaf.
+static inline void clinux_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t *words) {
+    words[0] = words[1] = words[2] = words[3] = 0;
+    __get_cpuid_count(leaf, subleaf, &words[0], &words[1], &words[2], &words[3]);
+}
+#endif

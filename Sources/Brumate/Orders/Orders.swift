@@ -1,0 +1,88 @@
+internal import Diagnostics
+internal import Engine
+internal import ImageFormat
+internal import Kinds
+internal import Linux
+internal import SystemPackage
+
+/// The seam to the engine: each order as a function over a session.
+///
+/// The bodies turn options into the engine's requests; nothing above them knows the engine, nothing below the options.
+enum Orders {
+    /// Dumps the tree. Returns what was counted and timed, for `--display-stats`.
+    static func dump(_ session: borrowing Session) throws(Failure) -> Statistics {
+        let options = session.options
+        guard let tree = options.tree else { throw Failure(.usage, "which tree? The option --tree PID is missing") }
+        var request = DumpRequest(root: tree, images: session.imagesPath)
+        request.policy.ghostLimit = options.ghostLimit
+        request.policy.linkRemap = options.linkRemap
+        request.policy.fileLocks = options.fileLocks
+        request.policy.evasiveDevices = options.evasiveDevices
+        request.policy.shellJob = options.shellJob
+        request.policy.recordsBuildID = options.fileValidation == .buildID
+        if options.cpuCapabilities.contains(.image) { request.policy.cpuCapabilities = words(options.cpuCapabilities) }
+        request.policy.external = options.external
+        request.policy.root = options.root
+        switch options.ending {
+        case .default: request.afterwards = .killed
+        case .running: request.afterwards = .running
+        case .stopped: request.afterwards = .stopped
+        }
+        if options.timeout > .zero { request.timeout = options.timeout } else { request.timeout = .seconds(1 << 30) }
+        request.scripts = Scripts(paths: options.actionScripts.map { FilePath(bytes: $0.bytes) })
+        request.faults = session.faults
+        return try Engine.dump(request, log: session.log)
+    }
+
+    /// Restores the tree and lets it go. Returns the root's pid and the figures.
+    static func restore(_ session: borrowing Session) throws(Failure) -> (root: TaskID, statistics: Statistics) {
+        let options = session.options
+        var request = RestoreRequest(images: session.imagesPath)
+        request.policy.shellJob = options.shellJob
+        request.policy.ghostLimit = options.ghostLimit
+        request.policy.checksBuildID = options.fileValidation == .buildID
+        request.policy.checksPermissions = !options.skipFilePermissionCheck
+        request.policy.cpuCapabilities = words(options.cpuCapabilities)
+        request.policy.external = options.external
+        request.policy.inheritedDescriptors = options.inheritedDescriptors.map { ($0.key, $0.number) }
+        request.policy.root = options.root
+        request.policy.evasiveDevices = options.evasiveDevices
+        request.asSibling = options.restoreSibling
+        request.leaveStopped = options.ending == .stopped
+        request.pidFile = options.pidfile
+        request.scripts = Scripts(paths: options.actionScripts.map { FilePath(bytes: $0.bytes) })
+        request.faults = session.faults
+        let outcome = try Engine.restore(request, log: session.log)
+        return (outcome.root, outcome.statistics)
+    }
+
+    /// Waits until the restored root ends, as a restore without `--restore-detached` does.
+    static func wait(for root: TaskID) throws(Failure) {
+        while true {
+            do {
+                if try systemCall(.wait4, Int(root.rawValue), 0, 0, 0) == Int(root.rawValue) { return }
+            } catch {
+                if error.errno == .ECHILD { return }
+                throw Failure(.bug, "can't wait for task \(root)", cause: error)
+            }
+        }
+    }
+
+    /// Writes the image of this machine's CPU features.
+    static func cpuDump(_ session: borrowing Session) throws(Failure) {
+        try CPUOrders.dump(to: session.imagesPath)
+    }
+
+    /// Compares this machine's CPU features with the image.
+    static func cpuCheck(_ session: borrowing Session) throws(Failure) {
+        try CPUOrders.check(session.imagesPath, words(session.options.cpuCapabilities))
+    }
+
+    private static func words(_ capabilities: Options.CPUCapabilities) -> [String] {
+        var words: [String] = []
+        if capabilities.contains(.cpu) { words.append("cpu") }
+        if capabilities.contains(.fpu) { words.append("fpu") }
+        if capabilities.contains(.instructions) { words.append("ins") }
+        return words.isEmpty ? ["none"] : words
+    }
+}

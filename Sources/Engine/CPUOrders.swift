@@ -1,0 +1,19 @@
+public import Diagnostics
+internal import ImageFormat
+public import SystemPackage
+internal import Tasks
+
+/// The orders `cpuinfo dump` and `cpuinfo check`.
+public enum CPUOrders {
+    /// Writes this machine's CPU features into a directory.
+    public static func dump(to images: FilePath) throws(Failure) { try CPU.dump(to: try ImageDirectory(images)) }
+
+    /// Compares this machine with the image in a directory.
+    public static func check(_ images: FilePath, _ capabilities: [String]) throws(Failure) {
+        let images = try ImageSet(images)
+        guard images.has(.cpuInformation) else {
+            throw Failure(.corruptImage, "there is no cpuinfo.img in \(images.path.string)", advice: "Run 'cpuinfo dump' there first")
+        }
+        try CPU.check(images, capabilities)
+    }
+}

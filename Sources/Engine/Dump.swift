@@ -1,0 +1,277 @@
+public import Diagnostics
+internal import Files
+internal import ImageFormat
+internal import ImageMessages
+public import Kinds
+public import Linux
+public import Logging
+internal import Memory
+internal import Procfs
+internal import Remote
+public import SystemPackage
+internal import Tasks
+
+/// An order to dump a tree.
+public struct DumpRequest: Sendable {
+    /// The root of the tree.
+    public var root: TaskID
+    /// Where the images go.
+    public var images: FilePath
+    /// What is allowed.
+    public var policy = DumpPolicy()
+    /// What becomes of the tree after a successful dump.
+    public enum Afterwards: Sendable {
+        /// It is killed.
+        case killed
+        /// It runs on.
+        case running
+        /// It stays stopped.
+        case stopped
+    }
+    /// What becomes of the tree after a successful dump.
+    public var afterwards = Afterwards.killed
+    /// How long stopping the tree may take.
+    public var timeout: Duration = .seconds(10)
+    /// Action scripts.
+    public var scripts = Scripts()
+    /// Faults asked for by tests.
+    public var faults = Faults()
+
+    /// An order with CRIU's defaults.
+    public init(root: TaskID, images: FilePath) {
+        self.root = root
+        self.images = images
+    }
+}
+
+/// Dumps a tree. Returns the figures, which are also in `stats-dump`.
+///
+/// If it throws, the tree runs on as before and the directory holds no valid image.
+public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statistics {
+    raiseDescriptorLimit()
+    let images = try ImageDirectory(request.images)
+    try images.begin()
+    var policy = request.policy
+    policy.leaveRunning = request.afterwards != .killed
+    let context = DumpContext(policy: policy, images: images, log: log, faults: request.faults)
+    do throws(Failure) {
+        try Preflight.check(request.root, policy)
+        try request.scripts.run(.preDump, images: images.directory.number, root: request.root)
+        let started = ContinuousClock.now
+        let tree = try FrozenTree.freeze(request.root, deadline: started + request.timeout)
+        context.statistics[.freezing] = ContinuousClock.now - started
+        let figures = try DumpOrder(context: context, tree: tree.processes).run(request, started: started)
+        switch request.afterwards {
+        case .killed: tree.thaw(.killed)
+        case .running: tree.thaw(.running)
+        case .stopped: tree.thaw(.stopped)
+        }
+        return figures
+    } catch {
+        FileDump.abandon(context)
+        images.discard()
+        throw error
+    }
+}
+
+/// What a process's leader told.
+private struct LeaderAnswer {
+    let question: MemoryDump.Question
+    let parts: TaskDump.Answers
+    let results: Results
+}
+
+/// One dump while the tree stands still.
+private struct DumpOrder {
+    let context: DumpContext
+    let tree: [FrozenProcess]
+
+    func run(_ request: DumpRequest, started: ContinuousClock.Instant) throws(Failure) -> Statistics {
+        let log = context.log
+        try context.faults.pass(.dumpFrozen)
+        log.debug("stopped \(tree.count) processes")
+        for frozen in tree where !frozen.isZombie { context.processes.append(try collect(frozen)) }
+        try checkSession(request)
+        var sharing = ObjectSharing()
+        for process in context.processes { try sharing.identify(process) }
+        let files = FileDump(context)
+        context.fileDumper = files
+        for process in context.processes {
+            try during(.dumping(process.id, process.name)) { () throws(Failure) in
+                let memory = try infect(process)
+                try MemoryDump.dump(memory.question, memory.results, process, context)
+            }
+        }
+        try context.faults.pass(.dumpCured)
+        for process in context.processes {
+            try during(.dumping(process.id, process.name)) { () throws(Failure) in
+                if process.ownsFiles { try files.dumpTable(of: process) }
+                try files.dumpDirectories(of: process)
+            }
+        }
+        try context.faults.pass(.dumpFiles)
+        try context.faults.pass(.dumpPages)
+        try MemoryDump.finish(context)
+        try writeTree()
+        try files.finish()
+        try TaskDump.finish(context)
+        try context.faults.pass(.dumpCommit)
+        try request.scripts.run(.postDump, images: context.images.directory.number, root: request.root)
+        context.statistics[.frozen] = ContinuousClock.now - started
+        try context.images.write(.dumpStatistics, [statisticsEntry(dump: context.statistics)])
+        try context.images.commit(inventory())
+        return context.statistics
+    }
+
+    /// Reads what /proc tells of a stopped process.
+    func collect(_ frozen: FrozenProcess) throws(Failure) -> DumpedProcess {
+        let status = try TaskStatus.read(of: frozen.id)
+        return try during(.dumping(frozen.id, status.name)) { () throws(Failure) in
+            let pidfd = try attempt("open a pidfd") { () throws(SystemCallError) in
+                Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(frozen.id.rawValue), 0)))
+            }
+            let process = DumpedProcess(
+                frozen, status: status, stat: try TaskStat.read(of: frozen.id), mappings: try VMA.read(of: frozen.id),
+                memory: try TaskMemory(frozen.id), pidfd: pidfd)
+            for tracee in frozen.threads {
+                let own = tracee.id == frozen.id ? status : try TaskStatus.read(of: frozen.id, thread: tracee.id)
+                let registers = try attempt("read the registers of thread \(tracee.id)") { () throws(SystemCallError) in
+                    try tracee.registers()
+                }
+                let mask = try attempt("read the signal mask of thread \(tracee.id)") { () throws(SystemCallError) in
+                    try tracee.signalMask()
+                }
+                if registers.isCompat {
+                    throw Failure(.unsupported, "it runs 32-bit code, which can't be dumped yet")
+                }
+                process.threads.append(
+                    DumpedThread(tracee, of: process, status: own, registers: registers, signalMask: mask))
+            }
+            try MemoryDump.check(process)
+            for thread in process.threads { try TaskDump.prepare(thread) }
+            return process
+        }
+    }
+
+    func checkSession(_ request: DumpRequest) throws(Failure) {
+        guard let root = context.processes.first else { return }
+        if root.stat.session != root.id && !context.policy.shellJob {
+            throw Failure(
+                .denied, "task \(root.id) (\(root.name)) is not a session leader: it belongs to the session \(root.stat.session)",
+                advice: "Pass --shell-job to dump it out of its shell's session, or start it with setsid")
+        }
+    }
+
+    /// Runs all system calls that the process must make itself, one batch per thread, and cures it.
+    func infect(_ process: DumpedProcess) throws(Failure) -> LeaderAnswer {
+        guard let leader = process.threads.first else { throw Failure(.bug, "no threads") }
+        guard let vdso = process.mappings.first(where: { $0.isNamed("[vdso]") }) else {
+            throw Failure(.unsupported, "it has no vdso, through which system calls are run in it")
+        }
+        let hole = try freeRange(in: process, size: Server.runwaySize)
+        let server = try Server.start(
+            in: leader.tracee, registers: leader.registers, mask: leader.signalMask, memory: process.memory,
+            vdso: vdso.range, hole: hole.start, faults: context.faults)
+        let outcome = question(process, server)
+        try server.cure(memory: process.memory)
+        let answer = try outcome.get()
+        // The parts ask ptrace too, which needs the leader at rest.
+        try answer.parts.take(answer.results, context)
+        return answer
+    }
+
+    private func question(_ process: DumpedProcess, _ server: borrowing Server) -> Result<LeaderAnswer, Failure> {
+        do throws(Failure) {
+            var answer: LeaderAnswer?
+            for thread in process.threads {
+                if thread.isLeader {
+                    answer = try questionLeader(thread, server)
+                } else {
+                    try questionThread(thread, process, server)
+                }
+            }
+            guard let answer else { throw Failure(.bug, "no leader") }
+            return .success(answer)
+        } catch {
+            return .failure(error)
+        }
+    }
+
+    private func questionLeader(_ leader: DumpedThread, _ server: borrowing Server) throws(Failure) -> LeaderAnswer {
+        var batch = Batch()
+        let memory = try MemoryDump.ask(leader, &batch)
+        let parts = try TaskDump.ask(leader, &batch)
+        let results = try server.run(batch)
+        return LeaderAnswer(question: memory, parts: parts, results: results)
+    }
+
+    private func questionThread(
+        _ thread: DumpedThread, _ process: DumpedProcess, _ server: borrowing Server
+    ) throws(Failure) {
+        do throws(Failure) {
+            var batch = Batch()
+            let parts = try TaskDump.ask(thread, &batch)
+            let results = try server.run(
+                batch, in: thread.tracee, registers: thread.registers, mask: thread.signalMask, memory: process.memory)
+            try parts.take(results, context)
+        } catch {
+            var failure = error
+            failure.enter(.thread(thread.tracee.id))
+            throw failure
+        }
+    }
+
+    func freeRange(in process: DumpedProcess, size: UInt64) throws(Failure) -> AddressRange {
+        try RestorePlan.hole(in: process.mappings.map(\.range), size: size)
+    }
+
+    /// Writes pstree, and core and ids of every process.
+    func writeTree() throws(Failure) {
+        let living = Dictionary(uniqueKeysWithValues: context.processes.map { ($0.id, $0) })
+        let image = try context.images.create(.processTree)
+        let processes = tree
+        for frozen in processes {
+            var entry = PstreeEntry()
+            entry.pid = UInt32(bitPattern: frozen.id.rawValue)
+            entry.ppid = frozen === processes.first ? 0 : UInt32(bitPattern: frozen.parent.rawValue)
+            if let process = living[frozen.id] {
+                entry.pgid = UInt32(bitPattern: process.stat.group.rawValue)
+                entry.sid = UInt32(bitPattern: process.stat.session.rawValue)
+                entry.threads = process.threads.map { UInt32(bitPattern: $0.tracee.id.rawValue) }
+                for thread in process.threads { try context.images.write(.core(thread.tracee.id.rawValue), [thread.core]) }
+                try context.images.write(.ids(frozen.id.rawValue), [process.ids])
+            } else {
+                let stat = try TaskStat.read(of: frozen.id)
+                entry.pgid = UInt32(bitPattern: stat.group.rawValue)
+                entry.sid = UInt32(bitPattern: stat.session.rawValue)
+                entry.threads = [entry.pid]
+                try context.images.write(.core(frozen.id.rawValue), [try TaskDump.zombie(frozen)])
+            }
+            try image.append(entry)
+        }
+        try image.finish()
+    }
+
+    func inventory() -> InventoryEntry {
+        var entry = InventoryEntry()
+        entry.imgVersion = 2
+        entry.fdinfoPerID = true
+        entry.nsPerID = true
+        if let root = context.processes.first { entry.rootIds = root.ids }
+        entry.lsmtype = .noLsm
+        entry.networkLockMethod = 0
+        return entry
+    }
+}
+
+/// Raises our own limit on open files as far as it goes: we hold copies of every file of the tree.
+func raiseDescriptorLimit() {
+    var limit: (UInt64, UInt64) = (0, 0)
+    do throws(SystemCallError) {
+        try withAddress(of: &limit) { (address) throws(SystemCallError) in try systemCall(.prlimit64, 0, 7, 0, address) }
+        limit.0 = limit.1
+        try withAddress(of: &limit) { (address) throws(SystemCallError) in try systemCall(.prlimit64, 0, 7, address, 0) }
+    } catch {
+        // The limit stays as it is; what does not fit is reported where it fails.
+    }
+}

@@ -1,0 +1,432 @@
+public import Diagnostics
+internal import Files
+internal import ImageFormat
+internal import ImageMessages
+public import Kinds
+public import Linux
+public import Logging
+internal import Memory
+internal import Remote
+public import SystemPackage
+internal import Tasks
+
+/// An order to restore a tree.
+public struct RestoreRequest: Sendable {
+    /// Where the images are.
+    public var images: FilePath
+    /// What is allowed.
+    public var policy = RestorePolicy()
+    /// The root becomes a child of our parent instead of ours (`--restore-sibling`).
+    public var asSibling = false
+    /// All tasks are stopped when they are let go.
+    public var leaveStopped = false
+    /// A file to write the root's pid to.
+    public var pidFile: FilePath?
+    /// Action scripts.
+    public var scripts = Scripts()
+    /// Faults asked for by tests.
+    public var faults = Faults()
+
+    /// An order with CRIU's defaults.
+    public init(images: FilePath) { self.images = images }
+}
+
+/// What a restore made.
+public struct RestoreOutcome: Sendable {
+    /// The root task.
+    public var root: TaskID
+    /// Figures, also in `stats-restore`.
+    public var statistics: Statistics
+}
+
+/// Restores a tree. When it returns, the tree runs.
+///
+/// If it throws, nothing of the tree is left.
+public func restore(_ request: RestoreRequest, log: Logger) throws(Failure) -> RestoreOutcome {
+    raiseDescriptorLimit()
+    let context = RestoreContext(
+        policy: request.policy, images: try ImageSet(request.images), log: log, faults: request.faults)
+    let order = RestoreOrder(context: context, request: request)
+    do throws(Failure) { return try order.run() } catch {
+        order.abandon()
+        throw error
+    }
+}
+
+/// One restore: the stages of ARCHITECTURE.md, one method each.
+private final class RestoreOrder {
+    let context: RestoreContext
+    let request: RestoreRequest
+    var plan = RestorePlan()
+    var tree: NascentTree?
+    /// Every puppet by id, stand-ins included.
+    var puppets: [TaskID: Puppet] = [:]
+    var processes: [TaskID: RestoredProcess] = [:]
+    var madePidFile = false
+
+    init(context: RestoreContext, request: RestoreRequest) {
+        self.context = context
+        self.request = request
+    }
+
+    func run() throws(Failure) -> RestoreOutcome {
+        let started = ContinuousClock.now
+        try makePlan()
+        try context.faults.pass(.restorePlanned)
+        try request.scripts.run(.preRestore, images: context.images.directory.number, root: nil)
+        try FileRestore.make(context)
+        try sow()
+        try context.faults.pass(.restoreSown)
+        let root = context.processes[0]
+        try request.scripts.run(.setupNamespaces, images: context.images.directory.number, root: root.id)
+        try request.scripts.run(.postSetupNamespaces, images: context.images.directory.number, root: root.id)
+        try grow()
+        context.statistics[.forking] = ContinuousClock.now - started
+        try context.faults.pass(.restoreGrown)
+        try fill()
+        try context.faults.pass(.restoreFiles)
+        try FileRestore.wire(context)
+        try buryZombies()
+        for stage in [Stage.thread, .pending] { try perform(stage) }
+        try FileRestore.settle(context)
+        try writePidFile(root.id)
+        try request.scripts.run(.postRestore, images: context.images.directory.number, root: root.id)
+        try perform(.seal)
+        try context.faults.pass(.restoreSealed)
+        try request.scripts.run(.preResume, images: context.images.directory.number, root: root.id)
+        try release()
+        context.statistics[.restoring] = ContinuousClock.now - started
+        try request.scripts.run(.postResume, images: context.images.directory.number, root: root.id)
+        writeStatistics()
+        return RestoreOutcome(root: root.id, statistics: context.statistics)
+    }
+
+    // MARK: plan
+
+    /// Reads all images and decides everything before anything is created.
+    func makePlan() throws(Failure) {
+        let images = context.images
+        let inventory = try images.load(.inventory, as: InventoryEntry.self)
+        guard inventory.imgVersion >= 1, inventory.imgVersion <= 2 else {
+            throw Failure(.unsupported, "the images are of version \(inventory.imgVersion), known are 1 and 2")
+        }
+        var listed: [PlannedProcess] = []
+        var mappings: [AddressRange] = []
+        for entry in try images.loadAll(.processTree, as: PstreeEntry.self) {
+            let process = try readProcess(entry)
+            for vma in process.memory?.vmas ?? [] { mappings.append(AddressRange(vma.start, vma.end)) }
+            listed.append(process)
+        }
+        try FileRestore.load(context)
+        plan = try RestorePlan.make(listed, mappings: mappings, shellJob: context.policy.shellJob)
+        try TaskRestore.load(context)
+        try checkIDs()
+    }
+
+    func readProcess(_ entry: PstreeEntry) throws(Failure) -> PlannedProcess {
+        let images = context.images
+        let id = Int32(bitPattern: entry.pid)
+        let leader = try images.load(.core(id), as: CoreEntry.self)
+        guard leader.hasTc else { throw Failure(.corruptImage, "core-\(id).img has no process-wide part") }
+        // TASK_DEAD (2) and zombies (6) of the format have nothing but an exit code.
+        let isZombie = leader.tc.taskState == 2 || leader.tc.taskState == 6
+        var threads = entry.threads.map { TaskID(Int32(bitPattern: $0)) }
+        if isZombie { threads = [TaskID(id)] }
+        var cores = [leader]
+        for thread in threads.dropFirst() { cores.append(try images.load(.core(thread.rawValue), as: CoreEntry.self)) }
+        var process = PlannedProcess(
+            id: TaskID(id), parent: entry.ppid == 0 ? nil : TaskID(Int32(bitPattern: entry.ppid)),
+            session: TaskID(Int32(bitPattern: entry.sid)), group: TaskID(Int32(bitPattern: entry.pgid)), threads: threads,
+            cores: cores, ids: TaskKobjIdsEntry(), isZombie: isZombie)
+        if isZombie { return process }
+        process.ids = try images.load(.ids(id), as: TaskKobjIdsEntry.self)
+        process.memory = try images.load(.memory(id), as: MmEntry.self)
+        process.directories = try images.load(.directories(id), as: FsEntry.self)
+        process.descriptors = try images.loadAll(.descriptors(process.ids.filesID), as: FdinfoEntry.self)
+        return process
+    }
+
+    /// How long the dead may take to be reaped by their parent, often init.
+    private static let reapingTime = Duration.seconds(5)
+
+    /// Finds pids that are taken, and by whom, before anything is created.
+    func checkIDs() throws(Failure) {
+        let deadline = ContinuousClock.now + RestoreOrder.reapingTime
+        for id in plan.allIDs {
+            while let text = try? readWholeFile("/proc/\(id.rawValue)/stat") {
+                let words = String(decoding: text, as: UTF8.self)
+                let close = words.lastIndex(of: ")") ?? words.startIndex
+                let name = words[..<close].drop { $0 != "(" }.dropFirst()
+                let isDead = words[close...].dropFirst(2).first == "Z" || words[close...].dropFirst(2).first == "X"
+                guard isDead, ContinuousClock.now < deadline else {
+                    throw Failure(
+                        .conflict, "the pid \(id) is taken by another task (\(name))",
+                        advice: "End that task, or restore into a new pid namespace")
+                }
+                var pause: (Int, Int) = (0, 500_000)
+                _ = try? withAddress(of: &pause) { (address) throws(SystemCallError) in
+                    try systemCall(.nanosleep, address, 0)
+                }
+            }
+        }
+    }
+
+    // MARK: sow
+
+    func sow() throws(Failure) {
+        var number = max(plan.firstUnusedDescriptor, 3)
+        while isOpen(number) { number += 1 }
+        context.courier = try Courier(at: number)
+        let tree = try NascentTree(runway: plan.runway)
+        self.tree = tree
+        let root = plan.processes[0]
+        let puppet = try tree.sow(root.id, flags: request.asSibling ? 0x8000 : 0)
+        puppets[root.id] = puppet
+        add(root, puppet, inherits: nil)
+        // The courier's socket stays; everything else that we leaked into the seed goes.
+        var batch = Batch()
+        if number > 0 { batch.add(.close_range, .value(0), .value(Int(number) - 1), .value(0), doing: "close descriptors") }
+        batch.add(.close_range, .value(Int(number) + 1), .value(Int(Int32.max)), .value(0), doing: "close descriptors")
+        // While the tree grows, stand-ins must vanish without a trace.
+        let ignore = batch.place(value: (UInt64(1), UInt64(0), UInt64(0), UInt64(0)))
+        batch.add(.rt_sigaction, .value(17), .buffer(ignore), .value(0), .value(8), doing: "ignore SIGCHLD")
+        try puppet.run(batch)
+    }
+
+    private func isOpen(_ number: Int32) -> Bool { (try? systemCall(.fcntl, Int(number), 1)) != nil }
+
+    private func add(_ plan: PlannedProcess, _ puppet: Puppet, inherits: RestoredProcess?) {
+        let process = RestoredProcess(plan, puppet: puppet, parent: inherits)
+        processes[plan.id] = process
+        context.processes.append(process)
+    }
+
+    // MARK: grow
+
+    func grow() throws(Failure) {
+        try MemoryRestore.prepare(plan.processes, context)
+        let byID = Dictionary(uniqueKeysWithValues: plan.processes.map { ($0.id, $0) })
+        for step in plan.births {
+            switch step {
+            case .sow: break
+            case .build(let id):
+                guard let process = processes[id] else { throw Failure(.bug, "no process \(id)") }
+                try during(.restoring(id, process.name)) { () throws(Failure) in try MemoryRestore.build(process, context) }
+            case .clone(let creator, let child):
+                guard let planned = byID[child] else { throw Failure(.bug, "no process \(child)") }
+                try birth(planned, by: creator, flags: sharing(planned, with: creator), inherits: processes[creator])
+            case .cloneSibling(let creator, let child):
+                guard let planned = byID[child] else { throw Failure(.bug, "no process \(child)") }
+                try birth(planned, by: creator, flags: 0x8000, inherits: planned.parent.flatMap { processes[$0] })
+            case .cloneStandIn(let creator, let child):
+                let puppet = try self.puppet(creator).clone([CloneRequest(id: child)])
+                for made in puppet { puppets[made.id] = made }
+            case .startSession(let id):
+                try call(id, .setsid, doing: "start a session")
+            case .startGroup(let id):
+                try call(id, .setpgid, 0, 0, doing: "start a process group")
+            case .joinGroup(let id, let group):
+                try call(id, .setpgid, 0, Int(group.rawValue), doing: "join a process group")
+            case .orphan(let creator, let child):
+                guard let planned = byID[child], let parent = planned.parent else { throw Failure(.bug, "no process \(child)") }
+                try orphan(planned, from: creator, to: parent)
+            case .dismiss(let id):
+                try dismiss(id)
+            }
+        }
+        try context.faults.pass(.restoreMemory)
+    }
+
+    private func puppet(_ id: TaskID) throws(Failure) -> Puppet {
+        guard let puppet = puppets[id] else { throw Failure(.bug, "no task \(id)") }
+        return puppet
+    }
+
+    private func call(_ id: TaskID, _ call: SystemCall, _ a: Int = 0, _ b: Int = 0, doing: StaticString) throws(Failure) {
+        let puppet = try puppet(id)
+        try during(.restoring(id, processes[id]?.name ?? "stand-in")) { () throws(Failure) in
+            var batch = Batch()
+            batch.add(call, .value(a), .value(b), doing: doing)
+            try puppet.run(batch)
+        }
+    }
+
+    /// `CLONE_*` bits for what a child shares with its creator.
+    private func sharing(_ child: PlannedProcess, with creator: TaskID) -> UInt64 {
+        guard !child.isZombie, let ids = processes[creator]?.plan.ids, ids.hasVmID else { return 0 }
+        var flags: UInt64 = 0
+        if ids.vmID == child.ids.vmID {
+            flags |= 0x100
+            if ids.sighandID == child.ids.sighandID { flags |= 0x800 }
+        }
+        if ids.filesID == child.ids.filesID { flags |= 0x400 }
+        if ids.fsID == child.ids.fsID { flags |= 0x200 }
+        return flags
+    }
+
+    private func birth(_ planned: PlannedProcess, by creator: TaskID, flags: UInt64, inherits: RestoredProcess?) throws(Failure) {
+        try during(.restoring(planned.id, planned.cores.first.map { String(decoding: $0.tc.comm, as: UTF8.self) } ?? "?")) {
+            () throws(Failure) in
+            for made in try puppet(creator).clone([CloneRequest(id: planned.id, flags: flags)]) {
+                puppets[made.id] = made
+                add(planned, made, inherits: inherits)
+            }
+        }
+    }
+
+    /// A grandchild of `creator` whose parent dies at once, so that it is handed to the subreaper `parent`.
+    private func orphan(_ planned: PlannedProcess, from creator: TaskID, to parent: TaskID) throws(Failure) {
+        var free = TaskID(planned.id.rawValue &+ 1)
+        let taken = Set(plan.allIDs)
+        while taken.contains(free) || (try? readWholeFile("/proc/\(free.rawValue)/comm")) != nil { free.rawValue += 1 }
+        var batch = Batch()
+        batch.add(.prctl, .value(36), .value(1), doing: "become a subreaper")
+        _ = try puppet(parent).run(batch)
+        for middle in try puppet(creator).clone([CloneRequest(id: free)]) {
+            puppets[free] = middle
+            for made in try middle.clone([CloneRequest(id: planned.id)]) {
+                puppets[made.id] = made
+                add(planned, made, inherits: processes[creator])
+            }
+            try dismiss(free)
+        }
+        // The final setting of the attribute comes with the parent's own state.
+        var back = Batch()
+        back.add(.prctl, .value(36), .value(0), doing: "stop being a subreaper")
+        _ = try puppet(parent).run(back)
+    }
+
+    private func dismiss(_ id: TaskID) throws(Failure) {
+        let puppet = try puppet(id)
+        try attempt("end a stand-in") { () throws(SystemCallError) in try systemCall(.kill, Int(id.rawValue), 9) }
+        while puppet.tracee.isAttached { _ = try puppet.tracee.wait() }
+        puppets[id] = nil
+    }
+
+    // MARK: fill
+
+    /// Descriptors, directories, final memory attributes, threads.
+    func fill() throws(Failure) {
+        for process in context.processes where !process.plan.isZombie {
+            try during(.restoring(process.id, process.name)) { () throws(Failure) in
+                try MemoryRestore.finish(process, context)
+            }
+        }
+        try FileRestore.fill(context)
+        for process in context.processes where !process.plan.isZombie {
+            try during(.restoring(process.id, process.name)) { () throws(Failure) in try cloneThreads(process) }
+        }
+    }
+
+    private func cloneThreads(_ process: RestoredProcess) throws(Failure) {
+        let cores = process.plan.cores
+        process.threads = [RestoredThread(process.puppet, core: cores[0], of: process)]
+        let ids = process.plan.threads.dropFirst()
+        guard !ids.isEmpty else { return }
+        // VM, FS, FILES, SIGHAND, THREAD, SYSVSEM
+        let flags: UInt64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000
+        let made = try process.puppet.clone(ids.map { CloneRequest(id: $0, flags: flags) })
+        for (puppet, core) in zip(made, cores.dropFirst()) {
+            puppets[puppet.id] = puppet
+            process.threads.append(RestoredThread(puppet, core: core, of: process))
+        }
+    }
+
+    // MARK: seal
+
+    /// One batch per thread, then what the controller does from outside.
+    func perform(_ stage: Stage) throws(Failure) {
+        for process in context.processes where !process.plan.isZombie {
+            try during(.restoring(process.id, process.name)) { () throws(Failure) in
+                for thread in process.threads {
+                    try during(.thread(thread.id)) { () throws(Failure) in
+                        try TaskRestore.perform(stage, thread, context)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Zombies end with their code, and their parents are told nothing: what was pending comes from the image.
+    func buryZombies() throws(Failure) {
+        let zombies = context.processes.filter(\.plan.isZombie)
+        let parents = Set(zombies.compactMap(\.plan.parent))
+        for process in context.processes where parents.contains(process.id) {
+            try during(.restoring(process.id, process.name)) { () throws(Failure) in try TaskRestore.expectZombies(process) }
+        }
+        for process in zombies {
+            try during(.restoring(process.id, process.name)) { () throws(Failure) in
+                try TaskRestore.bury(process)
+                puppets[process.id] = nil
+            }
+        }
+        for process in context.processes where parents.contains(process.id) {
+            try during(.restoring(process.id, process.name)) { () throws(Failure) in try TaskRestore.forgetZombies(process) }
+        }
+    }
+
+    // MARK: release
+
+    func release() throws(Failure) {
+        let living = context.processes.filter { !$0.plan.isZombie }
+        for process in living {
+            try during(.restoring(process.id, process.name)) { () throws(Failure) in
+                for thread in process.threads { try TaskRestore.perform(.clocks, thread, context) }
+                for thread in process.threads { try TaskRestore.rearm(thread) }
+                // Processes that share memory leave the runway once, with the last of them.
+                let shares = living.contains { $0.plan.ids.vmID == process.plan.ids.vmID && $0.id != process.id }
+                if !shares || living.last(where: { $0.plan.ids.vmID == process.plan.ids.vmID })?.id == process.id {
+                    try process.puppet.leaveRunway()
+                }
+            }
+        }
+        for process in living {
+            try during(.restoring(process.id, process.name)) { () throws(Failure) in
+                for thread in process.threads { try TaskRestore.setFinalState(thread) }
+            }
+        }
+        // From here on nothing can fail any more but by a task's death.
+        for process in living {
+            if let signal = TaskRestore.stopSignal(of: process) ?? (request.leaveStopped ? 19 : nil) {
+                _ = try? systemCall(.kill, Int(process.id.rawValue), Int(signal))
+            }
+        }
+        for process in living {
+            for thread in process.threads.dropFirst() { _ = try? thread.puppet.tracee.detach() }
+            _ = try? process.puppet.tracee.detach()
+        }
+    }
+
+    // MARK: ending
+
+    func writePidFile(_ root: TaskID) throws(Failure) {
+        guard let path = request.pidFile else { return }
+        try attempt("write the pid file \(path.string)", code: .conflict, advice: "Remove an older one first") {
+            () throws(SystemCallError) in
+            let file = try openFile(path, [.writeOnly, .create, .exclusive], mode: 0o600)
+            try writeAll(Array("\(root.rawValue)".utf8), to: file.number)
+        }
+        madePidFile = true
+    }
+
+    func writeStatistics() {
+        // The figures are for information; a read-only image directory must not fail the restore.
+        guard let folder = try? ImageDirectory(request.images) else { return }
+        try? folder.write(.restoreStatistics, [statisticsEntry(restore: context.statistics)])
+    }
+
+    /// Nothing of the tree may be left.
+    func abandon() {
+        for puppet in puppets.values where puppet.isLeader { _ = try? systemCall(.kill, Int(puppet.id.rawValue), 9) }
+        for process in context.processes {
+            for thread in process.threads.dropFirst() { while thread.puppet.tracee.isAttached, (try? thread.puppet.tracee.wait()) != nil {} }
+        }
+        for puppet in puppets.values { while puppet.tracee.isAttached, (try? puppet.tracee.wait()) != nil {} }
+        FileRestore.abandon(context)
+        if madePidFile, let path = request.pidFile {
+            _ = try? withPath(path) { (address) throws(SystemCallError) in
+                try systemCall(.unlinkat, Int(currentDirectory), address, 0)
+            }
+        }
+    }
+}

@@ -1,0 +1,68 @@
+internal import Diagnostics
+internal import ImageMessages
+internal import Kinds
+internal import Linux
+internal import Procfs
+internal import SystemPackage
+
+/// A pipe with a name in a file system. In files.img it is two entries: the path as a regular file, and the pipe.
+enum Fifo: FileKind {
+    static let name = "fifo"
+
+    static func claims(_ facts: FileFacts) -> Bool {
+        facts.status.kind == .fifo && facts.begins(with: "/") && facts.statusFlags & UInt32(OpenFlags.path.rawValue) == 0
+    }
+
+    static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry {
+        let path = context.fileIndex.newID()
+        var named = FileEntry(.reg, path)
+        named.reg = try RegularFile.describe(file, as: path, context)
+        context.files.append(named)
+        var entry = FifoEntry()
+        entry.id = file.id
+        entry.pipeID = UInt32(truncatingIfNeeded: file.facts.status.inode)
+        entry.regfID = path
+        try PipeContents.of(context).dump(entry.pipeID, through: file, isFifo: true)
+        var whole = FileEntry(.fifo, file.id)
+        whole.fifo = entry
+        return whole
+    }
+
+    static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.fifo.rawValue) && entry.hasFifo }
+
+    static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 { UInt64(entry.fifo.pipeID) }
+
+    static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
+        guard let first = members.first else { return }
+        let path = try self.path(of: first, context)
+        try during(.file(String(decoding: path.name, as: UTF8.self))) { () throws(Failure) in
+            try RestoredRemaps.of(context).prepare(path, context)
+            let place = Array(path.name)
+            // Open for both, so that no later open has to wait for the other end.
+            let both = try attempt("open the fifo") { () throws(SystemCallError) in
+                try openFile(FilePath(bytes: place), [.readWrite, .nonBlocking])
+            }
+            try RegularFile.check(path, both.number, context)
+            try PipeContents.of(context).restore(first.fifo.pipeID, isFifo: true, writing: both.number)
+            for member in members {
+                let entry = try self.path(of: member, context)
+                let flags = Int32(bitPattern: entry.flags)
+                let made = try attempt("open the fifo") { () throws(SystemCallError) in
+                    let mode = OpenFlags(rawValue: flags & 3 | OpenFlags.nonBlocking.rawValue)
+                    let made = try openFile(FilePath(bytes: Array(entry.name)), mode)
+                    try systemCall(.fcntl, Int(made.number), 4, Int(flags & ~0o2000003))
+                    return made
+                }
+                try context.files.add(member.id, made)
+            }
+        }
+    }
+
+    private static func path(of entry: FileEntry, _ context: RestoreContext) throws(Failure) -> RegFileEntry {
+        let id = entry.fifo.hasRegfID ? entry.fifo.regfID : entry.id
+        guard let other = context.entries[id], other.hasReg else {
+            throw Failure(.corruptImage, "the fifo \(entry.id) has no path")
+        }
+        return other.reg
+    }
+}

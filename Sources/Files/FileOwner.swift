@@ -1,0 +1,68 @@
+internal import Diagnostics
+internal import ImageMessages
+internal import Kinds
+internal import Linux
+
+/// Who gets signals for a file (`F_SETOWN_EX`, `F_SETSIG`), common to all kinds.
+enum FileOwner {
+    /// Reads the owner through our copy of the descriptor. Descriptors opened with O_PATH have none.
+    static func dump(_ file: OpenFile) throws(Failure) -> FownEntry {
+        var entry = FownEntry()
+        (entry.uid, entry.euid, entry.signum, entry.pidType, entry.pid) = (0, 0, 0, 0, 0)
+        guard file.number >= 0, file.facts.statusFlags & UInt32(OpenFlags.path.rawValue) == 0 else { return entry }
+        let number = Int(file.handle.number)
+        var owner: (type: Int32, pid: Int32) = (0, 0)
+        var ids: (uid: UInt32, euid: UInt32) = (0, 0)
+        let signal = try attempt("read the file's owner") { () throws(SystemCallError) in
+            try withAddress(of: &owner) { (address) throws(SystemCallError) in try systemCall(.fcntl, number, 16, address) }
+            return try systemCall(.fcntl, number, 11)
+        }
+        entry.signum = UInt32(signal)
+        guard owner.pid != 0 else { return entry }
+        try attempt("read the file's owner") { () throws(SystemCallError) in
+            try withAddress(of: &ids) { (address) throws(SystemCallError) in try systemCall(.fcntl, number, 17, address) }
+        }
+        // The image has the kernel's enum pid_type: a process is 0 or 1, a group 2; F_OWNER_PGRP is 2, F_OWNER_PID 1.
+        entry.pidType = owner.type == 0 ? 0 : UInt32(owner.type)
+        if owner.type == 0 { throw Failure(.unsupported, "the file's owner is a single thread, which the format can't hold") }
+        entry.pid = UInt32(bitPattern: owner.pid)
+        (entry.uid, entry.euid) = (ids.uid, ids.euid)
+        return entry
+    }
+
+    /// Sets the owner on a description that we hold. The owner must exist.
+    static func restore(_ entry: FownEntry, on file: Int32) throws(Failure) {
+        guard entry.signum != 0 || entry.pid != 0 else { return }
+        let number = Int(file)
+        try attempt("set the file's owner") { () throws(SystemCallError) in
+            if entry.signum != 0 { try systemCall(.fcntl, number, 10, Int(entry.signum)) }
+            guard entry.pid != 0 else { return }
+            // The kernel notes the caller's ids, to check later whether the signal is allowed.
+            let changes = entry.uid != 0 || entry.euid != 0
+            if changes { try systemCall(.setresuid, Int(entry.uid), Int(entry.euid), -1) }
+            var owner: (type: Int32, pid: Int32) = (Int32(entry.pidType), Int32(bitPattern: entry.pid))
+            let outcome = Result { () throws(SystemCallError) in
+                try withAddress(of: &owner) { (address) throws(SystemCallError) in try systemCall(.fcntl, number, 15, address) }
+            }
+            if changes { try systemCall(.setresuid, 0, 0, -1) }
+            _ = try outcome.get()
+        }
+    }
+}
+
+extension FileEntry {
+    /// An entry of a kind.
+    init(_ type: FdTypes, _ id: UInt32) {
+        self.init()
+        self.type = UInt32(type.rawValue)
+        self.id = id
+    }
+
+    /// The owner, whatever the kind.
+    var owner: FownEntry? {
+        if hasReg { return reg.fown }
+        if hasPipe { return pipe.fown }
+        if hasMemfd { return memfd.fown }
+        return nil
+    }
+}

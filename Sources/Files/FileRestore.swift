@@ -1,0 +1,124 @@
+public import Diagnostics
+internal import ImageFormat
+internal import ImageMessages
+public import Kinds
+internal import Linux
+internal import Remote
+
+/// Restores files: each description once in the controller, then every descriptor table and directory.
+public enum FileRestore {
+    /// Reads and checks files.img, before anything is created.
+    public static func load(_ context: RestoreContext) throws(Failure) {
+        for entry in try context.images.loadAll(.files, as: FileEntry.self) {
+            guard context.entries.updateValue(entry, forKey: entry.id) == nil else {
+                throw Failure(.corruptImage, "files.img has two files with the id \(entry.id)")
+            }
+            guard fileKinds.contains(where: { $0.restores(entry) }) else {
+                let name = FdTypes(rawValue: Int(entry.type)).map { "\($0)" } ?? "\(entry.type)"
+                throw Failure(.unsupported, "the image holds a file of the type \(name), which can't be restored yet")
+            }
+        }
+        try RestoredRemaps.of(context).load(context)
+        try PipeContents.load(context)
+    }
+
+    /// Makes all file descriptions that don't depend on tasks.
+    public static func make(_ context: RestoreContext) throws(Failure) { try make(afterTasks: false, context) }
+
+    private static func make(afterTasks: Bool, _ context: RestoreContext) throws(Failure) {
+        for kind in fileKinds {
+            var groups: [UInt64: [FileEntry]] = [:]
+            for entry in context.entries.values
+            where kind.restores(entry) && kind.comesAfterTasks(entry) == afterTasks {
+                groups[kind.group(entry, context), default: []].append(entry)
+            }
+            for key in groups.keys.sorted() {
+                try kind.make((groups[key] ?? []).sorted { $0.id < $1.id }, context)
+            }
+        }
+    }
+
+    /// Fills the descriptor tables and sets directories.
+    public static func fill(_ context: RestoreContext) throws(Failure) {
+        try make(afterTasks: true, context)
+        var filled: Set<UInt32> = []
+        var placed: Set<UInt32> = []
+        guard let courier = context.courier else { throw Failure(.bug, "no courier") }
+        for process in context.processes where !process.plan.isZombie {
+            try during(.restoring(process.id, process.name)) { () throws(Failure) in
+                if placed.insert(process.plan.ids.fsID).inserted { try setDirectories(process, context) }
+                if filled.insert(process.plan.ids.filesID).inserted {
+                    try fillTable(process.puppet, process.plan.descriptors, context, courier.remote)
+                }
+            }
+        }
+    }
+
+    private static func setDirectories(_ process: RestoredProcess, _ context: RestoreContext) throws(Failure) {
+        guard let directories = process.plan.directories else { return }
+        let numbers = [try context.files.number(directories.rootID), try context.files.number(directories.cwdID)]
+        let arrived = try context.deliver(numbers, to: process.puppet)
+        var batch = Batch()
+        let dot = batch.place(string: ".".utf8)
+        let root = context.entries[directories.rootID]
+        if root.map({ !Array($0.reg.name).elementsEqual("/".utf8) }) ?? false {
+            batch.add(.fchdir, .descriptor(arrived[0]), doing: "enter the root directory")
+            batch.add(.chroot, .buffer(dot), doing: "set the root directory")
+        }
+        batch.add(.fchdir, .descriptor(arrived[1]), doing: "set the working directory")
+        for number in arrived { batch.add(.close, .descriptor(number), doing: "close a directory") }
+        if directories.hasUmask { batch.add(.umask, .value(Int(directories.umask)), doing: "set the umask") }
+        try process.puppet.run(batch)
+    }
+
+    /// Descriptors arrive in the order of their numbers, each no higher than its place; then each goes up to its place,
+    /// the highest first.
+    private static func fillTable(
+        _ puppet: Puppet, _ table: [FdinfoEntry], _ context: RestoreContext, _ courier: RemoteDescriptor
+    ) throws(Failure) {
+        let table = table.sorted { $0.fd < $1.fd }
+        var numbers: [Int32] = []
+        for (index, entry) in table.enumerated() {
+            guard entry.fd < 1 << 30, index == 0 || table[index - 1].fd < entry.fd else {
+                throw Failure(.corruptImage, "the descriptor \(entry.fd) is listed twice")
+            }
+            let number = try during(.descriptor(Int32(entry.fd))) { () throws(Failure) in try context.files.number(entry.id) }
+            numbers.append(number)
+        }
+        let arrived = try context.deliver(numbers, to: puppet)
+        var batch = Batch()
+        for (entry, number) in zip(table, arrived).reversed() {
+            if number.number == Int32(entry.fd) {
+                if entry.flags & 1 != 0 {
+                    batch.add(.fcntl, .descriptor(number), .value(2), .value(1), doing: "set close-on-exec")
+                }
+                continue
+            }
+            batch.add(
+                .dup3, .descriptor(number), .value(Int(entry.fd)), .value(entry.flags & 1 != 0 ? 0o2000000 : 0),
+                doing: "move a descriptor to its number")
+        }
+        let kept = Set(table.map { Int32($0.fd) })
+        for number in arrived where !kept.contains(number.number) {
+            batch.add(.close, .descriptor(number), doing: "close a descriptor")
+        }
+        batch.add(.close, .descriptor(courier), doing: "close the courier")
+        try puppet.run(batch)
+    }
+
+    /// Joins files to other objects: owners, and what the kinds ask for.
+    public static func wire(_ context: RestoreContext) throws(Failure) {
+        for entry in context.entries.values {
+            if let owner = entry.owner, context.files.contains(entry.id) {
+                try FileOwner.restore(owner, on: try context.files.number(entry.id))
+            }
+            for kind in fileKinds where kind.restores(entry) { try kind.wire(entry, context) }
+        }
+    }
+
+    /// Removes names that only the restore needed.
+    public static func settle(_ context: RestoreContext) throws(Failure) { RestoredRemaps.of(context).removeNames() }
+
+    /// Takes back what a failed restore left on file systems.
+    public static func abandon(_ context: RestoreContext) { RestoredRemaps.of(context).removeNames() }
+}

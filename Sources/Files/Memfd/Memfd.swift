@@ -1,0 +1,136 @@
+internal import Diagnostics
+internal import ImageFormat
+internal import ImageMessages
+internal import Kinds
+internal import Linux
+internal import Pages
+internal import Procfs
+
+/// A file in memory (`memfd_create(2)`).
+enum Memfd: FileKind {
+    static let name = "memfd"
+    private static let prefix = "/memfd:"
+    private static let suffix = " (deleted)"
+
+    /// Names of anonymous shared memory, which is a file in memory too.
+    private static let zero = "/dev/zero", hugePages = "/anon_hugepage"
+
+    static func claims(_ facts: FileFacts) -> Bool {
+        guard facts.status.kind == .regular else { return false }
+        return facts.begins(with: prefix) || facts.text == zero + suffix || facts.text == hugePages + suffix
+    }
+
+    /// The inodes met in one dump.
+    private final class Inodes {
+        var entries: [MemfdInodeEntry] = []
+        var known: [UInt64: UInt32] = [:]
+    }
+
+    static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry {
+        let inodes = context.state(Inodes.self) { Inodes() }
+        var entry = MemfdFileEntry()
+        entry.id = file.id
+        entry.flags = file.facts.statusFlags
+        entry.pos = file.facts.information.position
+        entry.fown = try FileOwner.dump(file)
+        if let known = inodes.known[file.facts.status.inode] {
+            entry.inodeID = known
+        } else {
+            entry.inodeID = try dumpInode(file, inodes, context)
+            inodes.known[file.facts.status.inode] = entry.inodeID
+        }
+        var whole = FileEntry(.memfd, file.id)
+        whole.memfd = entry
+        return whole
+    }
+
+    private static func dumpInode(_ file: OpenFile, _ inodes: Inodes, _ context: DumpContext) throws(Failure) -> UInt32 {
+        let status = file.facts.status
+        let id = UInt32(inodes.entries.count + 1)
+        let shared = UInt32(truncatingIfNeeded: status.inode)
+        // The descriptor may be write-only or O_PATH; another description of the same file reads it.
+        let ours = file.handle.number
+        let readable = try attempt("open the memfd for reading") { () throws(SystemCallError) in
+            try openFile("/proc/self/fd/\(ours)")
+        }
+        let number = readable.number
+        var entry = MemfdInodeEntry()
+        let start = file.facts.begins(with: prefix) ? prefix.utf8.count : 0
+        entry.name = imageBytes(file.facts.target.dropFirst(start).dropLast(suffix.utf8.count))
+        (entry.uid, entry.gid, entry.size, entry.mode) = (status.uid, status.gid, status.size, status.mode)
+        entry.shmid = shared
+        entry.inodeID = UInt64(id)
+        let (seals, granularity) = try attempt("read the seals of the memfd") { () throws(SystemCallError) in
+            var words = [UInt64](repeating: 0, count: 16)
+            try words.withAddress { (address, _) throws(SystemCallError) in
+                try systemCall(.fstatfs, Int(number), address)
+            }
+            return (try systemCall(.fcntl, Int(number), 1034), words[0] == 0x9584_58f6 ? words[1] : pageSize)
+        }
+        entry.seals = UInt32(seals)
+        if granularity > pageSize {
+            entry.hugetlbFlag = 4 | UInt32(granularity.trailingZeroBitCount) << 26  // MFD_HUGETLB
+        }
+        context.statistics.sharedPagesWritten += try SharedMemoryImage.write(
+            number, id: UInt64(shared), size: status.size, granularity: granularity, to: context.images)
+        inodes.entries.append(entry)
+        return id
+    }
+
+    /// Writes memfd.img.
+    static func finish(_ context: DumpContext) throws(Failure) {
+        let inodes = context.state(Inodes.self) { Inodes() }
+        if !inodes.entries.isEmpty { try context.images.write(.memfd, inodes.entries) }
+    }
+
+    static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.memfd.rawValue) && entry.hasMemfd }
+
+    static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 { UInt64(entry.memfd.inodeID) }
+
+    private static func anonymous(_ inode: MemfdInodeEntry) throws(Failure) -> Descriptor {
+        let logarithm = UInt64(inode.hugetlbFlag >> 26 & 0x3f)
+        let huge: UInt64? = inode.hugetlbFlag & 4 == 0 ? nil : logarithm == 0 ? 2 << 20 : 1 << logarithm
+        guard inode.size <= 1 << 47 else { throw Failure(.corruptImage, "its size of \(inode.size) makes no sense") }
+        return try SharedMemoryFile.create(size: inode.size, hugePages: huge)
+    }
+
+    static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
+        guard let first = members.first else { return }
+        let all = try context.images.loadAll(.memfd, as: MemfdInodeEntry.self)
+        guard let inode = all.first(where: { $0.inodeID == UInt64(first.memfd.inodeID) }) else {
+            throw Failure(.corruptImage, "memfd.img has no inode \(first.memfd.inodeID)")
+        }
+        let text = String(decoding: inode.name, as: UTF8.self)
+        try during(.file("memfd \(text)")) { () throws(Failure) in
+            let name = Array(inode.name)
+            var flags = Int(inode.hugetlbFlag)
+            if inode.seals != 1 { flags |= 2 }  // MFD_ALLOW_SEALING; F_SEAL_SEAL alone is how others are born
+            let file = text == zero || text == hugePages ? try anonymous(inode) : try attempt("create it") { () throws(SystemCallError) in
+                let raw = try withCString(name) { (name) throws(SystemCallError) in
+                    try systemCall(.memfd_create, name, flags | 1)
+                }
+                let file = Descriptor(owning: Int32(raw))
+                try systemCall(.ftruncate, raw, Int(bitPattern: UInt(inode.size)))
+                if inode.hasMode { try systemCall(.fchmod, raw, Int(inode.mode & 0o7777)) }
+                try systemCall(.fchown, raw, Int(inode.uid), Int(inode.gid))
+                return file
+            }
+            try SharedMemoryImage.read(id: UInt64(inode.shmid), into: file.number, size: inode.size, from: context.images)
+            let number = file.number
+            for member in members {
+                let wanted = member.memfd
+                let made = try attempt("open it") { () throws(SystemCallError) in
+                    let made = try openFile("/proc/self/fd/\(number)", OpenFlags(rawValue: Int32(bitPattern: wanted.flags & ~0o300)))
+                    if wanted.pos != 0 { try systemCall(.lseek, Int(made.number), Int(bitPattern: UInt(wanted.pos)), 0) }
+                    return made
+                }
+                try context.files.add(member.id, made)
+            }
+            if flags & 2 != 0, inode.seals != 0 {
+                try attempt("seal it") { () throws(SystemCallError) in
+                    try systemCall(.fcntl, Int(number), 1033, Int(inode.seals))
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,64 @@
+internal import Diagnostics
+internal import ImageMessages
+internal import Kinds
+internal import Linux
+internal import Procfs
+
+/// A pipe without a name.
+enum Pipe: FileKind {
+    static let name = "pipe"
+
+    static func claims(_ facts: FileFacts) -> Bool { facts.status.kind == .fifo && facts.begins(with: "pipe:[") }
+
+    static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry {
+        let contents = PipeContents.of(context)
+        var entry = PipeEntry()
+        entry.id = file.id
+        entry.pipeID = UInt32(truncatingIfNeeded: file.facts.status.inode)
+        entry.flags = file.facts.statusFlags
+        entry.fown = try FileOwner.dump(file)
+        try contents.dump(entry.pipeID, through: file, isFifo: false)
+        var whole = FileEntry(.pipe, file.id)
+        whole.pipe = entry
+        return whole
+    }
+
+    static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.pipe.rawValue) && entry.hasPipe }
+
+    static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 { UInt64(entry.pipe.pipeID) }
+
+    static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
+        guard let first = members.first else { return }
+        try during(.file("pipe:[\(first.pipe.pipeID)]")) { () throws(Failure) in
+            var ends: (Int32, Int32) = (-1, -1)
+            try attempt("create it") { () throws(SystemCallError) in
+                try withAddress(of: &ends) { (ends) throws(SystemCallError) in try systemCall(.pipe2, ends, 0o2000000) }
+            }
+            let reading = Descriptor(owning: ends.0)
+            let writing = Descriptor(owning: ends.1)
+            try PipeContents.of(context).restore(first.pipe.pipeID, isFifo: false, writing: writing.number)
+            // One description of each end exists already; further ones are opened through /proc.
+            var (hasReader, hasWriter) = (false, false)
+            for member in members {
+                let flags = Int32(bitPattern: member.pipe.flags)
+                let mode = flags & 3
+                let status = Int(flags & (OpenFlags.nonBlocking.rawValue | OpenFlags.direct.rawValue | 0o20000))
+                let from = mode == 0 ? reading.number : writing.number
+                let known = mode == 0 ? hasReader : mode == 1 ? hasWriter : true
+                let made = try attempt("open an end") { () throws(SystemCallError) in
+                    let made: Descriptor
+                    if known {
+                        made = try openFile("/proc/self/fd/\(from)", OpenFlags(rawValue: mode | OpenFlags.nonBlocking.rawValue))
+                    } else {
+                        made = Descriptor(owning: Int32(try systemCall(.fcntl, Int(from), 1030, 3)))
+                    }
+                    try systemCall(.fcntl, Int(made.number), 4, status)
+                    return made
+                }
+                if mode == 0 { hasReader = true }
+                if mode == 1 { hasWriter = true }
+                try context.files.add(member.id, made)
+            }
+        }
+    }
+}

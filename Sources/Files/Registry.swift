@@ -1,0 +1,4 @@
+internal import Kinds
+
+/// All kinds of open file. The first that claims a file dumps it.
+let fileKinds: [any FileKind.Type] = [Pipe.self, Memfd.self, Fifo.self, RegularFile.self]

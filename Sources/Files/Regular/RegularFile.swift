@@ -1,0 +1,101 @@
+internal import Diagnostics
+internal import ImageFormat
+internal import ImageMessages
+internal import Kinds
+internal import Linux
+internal import Procfs
+internal import SystemPackage
+
+/// A file with a path: regular, directory, device without state, an entry of /proc, or anything opened with O_PATH.
+enum RegularFile: FileKind {
+    static let name = "file"
+
+    static func claims(_ facts: FileFacts) -> Bool {
+        guard facts.begins(with: "/") else { return false }
+        if facts.statusFlags & UInt32(OpenFlags.path.rawValue) != 0 { return true }
+        switch facts.status.kind {
+        case .regular, .directory, .symbolicLink: return true
+        // Major 1: null, zero, full, random, urandom, kmsg.
+        case .characterDevice: return facts.status.representedMajor == 1
+        default: return false
+        }
+    }
+
+    static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry {
+        var whole = FileEntry(.reg, file.id)
+        whole.reg = try describe(file, as: file.id, context)
+        return whole
+    }
+
+    /// The path of a file, and what is needed to find or make it again.
+    static func describe(_ file: OpenFile, as id: UInt32, _ context: DumpContext) throws(Failure) -> RegFileEntry {
+        let facts = file.facts
+        var entry = RegFileEntry()
+        entry.id = id
+        entry.flags = facts.statusFlags
+        entry.pos = facts.information.position
+        entry.fown = try FileOwner.dump(file)
+        entry.mntID = facts.information.mountID
+        entry.mode = facts.status.mode
+        if facts.status.kind == .regular { entry.size = facts.status.size }
+        entry.name = imageBytes(try Remaps.of(context).path(of: file, id: id, context))
+        return entry
+    }
+
+    static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.reg.rawValue) && entry.hasReg }
+
+    static func comesAfterTasks(_ entry: FileEntry) -> Bool { entry.hasReg && entry.reg.name.starts(with: "/proc/".utf8) }
+
+    static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 {
+        RestoredRemaps.of(context).group(entry.id)
+    }
+
+    static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
+        let remaps = RestoredRemaps.of(context)
+        for member in members where !remaps.isOnlyPath(member.id) {
+            let entry = member.reg
+            try during(.file(String(decoding: entry.name, as: UTF8.self))) { () throws(Failure) in
+                let path = try remaps.prepare(entry, context)
+                let made = try open(entry, at: path)
+                try check(entry, made.number, context)
+                try context.files.add(member.id, made)
+            }
+        }
+    }
+
+    private static func open(_ entry: RegFileEntry, at path: [UInt8]) throws(Failure) -> Descriptor {
+        guard path.first == 0x2f, !path.contains(0) else { throw Failure(.corruptImage, "its path makes no sense") }
+        // Flags that act only at open, or that could harm the file, are not repeated.
+        let once: UInt32 = 0o100 | 0o200 | 0o1000 | 0o2000000
+        var flags = OpenFlags(rawValue: Int32(bitPattern: entry.flags & ~once)).union(.noControllingTerminal)
+        if entry.hasMode, entry.mode & 0o170000 == FileStatus.Kind.symbolicLink.rawValue { flags.insert(.noFollow) }
+        let position = Int(bitPattern: UInt(entry.pos))
+        return try attempt(
+            "open it", code: .conflict, advice: "Put the file back as it was at the dump"
+        ) { () throws(SystemCallError) in
+            let made = try openFile(FilePath(bytes: path), flags)
+            if position != 0, !flags.contains(.path) { try systemCall(.lseek, Int(made.number), position, 0) }
+            return made
+        }
+    }
+
+    /// Compares an opened file with what the image expects.
+    static func check(_ entry: RegFileEntry, _ number: Int32, _ context: RestoreContext) throws(Failure) {
+        let status = try attempt("look at the file") { () throws(SystemCallError) in try FileStatus.read(in: number) }
+        if entry.name.starts(with: "/proc/".utf8) { return }
+        if entry.hasMode, status.mode & 0o170000 != entry.mode & 0o170000 {
+            throw Failure(.conflict, "the file is of another type than at the dump", advice: "Put the old file back")
+        }
+        if entry.hasMode, context.policy.checksPermissions, status.mode != entry.mode {
+            throw Failure(
+                .conflict,
+                "the file has the mode \(String(status.mode, radix: 8)), expected \(String(entry.mode, radix: 8))",
+                advice: "Put the old mode back, or pass --skip-file-rwx-check")
+        }
+        if entry.hasSize, status.kind == .regular, status.size != entry.size {
+            throw Failure(
+                .conflict, "the file has \(status.size) bytes, expected \(entry.size): it was changed after the dump",
+                advice: "Put the old file back")
+        }
+    }
+}

@@ -1,0 +1,247 @@
+internal import CLinux
+internal import Diagnostics
+internal import ImageFormat
+internal import ImageMessages
+internal import Kinds
+internal import Linux
+internal import Procfs
+internal import SystemPackage
+
+/// Dump: files whose path leads elsewhere or nowhere.
+///
+/// An unlinked file without other names is a ghost: its contents go into the image. One that has other names gets a
+/// temporary one (a link remap). A file in the /proc directory of a dead task is a remap of its own kind.
+final class Remaps {
+    private var entries: [RemapFilePathEntry] = []
+    private var ghosts: [Inode: UInt32] = [:]
+    private var links: [Inode: UInt32] = [:]
+    /// Names that this dump created.
+    private var created: [[UInt8]] = []
+
+    private struct Inode: Hashable {
+        let device: UInt64, inode: UInt64
+    }
+
+    private static let deleted = " (deleted)"
+    private static let procMagic: UInt64 = 0x9fa0
+
+    static func of(_ context: DumpContext) -> Remaps { context.state(Remaps.self) { Remaps() } }
+
+    /// The path by which a file is found at restore, for files.img.
+    func path(of file: OpenFile, id: UInt32, _ context: DumpContext) throws(Failure) -> [UInt8] {
+        let facts = file.facts
+        var path = facts.target
+        guard path.first == 0x2f else {
+            throw Failure(.unsupported, "the file is out of reach from the root directory (its mount is detached or foreign)")
+        }
+        let saysDeleted = path.reversed().starts(with: Remaps.deleted.utf8.reversed())
+        if facts.begins(with: "/proc/"), isProc(file.handle.number) {
+            return try pathInProc(path, saysDeleted, id)
+        }
+        if facts.status.links == 0 {
+            if saysDeleted { path.removeLast(Remaps.deleted.utf8.count) }
+            try dumpGhost(file, id, context)
+            return path
+        }
+        if leads(path, to: facts.status) { return path }
+        if saysDeleted { path.removeLast(Remaps.deleted.utf8.count) }
+        if facts.status.kind == .directory {
+            throw Failure(.unsupported, "its path leads to another file than the open one: something is mounted over it")
+        }
+        try linkAgain(file, id, path, context)
+        return path
+    }
+
+    private func isProc(_ number: Int32) -> Bool {
+        var words = [UInt64](repeating: 0, count: 16)
+        _ = try? words.withAddress { (address, _) throws(SystemCallError) in try systemCall(.fstatfs, Int(number), address) }
+        return words[0] == Remaps.procMagic
+    }
+
+    private func leads(_ path: [UInt8], to status: FileStatus) -> Bool {
+        guard let found = try? FileStatus.read(path: path, followsLink: status.kind != .symbolicLink) else { return false }
+        return found.inode == status.inode && found.device == status.device
+    }
+
+    private func pathInProc(_ path: [UInt8], _ saysDeleted: Bool, _ id: UInt32) throws(Failure) -> [UInt8] {
+        guard saysDeleted else { return path }
+        let plain = Array(path.dropLast(Remaps.deleted.utf8.count))
+        let word = plain.dropFirst("/proc/".utf8.count).prefix { $0 != 0x2f }
+        guard let pid = UInt32(String(decoding: word, as: UTF8.self)) else {
+            throw Failure(.unsupported, "the entry of /proc is gone")
+        }
+        var entry = RemapFilePathEntry()
+        (entry.origID, entry.remapID, entry.remapType) = (id, pid, .procfs)
+        entries.append(entry)
+        return plain
+    }
+
+    // MARK: ghosts
+
+    private func dumpGhost(_ file: OpenFile, _ id: UInt32, _ context: DumpContext) throws(Failure) {
+        let inode = Inode(device: file.facts.status.device, inode: file.facts.status.inode)
+        let ghost = ghosts[inode] ?? UInt32(ghosts.count + 1)
+        var entry = RemapFilePathEntry()
+        (entry.origID, entry.remapID, entry.remapType) = (id, ghost, .ghost)
+        entries.append(entry)
+        guard ghosts.updateValue(ghost, forKey: inode) == nil else { return }
+        try writeGhost(file, ghost, context)
+    }
+
+    private func writeGhost(_ file: OpenFile, _ ghost: UInt32, _ context: DumpContext) throws(Failure) {
+        let status = file.facts.status
+        var entry = GhostFileEntry()
+        (entry.uid, entry.gid, entry.mode) = (status.uid, status.gid, status.mode)
+        entry.dev = UInt32(truncatingIfNeeded: status.device)
+        entry.ino = status.inode
+        entry.atim = Remaps.time(status.accessed)
+        entry.mtim = Remaps.time(status.modified)
+        var pieces: [AddressRange] = []
+        let ours = file.handle.number
+        switch status.kind {
+        case .regular:
+            let stored = min(status.size, status.blocks * 512)
+            guard stored <= context.policy.ghostLimit else {
+                throw Failure(
+                    .denied, "the unlinked file holds \(stored) bytes, more than the ghost limit of \(context.policy.ghostLimit)",
+                    advice: "Pass --ghost-limit \(stored) or more")
+            }
+            entry.size = status.size
+            entry.chunks = true
+            pieces = try data(of: ours, size: status.size)
+        case .characterDevice, .blockDevice:
+            entry.rdev = UInt32(truncatingIfNeeded: status.representedDevice)
+        case .symbolicLink:
+            entry.symlnkTarget = imageBytes(
+                try attempt("read the unlinked link") { () throws(SystemCallError) in
+                    try readLink(FilePath(""), in: ours).bytes
+                })
+        case .directory, .fifo: break
+        default: throw Failure(.unsupported, "an unlinked file of this type can't be dumped")
+        }
+        let image = try context.images.create(.ghost(ghost))
+        try image.append(entry)
+        if !pieces.isEmpty { try copy(pieces, of: ours, to: image) }
+        try image.finish()
+    }
+
+    private func data(of number: Int32, size: UInt64) throws(Failure) -> [AddressRange] {
+        let reading = try reopen(number)
+        var found: [AddressRange] = []
+        var at: UInt64 = 0
+        while at < size {
+            do throws(SystemCallError) {
+                let start = try systemCall(.lseek, Int(reading.number), Int(at), 3)  // SEEK_DATA
+                let end = try systemCall(.lseek, Int(reading.number), start, 4)
+                found.append(AddressRange(UInt64(start), min(UInt64(end), size)))
+                at = UInt64(end)
+            } catch {
+                if error.errno == .ENXIO { break }
+                throw Failure(.denied, "can't read the unlinked file", cause: error)
+            }
+        }
+        return found
+    }
+
+    private func copy(_ pieces: [AddressRange], of number: Int32, to image: ImageWriter) throws(Failure) {
+        let reading = try reopen(number)
+        var room = [UInt8](repeating: 0, count: 1 << 18)
+        for piece in pieces {
+            var chunk = GhostChunkEntry()
+            (chunk.off, chunk.len) = (piece.start.rawValue, piece.length)
+            try image.append(chunk)
+            var at = piece.start.rawValue
+            while at < piece.end.rawValue {
+                let wanted = min(Int(piece.end.rawValue - at), room.count)
+                let got = try attempt("read the unlinked file") { () throws(SystemCallError) in
+                    try room.withAddress { (address, _) throws(SystemCallError) in
+                        try systemCall(.pread64, Int(reading.number), address, wanted, Int(at))
+                    }
+                }
+                guard got > 0 else { throw Failure(.vanished, "the unlinked file became shorter while it was read") }
+                try image.append(raw: Array(room[..<got]))
+                at += UInt64(got)
+            }
+        }
+    }
+
+    private func reopen(_ number: Int32) throws(Failure) -> Descriptor {
+        try attempt("open the unlinked file for reading") { () throws(SystemCallError) in
+            try openFile("/proc/self/fd/\(number)")
+        }
+    }
+
+    private static func time(_ time: (seconds: Int64, nanoseconds: UInt32)) -> Timeval {
+        var value = Timeval()
+        value.tvSec = UInt64(bitPattern: time.seconds)
+        value.tvUsec = UInt64(time.nanoseconds / 1000)
+        return value
+    }
+
+    // MARK: link remaps
+
+    /// Gives a file that has other names a temporary one beside its old one.
+    private func linkAgain(_ file: OpenFile, _ id: UInt32, _ path: [UInt8], _ context: DumpContext) throws(Failure) {
+        let status = file.facts.status
+        let inode = Inode(device: status.device, inode: status.inode)
+        if links[inode] == nil {
+            guard context.policy.linkRemap else {
+                throw Failure(
+                    .denied, "the file was unlinked under this name but has \(status.links) others",
+                    advice: "Pass --link-remap to give it a temporary name on its file system")
+            }
+            let slash = path.lastIndex(of: 0x2f) ?? 0
+            let number = context.fileIndex.newID()
+            let name = Array(path[...slash]) + Array("link_remap.\(number)".utf8)
+            let ours = file.handle.number
+            try attempt(
+                "give the unlinked file the temporary name \(String(decoding: name, as: UTF8.self))",
+                advice: "Check that its directory exists and can be written"
+            ) { () throws(SystemCallError) in
+                try withCString("/proc/self/fd/\(ours)") { (from) throws(SystemCallError) in
+                    try withCString(name) { (to) throws(SystemCallError) in
+                        try systemCall(.linkat, Int(currentDirectory), from, Int(currentDirectory), to, 0x400)
+                    }
+                }
+            }
+            created.append(name)
+            var entry = FileEntry(.reg, number)
+            entry.reg.id = number
+            entry.reg.flags = 0
+            entry.reg.pos = 0
+            entry.reg.fown = FownEntry()
+            (entry.reg.fown.uid, entry.reg.fown.euid, entry.reg.fown.signum) = (0, 0, 0)
+            (entry.reg.fown.pidType, entry.reg.fown.pid) = (0, 0)
+            entry.reg.name = imageBytes(name)
+            entry.reg.mntID = file.facts.information.mountID
+            entry.reg.mode = status.mode
+            if status.kind == .regular { entry.reg.size = status.size }
+            context.files.append(entry)
+            links[inode] = number
+        }
+        var entry = RemapFilePathEntry()
+        (entry.origID, entry.remapID, entry.remapType) = (id, links[inode] ?? 0, .linked)
+        entries.append(entry)
+    }
+
+    func finish(_ context: DumpContext) throws(Failure) {
+        try context.images.write(.remapPaths, entries)
+    }
+
+    /// Removes the temporary names of a dump that failed.
+    func abandon() {
+        for name in created {
+            _ = try? withCString(name) { (address) throws(SystemCallError) in
+                try systemCall(.unlinkat, Int(currentDirectory), address, 0)
+            }
+        }
+    }
+}
+
+extension FileStatus {
+    /// The status of a path of arbitrary bytes.
+    static func read(path: [UInt8], followsLink: Bool = true) throws(SystemCallError) -> FileStatus {
+        let place = try openFile(FilePath(bytes: path), followsLink ? [.path] : [.path, .noFollow])
+        return try FileStatus.read(in: place.number)
+    }
+}

@@ -1,0 +1,226 @@
+internal import Diagnostics
+internal import ImageFormat
+internal import ImageMessages
+internal import Kinds
+internal import Linux
+internal import Remote
+internal import SystemPackage
+
+/// Restore: files whose path leads elsewhere or nowhere.
+///
+/// A ghost appears under its old name for as long as its descriptions are opened, and then loses the name. Everything
+/// that appears is noted, so that a failed restore leaves nothing.
+final class RestoredRemaps {
+    private var remaps: [UInt32: RemapFilePathEntry] = [:]
+    private var onlyPaths: Set<UInt32> = []
+    private var ghosts: [UInt32: [UInt8]] = [:]
+    private var linked: Set<UInt32> = []
+    private var names: [(path: [UInt8], isDirectory: Bool)] = []
+    private var standIns: [UInt32: Puppet] = [:]
+
+    static func of(_ context: RestoreContext) -> RestoredRemaps { context.state(RestoredRemaps.self) { RestoredRemaps() } }
+
+    func load(_ context: RestoreContext) throws(Failure) {
+        for entry in try context.images.loadAll(.remapPaths, as: RemapFilePathEntry.self) { remaps[entry.origID] = entry }
+        for entry in context.entries.values where entry.hasFifo {
+            onlyPaths.insert(entry.fifo.hasRegfID ? entry.fifo.regfID : entry.id)
+        }
+        for entry in remaps.values where entry.remapType == .linked || !entry.hasRemapType { onlyPaths.insert(entry.remapID) }
+    }
+
+    /// Whether an entry is only the path of another one and not a file to be opened.
+    func isOnlyPath(_ id: UInt32) -> Bool { onlyPaths.contains(id) }
+
+    /// Descriptions of one ghost are opened together, while it has a name.
+    func group(_ id: UInt32) -> UInt64 {
+        guard let remap = remaps[id] else { return UInt64(id) }
+        return UInt64(remap.remapType.rawValue + 1) << 32 | UInt64(remap.remapID)
+    }
+
+    /// Sees to it that a file can be opened. Returns the path to open.
+    @discardableResult
+    func prepare(_ entry: RegFileEntry, _ context: RestoreContext) throws(Failure) -> [UInt8] {
+        let path = Array(entry.name)
+        guard let remap = remaps[entry.id] else { return path }
+        switch remap.remapType {
+        case .ghost: return try raise(remap.remapID, at: path, context)
+        case .linked:
+            guard let other = context.entries[remap.remapID], other.hasReg else {
+                throw Failure(.corruptImage, "its remap \(remap.remapID) is not in files.img")
+            }
+            return try link(Array(other.reg.name), to: path, remap.remapID)
+        case .procfs:
+            try standIn(for: remap.remapID, context)
+            return path
+        }
+    }
+
+    // MARK: ghosts
+
+    private func raise(_ ghost: UInt32, at path: [UInt8], _ context: RestoreContext) throws(Failure) -> [UInt8] {
+        if let place = ghosts[ghost] { return place }
+        let reader = try context.images.open(.ghost(ghost))
+        guard let entry = try reader.next(GhostFileEntry.self) else { throw Failure(.corruptImage, "the ghost file is empty") }
+        try makeParents(of: path)
+        var place = path
+        if try !create(entry, at: place) {
+            // The name belongs to another file now.
+            place = path + Array(".\(ghost).brumate-ghost".utf8)
+            guard try create(entry, at: place) else { throw Failure(.conflict, "the name for its ghost is taken") }
+        }
+        ghosts[ghost] = place
+        names.append((place, entry.mode & 0o170000 == FileStatus.Kind.directory.rawValue))
+        if entry.mode & 0o170000 == FileStatus.Kind.regular.rawValue {
+            try fill(place, entry, reader, context)
+        }
+        try finish(place, entry)
+        return place
+    }
+
+    /// Creates a file of a ghost's type. Returns false if the name is taken.
+    private func create(_ entry: GhostFileEntry, at place: [UInt8]) throws(Failure) -> Bool {
+        let here = Int(currentDirectory)
+        do throws(SystemCallError) {
+            try withCString(place) { (path) throws(SystemCallError) in
+                switch FileStatus.Kind(rawValue: entry.mode & 0o170000) {
+                case .regular:
+                    _ = try openFile(FilePath(bytes: place), [.writeOnly, .create, .exclusive, .noFollow])
+                case .directory: try systemCall(.mkdirat, here, path, 0o700)
+                case .symbolicLink:
+                    try withCString(Array(entry.symlnkTarget)) { (target) throws(SystemCallError) in
+                        try systemCall(.symlinkat, target, here, path)
+                    }
+                default: try systemCall(.mknodat, here, path, Int(entry.mode), Int(entry.rdev))
+                }
+            }
+            return true
+        } catch {
+            if error.errno == .EEXIST { return false }
+            throw Failure(.denied, "can't create the ghost file", advice: "Check that its directory can be written", cause: error)
+        }
+    }
+
+    private func fill(_ place: [UInt8], _ entry: GhostFileEntry, _ reader: ImageReader, _ context: RestoreContext) throws(Failure) {
+        let file = try attempt("open the ghost file") { () throws(SystemCallError) in
+            try openFile(FilePath(bytes: place), [.writeOnly, .noFollow])
+        }
+        let number = Int(file.number)
+        func put(_ bytes: [UInt8], _ offset: UInt64) throws(Failure) {
+            try attempt("write the ghost file", advice: "Check that the disk has room") { () throws(SystemCallError) in
+                try bytes.withConstantAddress { (address, count) throws(SystemCallError) in
+                    var done = 0
+                    while done < count {
+                        done += try systemCall(.pwrite64, number, address + done, count - done, Int(offset) + done)
+                    }
+                }
+            }
+        }
+        if entry.chunks {
+            while let chunk = try reader.next(GhostChunkEntry.self) {
+                let (end, over) = chunk.off.addingReportingOverflow(chunk.len)
+                guard !over, end <= 1 << 62, chunk.len <= UInt64(reader.size) else {
+                    throw Failure(.corruptImage, "a piece of the ghost file makes no sense")
+                }
+                var at = chunk.off
+                while at < end {
+                    let part = min(1 << 20, end - at)
+                    try put(try reader.read(Int(part)), at)
+                    at += part
+                }
+            }
+        } else {
+            var at: UInt64 = 0
+            while reader.offset < reader.size {
+                let bytes = try reader.read(min(1 << 20, reader.size - reader.offset))
+                try put(bytes, at)
+                at += UInt64(bytes.count)
+            }
+        }
+        if entry.hasSize {
+            try attempt("set the size of the ghost file") { () throws(SystemCallError) in
+                try systemCall(.ftruncate, number, Int(bitPattern: UInt(entry.size)))
+            }
+        }
+    }
+
+    private func finish(_ place: [UInt8], _ entry: GhostFileEntry) throws(Failure) {
+        let here = Int(currentDirectory)
+        try attempt("give the ghost file its owner and mode") { () throws(SystemCallError) in
+            try withCString(place) { (path) throws(SystemCallError) in
+                try systemCall(.fchownat, here, path, Int(entry.uid), Int(entry.gid), 0x100)
+                if entry.mode & 0o170000 != FileStatus.Kind.symbolicLink.rawValue {
+                    try systemCall(.fchmodat, here, path, Int(entry.mode & 0o7777))
+                }
+                if entry.hasAtim, entry.hasMtim {
+                    var times = [
+                        entry.atim.tvSec, entry.atim.tvUsec &* 1000, entry.mtim.tvSec, entry.mtim.tvUsec &* 1000,
+                    ]
+                    try times.withAddress { (times, _) throws(SystemCallError) in
+                        try systemCall(.utimensat, here, path, times, 0x100)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes directories that are gone by now; they go again with the ghosts.
+    private func makeParents(of path: [UInt8]) throws(Failure) {
+        var missing: [[UInt8]] = []
+        var parent = path
+        while let slash = parent.lastIndex(of: 0x2f), slash > 0 {
+            parent = Array(parent[..<slash])
+            if (try? FileStatus.read(path: parent)) != nil { break }
+            missing.append(parent)
+        }
+        for directory in missing.reversed() {
+            try attempt("create its directory again") { () throws(SystemCallError) in
+                try withCString(directory) { (address) throws(SystemCallError) in
+                    try systemCall(.mkdirat, Int(currentDirectory), address, 0o755)
+                }
+            }
+            names.append((directory, true))
+        }
+    }
+
+    // MARK: link remaps
+
+    private func link(_ other: [UInt8], to path: [UInt8], _ id: UInt32) throws(Failure) -> [UInt8] {
+        let here = Int(currentDirectory)
+        if linked.insert(id).inserted { names.append((other, false)) }
+        do throws(SystemCallError) {
+            try withCString(other) { (from) throws(SystemCallError) in
+                try withCString(path) { (to) throws(SystemCallError) in try systemCall(.linkat, here, from, here, to, 0) }
+            }
+            names.append((path, false))
+            return path
+        } catch {
+            // The old name is taken: the temporary one serves.
+            if error.errno == .EEXIST { return ghosts[id] ?? other }
+            throw Failure(
+                .conflict, "can't link the unlinked file again", advice: "The dump left it as \(String(decoding: other, as: UTF8.self))",
+                cause: error)
+        }
+    }
+
+    // MARK: dead tasks in /proc
+
+    private func standIn(for pid: UInt32, _ context: RestoreContext) throws(Failure) {
+        guard standIns[pid] == nil, let root = context.processes.first else { return }
+        for made in try root.puppet.clone([CloneRequest(id: TaskID(Int32(bitPattern: pid)))]) { standIns[pid] = made }
+    }
+
+    /// Removes all names that were only for the restore, the latest first.
+    func removeNames() {
+        for (path, isDirectory) in names.reversed() {
+            _ = try? withCString(path) { (address) throws(SystemCallError) in
+                try systemCall(.unlinkat, Int(currentDirectory), address, isDirectory ? 0x200 : 0)
+            }
+        }
+        names = []
+        for (pid, puppet) in standIns {
+            _ = try? systemCall(.kill, Int(pid), 9)
+            while puppet.tracee.isAttached, (try? puppet.tracee.wait()) != nil {}
+        }
+        standIns = [:]
+    }
+}

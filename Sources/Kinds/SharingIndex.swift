@@ -1,0 +1,74 @@
+public import Diagnostics
+public import Linux
+
+/// Which kernel objects two tasks or descriptors have in common, by kcmp(2).
+///
+/// kcmp also orders objects (by hidden keys), so each bucket is kept sorted and searched in halves: thousands of
+/// objects cost a handful of calls each.
+public struct SharingIndex {
+    /// What is compared: the type argument of kcmp.
+    public enum Object: Int, Sendable {
+        /// An open file description.
+        case file = 0
+        /// An address space.
+        case memory = 1
+        /// A descriptor table.
+        case files = 2
+        /// Working and root directory, umask.
+        case fs = 3
+        /// Signal dispositions.
+        case signalHandlers = 4
+    }
+
+    private struct Representative {
+        let task: TaskID
+        let number: Int32
+        let id: UInt32
+    }
+
+    private let object: Object
+    private var buckets: [[UInt64]: [Representative]] = [:]
+    private var last: UInt32 = 0
+
+    /// An empty index.
+    public init(_ object: Object) { self.object = object }
+
+    /// A number that no object of this index has.
+    public mutating func newID() -> UInt32 {
+        last += 1
+        return last
+    }
+
+    /// The id of an object, and whether it is seen for the first time.
+    ///
+    /// - Parameters:
+    ///   - task: a task that has it.
+    ///   - number: for files, the descriptor number in the task.
+    ///   - key: facts that are equal wherever the object is seen; objects of different keys are never compared.
+    public mutating func id(
+        of task: TaskID, _ number: Int32 = 0, like key: [UInt64] = []
+    ) throws(Failure) -> (id: UInt32, isNew: Bool) {
+        var members = buckets[key] ?? []
+        var low = 0
+        var high = members.count
+        while low < high {
+            let middle = (low + high) / 2
+            let other = members[middle]
+            let order = try attempt("compare kernel objects of the tasks \(task) and \(other.task)") {
+                () throws(SystemCallError) in
+                try systemCall(
+                    .kcmp, Int(task.rawValue), Int(other.task.rawValue), object.rawValue, Int(number), Int(other.number))
+            }
+            switch order {
+            case 0: return (other.id, false)
+            case 1: high = middle
+            case 2: low = middle + 1
+            default: throw Failure(.kernelTooOld, "kcmp can't order kernel objects")
+            }
+        }
+        let id = newID()
+        members.insert(Representative(task: task, number: number, id: id), at: low)
+        buckets[key] = members
+        return (id, true)
+    }
+}

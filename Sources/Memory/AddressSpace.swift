@@ -1,0 +1,428 @@
+internal import CLinux
+internal import Diagnostics
+internal import ImageFormat
+internal import ImageMessages
+internal import Kinds
+internal import Linux
+internal import Pages
+internal import Procfs
+internal import Remote
+
+/// One process's address space under construction.
+struct AddressSpace {
+    private let process: RestoredProcess
+    private let plan: MemoryPlan
+    private let parent: MemoryPlan?
+    private let context: RestoreContext
+    private var puppet: Puppet { process.puppet }
+
+    init(_ process: RestoredProcess, _ plan: MemoryPlan, _ parent: MemoryPlan?, _ context: RestoreContext) {
+        self.process = process
+        self.plan = plan
+        self.parent = parent
+        self.context = context
+    }
+
+    /// From this many pages on a userfaultfd pays.
+    private static let manyPages: UInt64 = 64
+    /// One past the last address that a task can have.
+    private static let end: UInt64 = 0x7fff_ffff_f000
+
+    // MARK: build
+
+    func build() throws(Failure) {
+        let placement: MemoryRestore.Placement
+        if let inherited = parent?.placement {
+            placement = inherited
+        } else {
+            let mappings = try VMA.readPlain(of: process.id)
+            placement = MemoryRestore.Placement(mappings: mappings.filter(\.isOfKernel))
+        }
+        let kept = inherited()
+        var batch = Batch()
+        let final = try moveKernelMappings(placement, kept, &batch)
+        let numbers = try deliverFiles(except: kept)
+        for (index, area) in plan.areas.enumerated() where area.isMapped && kept[index] == nil {
+            map(area, protection: plan.mappedProtection[index], numbers[index], &batch)
+        }
+        let (pieces, fresh, drops) = try difference(kept)
+        for drop in drops {
+            batch.add(
+                .madvise, .address(drop.start), .value(Int(drop.length)), .value(4), doing: "drop inherited pages")
+        }
+        for (index, inherited) in kept {
+            if inherited & 2 == 0, plan.mappedProtection[index] & 2 != 0 {
+                let range = plan.areas[index].range
+                batch.add(
+                    .mprotect, .address(range.start), .value(Int(range.length)), .value(plan.mappedProtection[index]),
+                    doing: "make inherited memory writable")
+            } else {
+                plan.mappedProtection[index] = inherited
+            }
+        }
+        for number in Set(numbers.values) { batch.add(.close, .descriptor(number), doing: "close a mapped file") }
+        plan.placement = final
+        try fill(pieces, fresh, batch)
+    }
+
+    /// Which areas the parent's memory already has, with the protection that they have now.
+    private func inherited() -> [Int: Int] {
+        guard let parent else { return [:] }
+        var kept: [Int: Int] = [:]
+        var next = 0
+        for (index, area) in plan.areas.enumerated() {
+            while next < parent.areas.count, parent.areas[next].range.start < area.range.start { next += 1 }
+            guard next < parent.areas.count else { break }
+            if area.isInheritable(from: parent.areas[next]) { kept[index] = parent.mappedProtection[next] }
+        }
+        return kept
+    }
+
+    /// Unmaps everything that does not stay, and moves what the kernel made to its place.
+    private func moveKernelMappings(
+        _ placement: MemoryRestore.Placement, _ kept: [Int: Int], _ batch: inout Batch
+    ) throws(Failure) -> MemoryRestore.Placement {
+        let wanted = plan.areas.filter { !$0.status.isDisjoint(with: [.vdso, .vvar]) }
+        let moves = try self.moves(placement, to: wanted)
+        var stays = kept.keys.map { plan.areas[$0].range } + [puppet.runway]
+        var final = MemoryRestore.Placement(mappings: [])
+        let isInPlace = moves.allSatisfy { $0.0.range == $0.1 }
+        if isInPlace {
+            stays += moves.map(\.1)
+            final = placement
+        } else {
+            let taken = plan.areas.map(\.range) + stays + placement.mappings.map(\.range)
+            let parking = try RestorePlan.hole(in: taken, size: 1 << 20)
+            stays.append(parking)
+            var at = parking.start
+            var parked: [(Address, AddressRange)] = []
+            for (mapping, place) in moves {
+                move(mapping.range, to: at, &batch)
+                parked.append((at, place))
+                var moved = mapping
+                moved.range = place
+                final.mappings.append(moved)
+                at = at + mapping.range.length
+            }
+            unmap(except: stays, &batch)
+            for (from, place) in parked {
+                move(AddressRange(start: from, end: from + place.length), to: place.start, &batch)
+            }
+            return final
+        }
+        unmap(except: stays, &batch)
+        return final
+    }
+
+    private func move(_ range: AddressRange, to address: Address, _ batch: inout Batch) {
+        let length = Int(range.length)
+        batch.add(
+            .mremap, .address(range.start), .value(length), .value(length), .value(3), .address(address), doing: "move the vdso")
+    }
+
+    private func unmap(except stays: [AddressRange], _ batch: inout Batch) {
+        var at: UInt64 = 0
+        for range in stays.sorted(by: { $0.start < $1.start }) + [AddressRange(AddressSpace.end, AddressSpace.end)] {
+            if range.start.rawValue > at {
+                batch.add(
+                    .munmap, .address(Address(at)), .value(Int(range.start.rawValue - at)), doing: "clear the address space")
+            }
+            at = max(at, range.end.rawValue)
+        }
+    }
+
+    /// Pairs the kernel's mappings with their places in the image.
+    private func moves(
+        _ placement: MemoryRestore.Placement, to wanted: [Area]
+    ) throws(Failure) -> [(VMA, AddressRange)] {
+        let variables = wanted.filter { $0.status.contains(.vvar) }
+        let code = wanted.filter { $0.status.contains(.vdso) }
+        if variables.isEmpty && code.isEmpty { return [] }
+        let ours = (placement.mappings.filter { !$0.isNamed("[vdso]") }, placement.mappings.filter { $0.isNamed("[vdso]") })
+        var moves: [(VMA, AddressRange)] = []
+        let length = ours.0.reduce(0) { $0 + $1.range.length }
+        guard variables.count <= 1, code.count <= 1, ours.1.count == 1,
+            variables.first.map({ $0.range.length == length }) ?? true,
+            code.first.map({ $0.range.length == ours.1[0].range.length }) ?? true
+        else {
+            throw Failure(
+                .unsupported, "the vdso of this kernel has another size than the image's",
+                advice: "Restore on the kernel version that the image was made on")
+        }
+        if let place = variables.first {
+            var at = place.range.start
+            for mapping in ours.0 {
+                moves.append((mapping, AddressRange(start: at, end: at + mapping.range.length)))
+                at = at + mapping.range.length
+            }
+        }
+        if let place = code.first { moves.append((ours.1[0], place.range)) }
+        return moves
+    }
+
+    /// Delivers every file that is mapped anew, each once. The numbers are the puppet's, by area.
+    private func deliverFiles(except kept: [Int: Int]) throws(Failure) -> [Int: RemoteDescriptor] {
+        let built = BuiltMemories.of(context)
+        var ours: [Int32] = []
+        var places: [Int32: Int] = [:]
+        var users: [(area: Int, place: Int)] = []
+        for (index, area) in plan.areas.enumerated() where area.isMapped && kept[index] == nil {
+            guard let number = try during(.mapping(area.range), { () throws(Failure) in try built.number(for: area, context) })
+            else { continue }
+            if places[number] == nil {
+                places[number] = ours.count
+                ours.append(number)
+            }
+            users.append((index, places[number] ?? 0))
+        }
+        let arrived = try context.deliver(ours, to: puppet)
+        var found: [Int: RemoteDescriptor] = [:]
+        for (area, place) in users { found[area] = arrived[place] }
+        return found
+    }
+
+    private func map(_ area: Area, protection: Int, _ file: RemoteDescriptor?, _ batch: inout Batch) {
+        var flags = area.flags & (MapFlags.shared | MapFlags.private | MapFlags.droppable | MapFlags.growsDown | MapFlags.noReserve)
+        if flags & MapFlags.droppable != 0 { flags &= ~MapFlags.private }
+        if area.flags & MapFlags.hugePages != 0, file == nil {
+            flags |= MapFlags.hugePages | area.flags & (0x3f << MapFlags.hugeShift)
+        }
+        if file == nil { flags |= MapFlags.anonymous }
+        batch.add(
+            .mmap, .address(area.range.start), .value(Int(area.range.length)), .value(protection),
+            .value(flags | MapFlags.fixedNoReplace), file.map { .descriptor($0) } ?? .value(-1),
+            .bits(file == nil ? 0 : area.offset), doing: "map memory")
+    }
+
+    // MARK: pages
+
+    /// Which pages must be written: those in fresh mappings, and those that differ from the parent's. Also the inherited
+    /// pages that this process does not have.
+    private func difference(
+        _ kept: [Int: Int]
+    ) throws(Failure) -> (written: [PagePiece], fresh: [PagePiece], drops: [AddressRange]) {
+        var written: [PagePiece] = []
+        var fresh: [PagePiece] = []
+        var drops: [AddressRange] = []
+        var own = PieceCursor(plan.pieces)
+        var theirs = PieceCursor(parent?.pieces ?? [])
+        for (index, area) in plan.areas.enumerated() {
+            let mine = own.pieces(in: area.range)
+            guard area.isPrivate else {
+                if area.status.contains(.vdso) { try checkVdso(mine) }
+                continue
+            }
+            guard kept[index] != nil else {
+                let quick = area.status.contains(.anonymousPrivate)
+                    && area.flags & (MapFlags.hugePages | MapFlags.droppable) == 0
+                if quick { fresh += mine } else { written += mine }
+                continue
+            }
+            compare(mine, theirs.pieces(in: area.range), &written, &drops)
+        }
+        context.statistics.pagesRestored += (written + fresh).reduce(0) { $0 + $1.range.length / pageSize }
+        return (written, fresh, drops)
+    }
+
+    private func compare(
+        _ mine: [PagePiece], _ theirs: [PagePiece], _ written: inout [PagePiece], _ drops: inout [AddressRange]
+    ) {
+        var index = 0
+        func drop(_ start: Address, _ end: Address) {
+            guard start < end else { return }
+            if let last = drops.last, last.end == start {
+                drops[drops.count - 1].end = end
+            } else {
+                drops.append(AddressRange(start: start, end: end))
+            }
+        }
+        func write(_ piece: PagePiece, _ range: AddressRange) {
+            if let last = written.last, last.range.end == range.start,
+                last.source + Int(last.range.length) == piece.part(in: range).source
+            {
+                written[written.count - 1] = written[written.count - 1].extended(to: range.end)
+            } else {
+                written.append(piece.part(in: range))
+            }
+        }
+        var theirAt = theirs.first?.range.start ?? Address(.max)
+        for piece in mine {
+            var at = piece.range.start
+            while at < piece.range.end {
+                // Their pages before ours are not ours.
+                while index < theirs.count, theirs[index].range.end <= at {
+                    drop(max(theirAt, theirs[index].range.start), theirs[index].range.end)
+                    index += 1
+                    theirAt = index < theirs.count ? theirs[index].range.start : Address(.max)
+                }
+                if index < theirs.count, theirAt < at {
+                    drop(theirAt, at)
+                    theirAt = at
+                }
+                let next = at + pageSize
+                if index < theirs.count, theirs[index].range.contains(at) {
+                    context.statistics.pagesCompared += 1
+                    if piece.equals(theirs[index], at: at) {
+                        context.statistics.pagesSkippedCopyOnWrite += 1
+                    } else {
+                        write(piece, AddressRange(start: at, end: next))
+                    }
+                    theirAt = next
+                } else {
+                    write(piece, AddressRange(start: at, end: next))
+                }
+                at = next
+            }
+        }
+        while index < theirs.count {
+            drop(max(theirAt, theirs[index].range.start), theirs[index].range.end)
+            index += 1
+            theirAt = index < theirs.count ? theirs[index].range.start : Address(.max)
+        }
+    }
+
+    /// The image's vdso must be this kernel's: its functions lie at the same places only then.
+    private func checkVdso(_ pieces: [PagePiece]) throws(Failure) {
+        let memory = try TaskMemory(.current)
+        for mapping in try VMA.readPlain(of: .current) where mapping.isNamed("[vdso]") {
+            var at = mapping.range.start
+            for piece in pieces {
+                let bytes = try attempt("read the vdso") { () throws(SystemCallError) in
+                    try memory.read(at, count: Int(piece.range.length))
+                }
+                guard piece.holds(bytes) else {
+                    throw Failure(
+                        .unsupported, "the vdso of this kernel differs from the image's",
+                        advice: "Restore on the kernel version that the image was made on")
+                }
+                at = at + piece.range.length
+            }
+        }
+    }
+
+    private func fill(_ pieces: [PagePiece], _ fresh: [PagePiece], _ batch: consuming Batch) throws(Failure) {
+        let pages = fresh.reduce(0) { $0 + $1.range.length } / pageSize
+        guard pages >= AddressSpace.manyPages else {
+            try puppet.run(batch)
+            try PageCopy.write(pieces + fresh, into: process.id)
+            return
+        }
+        // The fault handler of a moment: registered ranges are filled page by page without faults or zeroing.
+        let opened = batch.add(.userfaultfd, .value(0o2004000), doing: "open a userfaultfd", mayFail: true)
+        let interface = batch.place(value: (UInt64(0xaa), UInt64(0), UInt64(0)))
+        batch.add(.ioctl, .result(opened), .value(0xc018_aa3f), .buffer(interface), doing: "use a userfaultfd", mayFail: true)
+        var registered: [Batch.Slot] = []
+        for (index, area) in plan.areas.enumerated() where isFilledQuickly(area, index, fresh) {
+            let request = batch.place(value: (area.range.start.rawValue, area.range.length, UInt64(1), UInt64(0)))
+            // The descriptor is fed forward once a call, so it is asked for again by its known number.
+            registered.append(
+                batch.add(
+                    .ioctl, .value(Int(lowestFree)), .value(0xc020_aa00), .buffer(request), doing: "watch memory", mayFail: true))
+        }
+        let results = try puppet.run(batch)
+        guard let number = results.success(opened), number == Int(lowestFree),
+            registered.allSatisfy({ results.success($0) != nil })
+        else {
+            if let number = results.success(opened) { try closeRemote(number) }
+            try PageCopy.write(pieces + fresh, into: process.id)
+            return
+        }
+        let handle = try attempt("fetch the userfaultfd") { () throws(SystemCallError) in
+            let pidfd = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(process.id.rawValue), 0)))
+            return Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(pidfd.number), number, 0)))
+        }
+        try PageCopy.copy(fresh, through: handle.number)
+        try closeRemote(number)
+        try PageCopy.write(pieces, into: process.id)
+    }
+
+    /// The number that the next descriptor gets: the table holds nothing but the courier's socket, high up.
+    private var lowestFree: Int32 { 0 }
+
+    private func closeRemote(_ number: Int) throws(Failure) {
+        var batch = Batch()
+        batch.add(.close, .value(number), doing: "close the userfaultfd")
+        try puppet.run(batch)
+    }
+
+    private func isFilledQuickly(_ area: Area, _ index: Int, _ fresh: [PagePiece]) -> Bool {
+        guard area.isMapped, area.status.contains(.anonymousPrivate) else { return false }
+        var (low, high) = (0, fresh.count)
+        while low < high {
+            let middle = (low + high) / 2
+            if fresh[middle].range.end <= area.range.start { low = middle + 1 } else { high = middle }
+        }
+        return low < fresh.count && fresh[low].range.start < area.range.end
+    }
+
+    // MARK: finish
+
+    func finish() throws(Failure) {
+        let executable = try context.deliver([try context.files.number(plan.entry.exeFileID)], to: puppet)
+        var batch = Batch()
+        for (index, area) in plan.areas.enumerated() where area.isMapped {
+            let (start, length) = (Batch.Argument.address(area.range.start), Batch.Argument.value(Int(area.range.length)))
+            if plan.mappedProtection[index] != area.protection {
+                batch.add(.mprotect, start, length, .value(area.protection), doing: "protect memory")
+            }
+            for bit in 1..<64 where area.advice >> UInt64(bit) & 1 == 1 {
+                batch.add(.madvise, start, length, .value(bit), doing: "set an attribute of memory", mayFail: true)
+            }
+            if !area.name.isEmpty {
+                let name = batch.place(string: area.name)
+                batch.add(
+                    .prctl, .value(0x5356_4d41), .value(0), start, length, .buffer(name), doing: "name memory", mayFail: true)
+            }
+            if area.flags & MapFlags.locked != 0 {
+                batch.add(.mlock2, start, length, .value(area.more.contains("lf") ? 1 : 0), doing: "lock memory")
+            }
+        }
+        for range in plan.guards {
+            batch.add(.madvise, .address(range.start), .value(Int(range.length)), .value(102), doing: "install guard pages")
+        }
+        if plan.entry.thpDisabled { batch.add(.prctl, .value(41), .value(1), .value(0), .value(0), .value(0), doing: "turn huge pages off") }
+        setLayout(&batch, executable[0])
+        batch.add(.close, .descriptor(executable[0]), doing: "close the executable")
+        try puppet.run(batch)
+    }
+
+    private func setLayout(_ batch: inout Batch, _ executable: RemoteDescriptor) {
+        let entry = plan.entry
+        var vector = entry.mmSavedAuxv
+        vector += [0, 0]
+        let words = batch.place(vector.flatMap { [UInt8](bytesOf: $0) })
+        var map = clinux_mm_map()
+        (map.start_code, map.end_code) = (entry.mmStartCode, entry.mmEndCode)
+        (map.start_data, map.end_data) = (entry.mmStartData, entry.mmEndData)
+        (map.start_brk, map.brk, map.start_stack) = (entry.mmStartBrk, entry.mmBrk, entry.mmStartStack)
+        (map.arg_start, map.arg_end) = (entry.mmArgStart, entry.mmArgEnd)
+        (map.env_start, map.env_end) = (entry.mmEnvStart, entry.mmEnvEnd)
+        map.auxv_size = UInt32(vector.count * 8)
+        map.exe_fd = executable.number
+        let place = batch.place(value: map)
+        batch.point(place, at: MemoryLayout<clinux_mm_map>.offset(of: \.auxv) ?? 0, to: words)
+        batch.add(
+            .prctl, .value(35), .value(14), .buffer(place), .value(MemoryLayout<clinux_mm_map>.size), .value(0),
+            doing: "set the memory layout")
+    }
+}
+
+/// Walks along ascending pieces.
+private struct PieceCursor {
+    private let pieces: [PagePiece]
+    private var next = 0
+
+    init(_ pieces: [PagePiece]) { self.pieces = pieces }
+
+    /// The parts that lie in a range; ranges must be asked for in ascending order.
+    mutating func pieces(in range: AddressRange) -> [PagePiece] {
+        while next < pieces.count, pieces[next].range.end <= range.start { next += 1 }
+        var found: [PagePiece] = []
+        var index = next
+        while index < pieces.count, pieces[index].range.start < range.end {
+            found.append(pieces[index].part(in: range))
+            index += 1
+        }
+        return found
+    }
+}

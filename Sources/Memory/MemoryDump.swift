@@ -1,0 +1,227 @@
+public import Diagnostics
+internal import ImageFormat
+internal import ImageMessages
+public import Kinds
+internal import Linux
+internal import Pages
+internal import Procfs
+public import Remote
+
+/// Dumps the address spaces of a tree: `mm-PID.img`, `pagemap-PID.img` and `pages-N.img`.
+public enum MemoryDump {
+    /// What was asked of the leader.
+    public struct Question: Sendable {
+        let end: Batch.Slot
+        let dumpable: Batch.Slot
+        let hugePages: Batch.Slot
+    }
+
+    /// Refuses, before any task is touched, what can't be dumped.
+    public static func check(_ process: DumpedProcess) throws(Failure) {
+        for mapping in process.mappings {
+            try during(.mapping(mapping.range)) { () throws(Failure) in try check(mapping) }
+        }
+    }
+
+    private static func check(_ mapping: VMA) throws(Failure) {
+        let advice = "Unmap it before the dump, or see docs/unsupported.md"
+        if mapping.isOfKernel { return }
+        if mapping.flags.contains("io") || mapping.flags.contains("pf") {
+            throw Failure(.unsupported, "it maps device memory (\(mapping.text))", advice: advice)
+        }
+        if mapping.flags.contains("ss") { throw Failure(.unsupported, "it is a shadow stack", advice: advice) }
+        if mapping.flags.contains("um") {
+            throw Failure(.unsupported, "the task handles its page faults itself (userfaultfd)", advice: advice)
+        }
+        for (start, words) in [
+            ("/SYSV", "System V shared memory can't be dumped yet"), ("/[aio]", "AIO rings can't be dumped yet"),
+            ("anon_inode:", "it maps \(mapping.text)"), ("socket:", "it maps a socket"), ("[uprobes]", "the task has uprobes"),
+            ("/secretmem", "it is secret memory, which nobody else can read"),
+        ] where mapping.name.starts(with: start.utf8) {
+            throw Failure(.unsupported, words, advice: advice)
+        }
+    }
+
+    /// Adds what only the process itself can tell.
+    public static func ask(_ leader: DumpedThread, _ batch: inout Batch) throws(Failure) -> Question {
+        let end = batch.add(.brk, .value(0), doing: "find the end of the heap")
+        let dumpable = batch.add(.prctl, .value(3), doing: "read whether it is dumpable")
+        let hugePages = batch.add(.prctl, .value(42), doing: "read whether huge pages are off", mayFail: true)
+        return Question(end: end, dumpable: dumpable, hugePages: hugePages)
+    }
+
+    /// Writes the memory of a cured, stopped process.
+    public static func dump(
+        _ question: Question, _ results: Results, _ process: DumpedProcess, _ context: DumpContext
+    ) throws(Failure) {
+        var layout = try self.layout(of: process, context)
+        layout.mmBrk = UInt64(bitPattern: Int64(results[question.end]))
+        layout.dumpable = Int32(truncatingIfNeeded: results[question.dumpable])
+        layout.thpDisabled = (results.success(question.hugePages) ?? 0) != 0
+        var areas: [VmaEntry] = []
+        for mapping in process.mappings {
+            try during(.mapping(mapping.range)) { () throws(Failure) in
+                if mapping.isNamed("[vvar_vclock]"), let last = areas.last, last.end == mapping.range.start.rawValue,
+                    AreaStatus(rawValue: last.status).contains(.vvar)
+                {
+                    areas[areas.count - 1].end = mapping.range.end.rawValue
+                } else {
+                    areas.append(try describe(mapping, of: process, heap: layout.mmStartBrk..<max(layout.mmBrk, layout.mmStartBrk), context))
+                }
+            }
+        }
+        let guards = try dumpPages(process, context)
+        if hasVsyscall(process) {
+            var entry = VmaEntry()
+            (entry.start, entry.end, entry.pgoff, entry.shmid) = (0xffff_ffff_ff60_0000, 0xffff_ffff_ff60_1000, 0, 0)
+            (entry.prot, entry.flags, entry.fd) = (4, UInt32(MapFlags.private | MapFlags.anonymous), -1)
+            entry.status = AreaStatus([.vsyscall, .anonymousPrivate]).rawValue
+            areas.append(entry)
+        }
+        // Guard pages are listed behind all mappings, which they lie in.
+        for range in guards {
+            var entry = VmaEntry()
+            (entry.start, entry.end, entry.pgoff, entry.shmid) = (range.start.rawValue, range.end.rawValue, 0, 0)
+            (entry.prot, entry.flags, entry.fd) = (0, 0, -1)
+            entry.status = AreaStatus.guardPages.rawValue
+            areas.append(entry)
+        }
+        layout.vmas = areas
+        try context.images.write(.memory(process.id.rawValue), [layout])
+    }
+
+    /// Writes what processes share. Shared memory is written where its file is met.
+    public static func finish(_ context: DumpContext) throws(Failure) {}
+
+    private static func hasVsyscall(_ process: DumpedProcess) -> Bool {
+        guard let text = try? procText(of: process.id, "maps") else { return false }
+        return text.suffix(80).split(separator: 0x0a).last.map { String(decoding: $0, as: UTF8.self).hasSuffix("[vsyscall]") } ?? false
+    }
+
+    private static func layout(of process: DumpedProcess, _ context: DumpContext) throws(Failure) -> MmEntry {
+        let stat = process.stat
+        var entry = MmEntry()
+        (entry.mmStartCode, entry.mmEndCode) = (stat.startCode, stat.endCode)
+        (entry.mmStartData, entry.mmEndData) = (stat.startData, stat.endData)
+        (entry.mmStartStack, entry.mmStartBrk) = (stat.startStack, stat.startBreak)
+        (entry.mmArgStart, entry.mmArgEnd) = (stat.argumentStart, stat.argumentEnd)
+        (entry.mmEnvStart, entry.mmEnvEnd) = (stat.environmentStart, stat.environmentEnd)
+        let vector = try procText(of: process.id, "auxv")
+        var words: [UInt64] = []
+        for index in 0..<(vector.count / 8) { words.append(vector.load(UInt64.self, at: index * 8) ?? 0) }
+        while words.count >= 2, words[words.count - 1] == 0, words[words.count - 2] == 0 { words.removeLast(2) }
+        entry.mmSavedAuxv = words
+        guard let files = context.fileDumper else { throw Failure(.bug, "nobody dumps files") }
+        entry.exeFileID = try files.dump(link: "exe", of: process)
+        return entry
+    }
+
+    // MARK: mappings
+
+    private static func describe(
+        _ mapping: VMA, of process: DumpedProcess, heap: Range<UInt64>, _ context: DumpContext
+    ) throws(Failure) -> VmaEntry {
+        var entry = VmaEntry()
+        entry.start = mapping.range.start.rawValue
+        entry.end = mapping.range.end.rawValue
+        (entry.pgoff, entry.shmid, entry.fd) = (0, 0, -1)
+        entry.prot = UInt32(mapping.protection)
+        var status: AreaStatus = .regular
+        var flags = mapping.isShared ? MapFlags.shared : MapFlags.private
+        for (code, bit) in [("gd", MapFlags.growsDown), ("lo", MapFlags.locked), ("nr", MapFlags.noReserve), ("ht", MapFlags.hugePages)] as [(StaticString, Int)]
+        where mapping.flags.contains(code) { flags |= bit }
+        if mapping.flags.contains("dp") { flags |= MapFlags.droppable }
+        for (code, advice) in [
+            ("rr", 1), ("sr", 2), ("dc", 10), ("mg", 12), ("hg", 14), ("nh", 15), ("dd", 16), ("wf", 18),
+        ] as [(StaticString, UInt64)] where mapping.flags.contains(code) { entry.madv |= 1 << advice }
+        if let size = try mapping.hugePageSize(of: process.id) { flags |= size.trailingZeroBitCount << MapFlags.hugeShift }
+
+        if mapping.isNamed("[vdso]") {
+            status.formUnion([.vdso, .anonymousPrivate])
+            flags |= MapFlags.anonymous
+        } else if mapping.isOfKernel {
+            status.formUnion([.vvar, .anonymousPrivate])
+            flags |= MapFlags.anonymous
+            entry.madv = 1 << 16
+        } else if mapping.inode == 0 || (!mapping.isShared && mapping.isNamed("/anon_hugepage (deleted)")) {
+            status.insert(.anonymousPrivate)
+            flags |= MapFlags.anonymous
+            if mapping.isNamed("[heap]") || heap.overlaps(entry.start..<entry.end) { status.insert(.heap) }
+        } else {
+            try describeFile(mapping, of: process, &entry, &status, context)
+        }
+        if let name = anonymousName(mapping) { entry.name = imageBytes(name) }
+        let known = ["lf", "sl"].filter { mapping.flags.all.contains($0) }
+        if !known.isEmpty { entry.moreFlags = imageBytes(known.joined(separator: " ").utf8) }
+        entry.flags = UInt32(truncatingIfNeeded: flags)
+        entry.status = status.rawValue
+        return entry
+    }
+
+    private static func describeFile(
+        _ mapping: VMA, of process: DumpedProcess, _ entry: inout VmaEntry, _ status: inout AreaStatus, _ context: DumpContext
+    ) throws(Failure) {
+        guard let files = context.fileDumper else { throw Failure(.bug, "nobody dumps files") }
+        status.insert(mapping.isShared ? .fileShared : .filePrivate)
+        let link = "/proc/\(process.id.rawValue)/map_files/\(mapping.range)"
+        // The link's own permission bits tell how the file was opened.
+        let mode = try attempt("look at the mapped file", advice: "Run as root or with CAP_CHECKPOINT_RESTORE") {
+            () throws(SystemCallError) in try FileStatus.read(link, in: currentDirectory, followsLink: false).mode
+        }
+        let flags: OpenFlags = mode & 0o200 != 0 ? (mode & 0o400 != 0 ? .readWrite : .writeOnly) : .readOnly
+        entry.fdflags = UInt32(flags.rawValue)
+        entry.shmid = UInt64(try files.dump(mapped: mapping, of: process, flags: flags))
+        entry.pgoff = mapping.offset
+        if mapping.name.starts(with: "/memfd:".utf8) || mapping.isNamed("/dev/zero (deleted)")
+            || mapping.isNamed("/anon_hugepage (deleted)") || mapping.name.starts(with: "[anon_shmem:".utf8)
+        {
+            status.insert(.memfd)
+        }
+    }
+
+    /// The name that the task gave to an anonymous mapping (`PR_SET_VMA_ANON_NAME`).
+    private static func anonymousName(_ mapping: VMA) -> [UInt8]? {
+        for prefix in ["[anon:", "[anon_shmem:"] where mapping.name.starts(with: prefix.utf8) && mapping.name.last == 0x5d {
+            return Array(mapping.name.dropFirst(prefix.utf8.count).dropLast())
+        }
+        return nil
+    }
+
+    // MARK: pages
+
+    /// Writes the private pages. Returns the guard pages.
+    private static func dumpPages(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) -> [AddressRange] {
+        let started = ContinuousClock.now
+        let own = process.mappings.filter { !$0.isShared && !$0.isOfKernel }
+        var scan = try PagemapScan(process.id)
+        let findings = try scan.scan(own.map(\.range))
+        var stretches: [PageStretch] = []
+        var runs: [PageRun] = []
+        var guards: [AddressRange] = []
+        var (nextPage, nextGuard) = (0, 0)
+        for mapping in process.mappings {
+            if mapping.isNamed("[vdso]") {
+                stretches.append(PageStretch(mapping.range, isReadable: false))
+                runs.append(PageRun(address: mapping.range.start, pages: mapping.range.length / pageSize))
+                continue
+            }
+            if mapping.isShared || mapping.isOfKernel { continue }
+            context.statistics.pagesScanned += mapping.range.length / pageSize
+            for part in parts(of: findings.pages, in: mapping.range, from: &nextPage) {
+                stretches.append(PageStretch(part, isReadable: mapping.protection & 1 != 0))
+                runs.append(PageRun(address: part.start, pages: part.length / pageSize, isLazy: mapping.inode == 0))
+            }
+            guards += parts(of: findings.guards, in: mapping.range, from: &nextGuard)
+        }
+        let pagemap = Pagemap(pagesID: context.images.newPagesID(), runs: runs)
+        let image = try context.images.create(.pages(pagemap.pagesID))
+        context.statistics[.memoryDump] += ContinuousClock.now - started
+        let writing = ContinuousClock.now
+        try writePages(stretches, from: .task(process.id, memory: process.memory.number), to: image.number)
+        try image.finish()
+        try pagemap.write(.pagemap(process.id.rawValue), to: context.images)
+        context.statistics.pagesWritten += pagemap.presentPages
+        context.statistics[.memoryWrite] += ContinuousClock.now - writing
+        return guards
+    }
+}

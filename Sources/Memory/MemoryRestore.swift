@@ -1,0 +1,135 @@
+public import Diagnostics
+internal import ImageFormat
+internal import ImageMessages
+public import Kinds
+internal import Linux
+internal import Pages
+internal import Procfs
+internal import Remote
+
+/// Builds the address spaces of a tree, parents before children, so that what they have in common stays shared
+/// copy-on-write.
+public enum MemoryRestore {
+    /// Reads and checks the mappings of all processes, before anything is created.
+    public static func prepare(_ processes: [PlannedProcess], _ context: RestoreContext) throws(Failure) {
+        let built = BuiltMemories.of(context)
+        for process in processes where !process.isZombie {
+            guard let memory = process.memory else { throw Failure(.corruptImage, "task \(process.id) has no mm image") }
+            try during(.restoring(process.id, "?")) { () throws(Failure) in
+                built.plans[process.id] = try MemoryPlan(memory, process.id, context)
+            }
+        }
+        try built.createSegments(context)
+    }
+
+    /// Makes the process's mappings and fills them. Its children are cloned after this.
+    public static func build(_ process: RestoredProcess, _ context: RestoreContext) throws(Failure) {
+        let built = BuiltMemories.of(context)
+        guard let plan = built.plans[process.id] else { throw Failure(.bug, "no plan of the memory") }
+        let parent = process.parent
+        if let parent, parent.plan.ids.vmID == process.plan.ids.vmID, process.plan.ids.hasVmID {
+            plan.sharedWith = parent.id
+            plan.placement = built.plans[parent.id]?.placement
+            return
+        }
+        try AddressSpace(process, plan, parent.flatMap { built.plans[$0.id] }, context).build()
+    }
+
+    /// Gives the mappings their final protection and attributes, and the kernel the layout.
+    public static func finish(_ process: RestoredProcess, _ context: RestoreContext) throws(Failure) {
+        let built = BuiltMemories.of(context)
+        guard let plan = built.plans[process.id] else { throw Failure(.bug, "no plan of the memory") }
+        guard plan.sharedWith == nil else { return }
+        try AddressSpace(process, plan, nil, context).finish()
+        plan.pieces = []
+    }
+
+    /// What the kernel made in a task: [vvar], [vvar_vclock] and [vdso], in the order of addresses.
+    struct Placement {
+        var mappings: [VMA]
+        var range: AddressRange {
+            AddressRange(
+                start: mappings.first?.range.start ?? Address(0), end: mappings.last?.range.end ?? Address(0))
+        }
+    }
+}
+
+/// What one process's memory is to be.
+final class MemoryPlan {
+    let entry: MmEntry
+    /// Ascending, without guard pages.
+    let areas: [Area]
+    let guards: [AddressRange]
+    /// The pages, until they are restored.
+    var pieces: [PagePiece]
+    /// The protection that each area is mapped with until the end.
+    var mappedProtection: [Int]
+    var sharedWith: TaskID?
+    var placement: MemoryRestore.Placement?
+
+    init(_ entry: MmEntry, _ id: TaskID, _ context: RestoreContext) throws(Failure) {
+        self.entry = entry
+        var areas: [Area] = []
+        var guards: [AddressRange] = []
+        for vma in entry.vmas {
+            let area = try Area(vma)
+            if area.status.contains(.guardPages) { guards.append(area.range) } else { areas.append(area) }
+        }
+        areas.sort { $0.range.start < $1.range.start }
+        for (one, two) in zip(areas, areas.dropFirst()) where one.range.end > two.range.start {
+            throw Failure(.corruptImage, "the mappings \(one.range) and \(two.range) overlap")
+        }
+        self.areas = areas
+        self.guards = guards
+        let pagemap = try Pagemap.read(.pagemap(id.rawValue), from: context.images)
+        pieces = try PageLocator(context.images, process: id.rawValue, pagemap).pieces
+        mappedProtection = areas.map(\.protection)
+        var next = 0
+        for piece in pieces {
+            var at = piece.range.start
+            while at < piece.range.end {
+                while next < areas.count, areas[next].range.end <= at { next += 1 }
+                guard next < areas.count, areas[next].range.contains(at) else {
+                    throw Failure(.corruptImage, "the page at \(at) is in no mapping")
+                }
+                // What is filled has to be writable until it is full.
+                if areas[next].isPrivate { mappedProtection[next] |= 2 }
+                at = min(piece.range.end, areas[next].range.end)
+            }
+        }
+    }
+}
+
+/// The memories built so far, and the shared memory that several of them map.
+final class BuiltMemories {
+    var plans: [TaskID: MemoryPlan] = [:]
+    private var segments: [UInt64: Int32] = [:]
+
+    static func of(_ context: RestoreContext) -> BuiltMemories { context.state(BuiltMemories.self) { BuiltMemories() } }
+
+    deinit { for number in segments.values { _ = try? systemCall(.close, Int(number)) } }
+
+    /// Creates anonymous shared memory that images name by a number instead of a file.
+    func createSegments(_ context: RestoreContext) throws(Failure) {
+        var sizes: [UInt64: UInt64] = [:]
+        for plan in plans.values {
+            for area in plan.areas where area.status.contains(.anonymousShared) {
+                let (end, over) = area.offset.addingReportingOverflow(area.range.length)
+                guard !over, end <= 1 << 47 else { throw Failure(.corruptImage, "the shared memory \(area.file) is too large") }
+                sizes[area.file] = max(sizes[area.file] ?? 0, end)
+            }
+        }
+        for (id, size) in sizes {
+            let segment = try SharedMemoryFile.create(size: size)
+            try SharedMemoryImage.read(id: id, into: segment.number, size: size, from: context.images)
+            segments[id] = segment.release()
+        }
+    }
+
+    /// Our descriptor of what an area maps.
+    func number(for area: Area, _ context: RestoreContext) throws(Failure) -> Int32? {
+        if area.isFile { return try context.files.number(UInt32(truncatingIfNeeded: area.file)) }
+        if area.status.contains(.anonymousShared) { return segments[area.file] }
+        return nil
+    }
+}

@@ -1,0 +1,144 @@
+internal import CLinux
+public import Diagnostics
+internal import ImageFormat
+public import Linux
+
+/// Where pages are read from.
+public enum PageSource: Sendable {
+    /// A stopped task's memory; a descriptor of its /proc/PID/mem for pages that it may not read itself.
+    case task(TaskID, memory: Int32)
+    /// A file; addresses are offsets in it.
+    case file(Int32)
+}
+
+/// Copies pages of a source to a file, in order and without gaps.
+///
+/// Several threads work in parallel with buffers that stay in the cache: reading and writing at fixed places of a
+/// preallocated file is faster than splicing or mapping (kernel-facts, section 3).
+///
+/// - Parameters:
+///   - stretches: what to copy, ascending.
+///   - file: the pages file.
+///   - start: where in the file to begin.
+/// - Throws: a full disk, or `vanished` if the task dies.
+public func writePages(
+    _ stretches: [PageStretch], from source: PageSource, to file: Int32, at start: UInt64 = 0
+) throws(Failure) {
+    let total = stretches.reduce(0) { $0 + $1.range.length }
+    guard total > 0 else { return }
+    try reserve(file, start, total)
+    let chunks = Chunk.cut(stretches.map(\.range.length), from: start)
+    let dealer = Dealer(chunks.count)
+    // A thread costs more than copying a few megabytes.
+    let threads = total < 8 << 20 ? 1 : Workers.count
+    try Workers.run(threads) { () throws(Failure) in
+        let buffer = try BounceBuffer(size: min(BounceBuffer.size, Int(total)))
+        while let index = dealer.take() {
+            let chunk = chunks[index]
+            try fill(buffer.address, chunk, stretches, source)
+            try attempt("write pages", advice: "Check that the disk has room") { () throws(SystemCallError) in
+                var done = 0
+                while done < chunk.length {
+                    done += try systemCall(
+                        .pwrite64, Int(file), buffer.address + done, chunk.length - done, Int(chunk.offset) + done)
+                }
+            }
+        }
+    }
+}
+
+/// Preallocates on disk file systems; on tmpfs that would zero every page first.
+private func reserve(_ file: Int32, _ start: UInt64, _ total: UInt64) throws(Failure) {
+    var words = [UInt64](repeating: 0, count: 16)
+    let type = (try? words.withAddress { (address, _) throws(SystemCallError) in
+        try systemCall(.fstatfs, Int(file), address)
+    }).map { _ in words[0] }
+    if total >= 1 << 20, type != 0x0102_1994 {  // TMPFS_MAGIC
+        do throws(SystemCallError) { try systemCall(.fallocate, Int(file), 0, Int(start), Int(total)) } catch {
+            guard error.errno == .EOPNOTSUPP || error.errno == .ENOSYS || error.errno == .EINVAL else {
+                throw Failure(
+                    .denied, "can't get \(total) bytes of disk for pages", advice: "Make room on the disk of --images-dir",
+                    cause: error)
+            }
+        }
+    }
+}
+
+/// Reads one chunk into memory at `address`.
+private func fill(_ address: Int, _ chunk: Chunk, _ stretches: [PageStretch], _ source: PageSource) throws(Failure) {
+    switch source {
+    case .file(let number):
+        try chunk.forEachPart({ stretches[$0].range.length }) { (index, skip, length, at) throws(Failure) in
+            let from = stretches[index].range.start.rawValue + skip
+            let got = try readFully(number, address + at, length, from, what: "shared memory")
+            // Past the end of a file that ends within a page there is nothing but zeros.
+            if got < length { zero(address + at + got, length - got) }
+        }
+    case .task(let task, let memory):
+        var vectors: [clinux_iovec] = []
+        var into = 0
+        func flush() throws(Failure) {
+            let wanted = vectors.reduce(0) { $0 + Int($1.length) }
+            guard wanted > 0 else { return }
+            let got = vectors.count
+            let read = try attempt("read the memory of task \(task)") { () throws(SystemCallError) in
+                try withAddress(ofLocal: address + into, wanted) { (local) throws(SystemCallError) in
+                    try vectors.withConstantAddress { (remote, _) throws(SystemCallError) in
+                        try systemCall(.process_vm_readv, Int(task.rawValue), local, 1, remote, got, 0)
+                    }
+                }
+            }
+            if read < wanted {
+                // A page that went away or is no longer readable by the task itself: through /proc, in pieces.
+                var at = into
+                for vector in vectors {
+                    let got = try readFully(memory, address + at, Int(vector.length), vector.base, what: "memory of task \(task)")
+                    guard got == Int(vector.length) else {
+                        throw Failure(.vanished, "the memory of task \(task) at \(Address(vector.base)) can't be read")
+                    }
+                    at += got
+                }
+            }
+            into += wanted
+            vectors.removeAll(keepingCapacity: true)
+        }
+        try chunk.forEachPart({ stretches[$0].range.length }) { (index, skip, length, at) throws(Failure) in
+            let from = stretches[index].range.start.rawValue + skip
+            if stretches[index].isReadable {
+                vectors.append(clinux_iovec(base: from, length: UInt64(length)))
+            } else {
+                try flush()
+                let got = try readFully(memory, address + at, length, from, what: "memory of task \(task)")
+                guard got == length else {
+                    throw Failure(.vanished, "the memory of task \(task) at \(Address(from)) can't be read")
+                }
+                into += length
+            }
+        }
+        try flush()
+    }
+}
+
+private func withAddress<R>(
+    ofLocal address: Int, _ length: Int, _ body: (Int) throws(SystemCallError) -> R
+) throws(SystemCallError) -> R {
+    var vector = clinux_iovec(base: UInt64(address), length: UInt64(length))
+    return try withAddress(of: &vector, body)
+}
+
+private func readFully(_ file: Int32, _ address: Int, _ length: Int, _ offset: UInt64, what: String) throws(Failure) -> Int {
+    try attempt("read \(what)") { () throws(SystemCallError) in
+        var done = 0
+        while done < length {
+            let got = try systemCall(.pread64, Int(file), address + done, length - done, Int(bitPattern: UInt(offset)) + done)
+            if got == 0 { break }
+            done += got
+        }
+        return done
+    }
+}
+
+private func zero(_ address: Int, _ count: Int) {
+    guard let pointer = unsafe UnsafeMutableRawPointer(bitPattern: address) else { return }
+    unsafe pointer.initializeMemory(as: UInt8.self, repeating: 0, count: count)
+}

@@ -1,0 +1,131 @@
+internal import CLinux
+public import Diagnostics
+public import Linux
+
+/// Finds the pages of a task that only the task's memory holds (`PAGEMAP_SCAN`).
+public struct PagemapScan: ~Copyable {
+    private let file: Descriptor
+    private let task: TaskID
+    private var room = [UInt64](repeating: 0, count: 3 * 4096)
+    /// `PAGE_IS_GUARD`, 0 where the kernel does not know it.
+    private var guardBit: UInt64 = 1 << 8
+    private var hasScan = true
+
+    /// What a scan found, ascending.
+    public struct Findings: Sendable {
+        /// Pages in memory or swap that are neither a file's nor the zero page.
+        public var pages: [AddressRange] = []
+        /// Guard regions (`MADV_GUARD_INSTALL`).
+        public var guards: [AddressRange] = []
+    }
+
+    /// Opens a task's pagemap.
+    public init(_ task: TaskID) throws(Failure) {
+        self.task = task
+        file = try attempt("open the pagemap of task \(task)") { () throws(SystemCallError) in
+            try openFile("/proc/\(task.rawValue)/pagemap")
+        }
+    }
+
+    /// Scans from the first of some ranges to the end of the last. What lies between them may be in the findings too.
+    public mutating func scan(_ ranges: [AddressRange]) throws(Failure) -> Findings {
+        var findings = Findings()
+        guard let first = ranges.first, let last = ranges.last else { return findings }
+        if hasScan {
+            var at = first.start.rawValue
+            while at < last.end.rawValue {
+                guard let walked = try step(AddressRange(at, last.end.rawValue), &findings) else { break }
+                at = walked
+            }
+        }
+        if !hasScan { for range in ranges { try read(range, &findings) } }
+        return findings
+    }
+
+    /// One call: the address up to which the kernel came, nil if it has no such call.
+    private mutating func step(_ range: AddressRange, _ findings: inout Findings) throws(Failure) -> UInt64? {
+        let notOurs: UInt64 = 1 << 2 | 1 << 5  // PAGE_IS_FILE, PAGE_IS_PFNZERO
+        var request = clinux_pm_scan_arg()
+        request.size = UInt64(MemoryLayout<clinux_pm_scan_arg>.size)
+        request.start = range.start.rawValue
+        request.end = range.end.rawValue
+        request.category_inverted = notOurs
+        request.category_mask = notOurs
+        request.category_anyof_mask = 1 << 3 | 1 << 4 | guardBit  // PAGE_IS_PRESENT, PAGE_IS_SWAPPED
+        request.return_mask = guardBit
+        request.vec_len = UInt64(room.count / 3)
+        let number = Int(file.number)
+        let count: Int
+        do throws(SystemCallError) {
+            count = try room.withAddress { (address, _) throws(SystemCallError) in
+                request.vec = UInt64(address)
+                return try withAddress(of: &request) { (request) throws(SystemCallError) in
+                    try systemCall(.ioctl, number, 0xc060_6610, request)  // PAGEMAP_SCAN
+                }
+            }
+        } catch {
+            if error.errno == .EINVAL, guardBit != 0 {
+                guardBit = 0
+                return try step(range, &findings)
+            }
+            if error.errno == .ENOTTY {
+                hasScan = false
+                findings = Findings()
+                return nil
+            }
+            throw Failure(.denied, "can't find the pages of task \(task)", cause: error)
+        }
+        for index in 0..<count {
+            let found = AddressRange(room[index * 3], room[index * 3 + 1])
+            if room[index * 3 + 2] & guardBit != 0 {
+                Findings.append(found, to: &findings.guards)
+            } else {
+                Findings.append(found, to: &findings.pages)
+            }
+        }
+        guard request.walk_end > range.start.rawValue else {
+            throw Failure(.bug, "the scan of task \(task)'s pages does not move on at \(range.start)")
+        }
+        return request.walk_end
+    }
+
+    /// The same by reading the pagemap, for kernels before 6.7. Zero pages count as pages.
+    private borrowing func read(_ range: AddressRange, _ findings: inout Findings) throws(Failure) {
+        var words = [UInt64](repeating: 0, count: 8192)
+        var at = range.start.rawValue
+        let number = Int(file.number)
+        while at < range.end.rawValue {
+            let wanted = min(UInt64(words.count), (range.end.rawValue - at) / pageSize)
+            let offset = Int(at / pageSize * 8)
+            let got = try attempt("read the pagemap of task \(task)") { () throws(SystemCallError) in
+                try words.withAddress { (address, _) throws(SystemCallError) in
+                    try systemCall(.pread64, number, address, Int(wanted) * 8, offset)
+                }
+            }
+            guard got >= 8 else { return }
+            for index in 0..<(got / 8) {
+                let page = at + UInt64(index) * pageSize
+                let word = words[index]
+                let isOwn = word >> 62 != 0 && word >> 61 & 1 == 0  // present or swapped, not a file's
+                let isGuard = word >> 58 & 1 == 1
+                if isGuard {
+                    Findings.append(AddressRange(page, page + pageSize), to: &findings.guards)
+                } else if isOwn {
+                    Findings.append(AddressRange(page, page + pageSize), to: &findings.pages)
+                }
+            }
+            at += UInt64(got / 8) * pageSize
+        }
+    }
+}
+
+extension PagemapScan.Findings {
+    /// Adds a range, joined to the last one if they touch.
+    static func append(_ range: AddressRange, to ranges: inout [AddressRange]) {
+        if let last = ranges.last, last.end == range.start {
+            ranges[ranges.count - 1].end = range.end
+        } else {
+            ranges.append(range)
+        }
+    }
+}

@@ -1,0 +1,87 @@
+public import Diagnostics
+internal import ImageFormat
+internal import ImageMessages
+public import Kinds
+internal import Linux
+internal import Remote
+
+/// Restores what belongs to tasks and threads.
+public enum TaskRestore {
+    /// Reads what tasks share, before anything is created.
+    public static func load(_ context: RestoreContext) throws(Failure) {
+        try Seccomp.load(context)
+        if !context.policy.cpuCapabilities.isEmpty { try CPU.check(context.images, context.policy.cpuCapabilities) }
+    }
+
+    /// Does everything of a stage for a thread: its own calls in one batch, then what we do from outside.
+    public static func perform(_ stage: Stage, _ thread: RestoredThread, _ context: RestoreContext) throws(Failure) {
+        var batch = Batch()
+        for part in taskParts { try part.recreate(thread, stage, &batch, context) }
+        try thread.puppet.run(batch)
+        for part in taskParts { try part.apply(thread, stage, context) }
+    }
+
+    /// Lets a process end with its code, so that it stays as a zombie. Its parent must not ignore SIGCHLD.
+    public static func bury(_ process: RestoredProcess) throws(Failure) {
+        guard let code = process.plan.cores.first?.tc.exitCode else { return }
+        let tracee = process.puppet.tracee
+        let signal = Int32(code & 0x7f)
+        var batch = Batch()
+        let name = batch.place(string: Array(process.plan.cores.first?.tc.comm ?? imageBytes([])).prefix(15))
+        batch.add(.prctl, .value(15), .buffer(name), doing: "set the name")
+        try process.puppet.run(batch)
+        try attempt("end it as it ended") { () throws(SystemCallError) in
+            if signal != 0 {
+                try tracee.setSignalMask(0)
+                try systemCall(.tgkill, Int(process.id.rawValue), Int(process.id.rawValue), Int(signal))
+            }
+        }
+        if signal == 0 {
+            try process.puppet.exit(status: Int(code >> 8 & 0xff))
+        } else {
+            try attempt("end it as it ended") { () throws(SystemCallError) in try tracee.resume() }
+        }
+        while tracee.isAttached {
+            if case .signal(let number) = try tracee.wait() {
+                try attempt("end it as it ended") { () throws(SystemCallError) in try tracee.resume(signal: number) }
+            }
+        }
+    }
+
+    /// Lets a process's children stay as zombies when they end.
+    public static func expectZombies(_ process: RestoredProcess) throws(Failure) {
+        var batch = Batch()
+        let action = batch.place(value: (UInt64(0), UInt64(0), UInt64(0), UInt64(0)))
+        batch.add(.rt_sigaction, .value(17), .buffer(action), .value(0), .value(8), doing: "expect children to end")
+        try process.puppet.run(batch)
+    }
+
+    /// Takes the news of children's ends out of a process's queue.
+    public static func forgetZombies(_ process: RestoredProcess) throws(Failure) {
+        var batch = Batch()
+        let set = batch.place(value: UInt64(1) << 16)
+        let now = batch.place(value: (UInt64(0), UInt64(0)))
+        batch.add(
+            .rt_sigtimedwait, .buffer(set), .value(0), .buffer(now), .value(8), doing: "forget that children ended", mayFail: true)
+        try process.puppet.run(batch)
+    }
+
+    /// Lets a thread sleep on for the time that it had left.
+    public static func rearm(_ thread: RestoredThread) throws(Failure) { try InterruptedCall.rearm(thread) }
+
+    /// Sets registers and mask: the last thing before it is let go.
+    public static func setFinalState(_ thread: RestoredThread) throws(Failure) {
+        try during(.thread(thread.id)) { () throws(Failure) in
+            try RegisterState.set(thread)
+            let (tracee, mask) = (thread.puppet.tracee, Signals.mask(thread))
+            try attempt("set the signal mask") { () throws(SystemCallError) in try tracee.setSignalMask(mask) }
+        }
+    }
+
+    /// The signal that a stopped process was stopped with, nil if it runs.
+    public static func stopSignal(of process: RestoredProcess) -> Int32? {
+        guard let core = process.plan.cores.first?.tc, core.taskState == 3 else { return nil }
+        let signal = Int32(truncatingIfNeeded: core.stopSigno)
+        return [19, 20, 21, 22].contains(signal) ? signal : 19
+    }
+}
