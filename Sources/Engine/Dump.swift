@@ -165,13 +165,12 @@ private struct DumpOrder {
     /// Runs all system calls that the process must make itself, one batch per thread, and cures it.
     func infect(_ process: DumpedProcess) throws(Failure) -> LeaderAnswer {
         guard let leader = process.threads.first else { throw Failure(.bug, "no threads") }
-        guard let vdso = process.mappings.first(where: { $0.isNamed("[vdso]") }) else {
-            throw Failure(.unsupported, "it has no vdso, through which system calls are run in it")
-        }
+        let code = process.mappings.filter { $0.isNamed("[vdso]") }
+            + process.mappings.filter { !$0.isShared && $0.protection & 5 == 5 && !$0.isNamed("[vdso]") }
         let hole = try freeRange(in: process, size: Server.runwaySize)
         let server = try Server.start(
             in: leader.tracee, registers: leader.registers, mask: leader.signalMask, memory: process.memory,
-            vdso: vdso.range, hole: hole.start, faults: context.faults)
+            code: code.map(\.range), hole: hole.start, faults: context.faults)
         let outcome = question(process, server)
         try server.cure(memory: process.memory)
         let answer = try outcome.get()

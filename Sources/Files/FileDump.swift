@@ -118,6 +118,7 @@ public final class FileDump: FileDumper {
         try Remaps.of(context).finish(context)
         try PipeContents.of(context).finish(context)
         try Memfd.finish(context)
+        try UnixSocket.finish(context)
     }
 
     /// Takes back what a failed dump left on file systems.

@@ -63,6 +63,8 @@ extension FileEntry {
         if hasReg { return reg.fown }
         if hasPipe { return pipe.fown }
         if hasMemfd { return memfd.fown }
+        if hasEfd { return efd.fown }
+        if hasUsk { return usk.fown }
         return nil
     }
 }

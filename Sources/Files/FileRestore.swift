@@ -47,11 +47,17 @@ public enum FileRestore {
         for process in context.processes where !process.plan.isZombie {
             try during(.restoring(process.id, process.name)) { () throws(Failure) in
                 if placed.insert(process.plan.ids.fsID).inserted { try setDirectories(process, context) }
+            }
+        }
+        // The courier's socket goes with the last descriptor, in every process that shares the table.
+        for process in context.processes where !process.plan.isZombie {
+            try during(.restoring(process.id, process.name)) { () throws(Failure) in
                 if filled.insert(process.plan.ids.filesID).inserted {
                     try fillTable(process.puppet, process.plan.descriptors, context, courier.remote)
                 }
             }
         }
+        RestoredRemaps.of(context).dismissStandIns()
     }
 
     private static func setDirectories(_ process: RestoredProcess, _ context: RestoreContext) throws(Failure) {
@@ -120,5 +126,8 @@ public enum FileRestore {
     public static func settle(_ context: RestoreContext) throws(Failure) { RestoredRemaps.of(context).removeNames() }
 
     /// Takes back what a failed restore left on file systems.
-    public static func abandon(_ context: RestoreContext) { RestoredRemaps.of(context).removeNames() }
+    public static func abandon(_ context: RestoreContext) {
+        RestoredRemaps.of(context).dismissStandIns()
+        RestoredRemaps.of(context).removeNames()
+    }
 }

@@ -35,6 +35,8 @@ public struct ImageName: Hashable, Sendable {
     public static let seccomp = ImageName("seccomp.img", 0x6441_3049)
     /// `pipes-data.img`.
     public static let pipesData = ImageName("pipes-data.img", 0x5645_3709)
+    /// `sk-queues.img`: what waits to be received.
+    public static let socketQueues = ImageName("sk-queues.img", 0x5626_4026)
     /// `fifo-data.img`.
     public static let fifoData = ImageName("fifo-data.img", 0x5933_3054)
     /// `remap-fpath.img`.

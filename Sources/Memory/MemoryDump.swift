@@ -206,6 +206,8 @@ public enum MemoryDump {
                 continue
             }
             if mapping.isShared || mapping.isOfKernel { continue }
+            // What may be dropped at any moment is.
+            if mapping.flags.contains("dp") { continue }
             context.statistics.pagesScanned += mapping.range.length / pageSize
             for part in parts(of: findings.pages, in: mapping.range, from: &nextPage) {
                 stretches.append(PageStretch(part, isReadable: mapping.protection & 1 != 0))

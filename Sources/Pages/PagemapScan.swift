@@ -122,8 +122,9 @@ public struct PagemapScan: ~Copyable {
 extension PagemapScan.Findings {
     /// Adds a range, joined to the last one if they touch.
     static func append(_ range: AddressRange, to ranges: inout [AddressRange]) {
-        if let last = ranges.last, last.end == range.start {
-            ranges[ranges.count - 1].end = range.end
+        guard range.start < range.end else { return }
+        if let last = ranges.last, last.end >= range.start {
+            ranges[ranges.count - 1].end = max(last.end, range.end)
         } else {
             ranges.append(range)
         }

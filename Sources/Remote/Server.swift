@@ -20,18 +20,19 @@ public struct Server: ~Copyable {
     /// Bytes of the runway.
     public static let runwaySize: UInt64 = 512 << 10
 
-    /// Where the server's code can be placed: the zero bytes at the end of the vdso image.
-    static func padding(of vdso: AddressRange, in task: borrowing TaskMemory) throws(Failure) -> Address {
-        let image = try attempt("read the vdso of task \(task.task)") { () throws(SystemCallError) in
-            try task.read(vdso.start, count: Int(vdso.length))
+    /// Where the server's code can be placed: zero bytes at the end of executable memory. The vdso has them in every
+    /// process; a task that has unmapped it has them at the end of a program's text.
+    static func padding(of candidates: [AddressRange], in task: borrowing TaskMemory) throws(Failure) -> Address {
+        for range in candidates {
+            let length = min(range.length, 2 * pageSize)
+            let start = Address(range.end.rawValue - length)
+            guard let image = try? task.read(start, count: Int(length)) else { continue }
+            var zeros = image.count
+            while zeros > 0 && image[zeros - 1] == 0 { zeros -= 1 }
+            let first = (zeros + 15) & ~15
+            if first + Code.server.count <= image.count { return start + UInt64(first) }
         }
-        var zeros = image.count
-        while zeros > 0 && image[zeros - 1] == 0 { zeros -= 1 }
-        let start = (zeros + 15) & ~15
-        guard start + Code.server.count <= image.count else {
-            throw Failure(.unsupported, "the vdso of task \(task.task) has no room for the server of system calls")
-        }
-        return vdso.start + UInt64(start)
+        throw Failure(.unsupported, "no executable memory of task \(task.task) has room for the server of system calls")
     }
 
     /// Whether a thread stands in code that a controller left behind when it died.
@@ -44,14 +45,14 @@ public struct Server: ~Copyable {
     /// Starts the server in the leader of a process whose threads all rest in their stop.
     ///
     /// - Parameters:
-    ///   - vdso: where the task's vdso is.
+    ///   - candidates: executable memory of the task, the vdso first.
     ///   - hole: a free range of `runwaySize` bytes in the task.
     public static func start(
-        in leader: Tracee, registers: Registers, mask: UInt64, memory task: borrowing TaskMemory, vdso: AddressRange,
+        in leader: Tracee, registers: Registers, mask: UInt64, memory task: borrowing TaskMemory, code candidates: [AddressRange],
         hole: Address, faults: Faults
     ) throws(Failure) -> Server {
         let runway = AddressRange(start: hole, end: hole + Server.runwaySize)
-        let code = try Server.padding(of: vdso, in: task)
+        let code = try Server.padding(of: candidates, in: task)
         var image = Code.server
         image.replaceSubrange(
             Code.leaderState..<(Code.leaderState + 160),
@@ -105,6 +106,10 @@ public struct Server: ~Copyable {
                 return try Mapping(length: Int(runway.length), flags: 1, file: file.number)
             } catch {
                 guard error.errno == .ENOENT, ContinuousClock.now - started < .seconds(5) else { throw error }
+                // A task in a group stop reports that once more when it is let go.
+                if case .success(.some(.event)) = Result(catching: { () throws(Failure) in try leader.poll() }) {
+                    try leader.resume()
+                }
                 _ = try? systemCall(.sched_yield)
             }
         }

@@ -113,6 +113,17 @@ enum Attributes: TaskPart {
         for bit in 0..<32 where leader.membarrierRegistrationMask >> UInt32(bit) & 1 == 1 {
             batch.add(.membarrier, .value(1 << bit), .value(0), doing: "register for memory barriers")
         }
+        if leader.hasLoginuid, number(.current, "loginuid") != Int64(leader.loginuid) {
+            // Only a task itself may write it.
+            let path = batch.place(string: "/proc/self/loginuid".utf8)
+            let text = batch.place("\(leader.loginuid)".utf8)
+            // It gets the lowest number that is free.
+            let taken = Set(thread.process.plan.descriptors.map(\.fd))
+            let number = Int((0...UInt32(taken.count)).first { !taken.contains($0) } ?? 0)
+            batch.add(.openat, .value(-100), .buffer(path), .value(1), doing: "open its login uid", mayFail: true)
+            batch.add(.write, .value(number), .buffer(text), .value(text.count), doing: "set its login uid", mayFail: true)
+            batch.add(.close, .value(number), doing: "close its login uid", mayFail: true)
+        }
         if leader.brumate.memoryMerge {
             batch.add(.prctl, .value(67), .value(1), .value(0), .value(0), .value(0), doing: "merge all memory")
         }
@@ -148,7 +159,9 @@ enum Attributes: TaskPart {
         if core.hasOomScoreAdj {
             try write("\(core.oomScoreAdj)", to: "oom_score_adj", of: thread, context, isVital: true)
         }
-        if core.hasLoginuid { try write("\(core.loginuid)", to: "loginuid", of: thread, context, isVital: false) }
+        if core.hasLoginuid, let now = number(thread.process.id, "loginuid"), now != Int64(core.loginuid) {
+            context.log.warning("task \(thread.process.id): its login uid is \(now) instead of \(core.loginuid)")
+        }
         if core.brumate.hasCoredumpFilter {
             try write("0x\(String(core.brumate.coredumpFilter, radix: 16))", to: "coredump_filter", of: thread, context, isVital: false)
         }

@@ -39,7 +39,8 @@ public enum TaskRestore {
         if signal == 0 {
             try process.puppet.exit(status: Int(code >> 8 & 0xff))
         } else {
-            try attempt("end it as it ended") { () throws(SystemCallError) in try tracee.resume() }
+            // SIGKILL has ended it already.
+            _ = try? tracee.resume()
         }
         while tracee.isAttached {
             if case .signal(let number) = try tracee.wait() {

@@ -41,7 +41,7 @@ final class Sleeper {
         let memory = try TaskMemory(sleeper.id)
         let registers = try leader.registers()
         let server = try Server.start(
-            in: leader, registers: registers, mask: try leader.signalMask(), memory: memory, vdso: vdso,
+            in: leader, registers: registers, mask: try leader.signalMask(), memory: memory, code: [vdso],
             hole: Address(0x100_0000_0000), faults: Faults())
         var batch = Batch()
         let pid = batch.add(.getpid, doing: "ask for the pid")

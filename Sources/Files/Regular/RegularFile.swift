@@ -68,6 +68,9 @@ enum RegularFile: FileKind {
         // Flags that act only at open, or that could harm the file, are not repeated.
         let once: UInt32 = 0o100 | 0o200 | 0o1000 | 0o2000000
         var flags = OpenFlags(rawValue: Int32(bitPattern: entry.flags & ~once)).union(.noControllingTerminal)
+        // O_TMPFILE made an unnamed file then; now it has a name.
+        let temporary: Int32 = 0o20000000
+        if flags.rawValue & temporary != 0 { flags = OpenFlags(rawValue: flags.rawValue & ~(temporary | OpenFlags.directory.rawValue)) }
         if entry.hasMode, entry.mode & 0o170000 == FileStatus.Kind.symbolicLink.rawValue { flags.insert(.noFollow) }
         let position = Int(bitPattern: UInt(entry.pos))
         return try attempt(

@@ -217,6 +217,10 @@ final class RestoredRemaps {
             }
         }
         names = []
+    }
+
+    /// Ends the tasks that stood in for dead ones.
+    func dismissStandIns() {
         for (pid, puppet) in standIns {
             _ = try? systemCall(.kill, Int(pid), 9)
             while puppet.tracee.isAttached, (try? puppet.tracee.wait()) != nil {}
