@@ -2,6 +2,13 @@ internal import CLinux
 public import Diagnostics
 public import Linux
 
+/// Stop signals that reached a task while it worked for us: SIGSTOP can't be blocked. They are sent again at the end.
+private final class StopSignals {
+    private var seen = false
+    func note(_ signal: Int32) { if signal == 19 { seen = true } }
+    func sendAgain(to task: TaskID) { if seen { _ = try? systemCall(.kill, Int(task.rawValue), 19) } }
+}
+
 /// A live task that makes system calls for us, and that survives our death at any moment.
 ///
 /// The task runs the code of server.S in the padding behind its vdso. The owner ends it with `cure`, which leaves
@@ -15,6 +22,7 @@ public struct Server: ~Copyable {
     private let memory: Mapping
     private let registers: Registers
     private let mask: UInt64
+    private let stops: StopSignals
     private var armed = true
 
     /// Bytes of the runway.
@@ -61,12 +69,13 @@ public struct Server: ~Copyable {
             try task.write(image, at: code)
         }
         try faults.pass(.dumpPlanted)
+        let stops = StopSignals()
         let memory = try attempt("run system calls in task \(leader.id)") { () throws(SystemCallError) in
             // Registers before the mask: if we die in between, the task must not keep all signals blocked.
             try leader.setRegisters(registers.serving(at: code, runway: runway.start))
             try leader.setSignalMask(.max)
             try leader.resume()
-            return try Server.connect(leader, runway)
+            return try Server.connect(leader, runway, stops)
         }
         let lock = unsafe clinux_robust_lock(memory.pointer + 64)
         for (block, waiters) in [(0, 192), (256, 320)] {
@@ -78,7 +87,7 @@ public struct Server: ~Copyable {
             memory.store(UInt64(2), at: waiters + 40)
         }
         memory.storeShared(1, at: 16)
-        let server = Server(leader, code, runway, memory, registers, mask)
+        let server = Server(leader, code, runway, memory, registers, mask, stops)
         server.wake(0)
         guard lock == 0 else { throw Failure(.bug, "no robust futex: error \(lock)") }
         try faults.pass(.dumpConnected)
@@ -87,8 +96,9 @@ public struct Server: ~Copyable {
 
     private init(
         _ leader: Tracee, _ code: Address, _ runway: AddressRange, _ memory: consuming Mapping, _ registers: Registers,
-        _ mask: UInt64
+        _ mask: UInt64, _ stops: StopSignals
     ) {
+        self.stops = stops
         self.leader = leader
         self.code = code
         self.runway = runway
@@ -98,7 +108,7 @@ public struct Server: ~Copyable {
     }
 
     /// Maps the runway here as soon as the task has mapped it there.
-    private static func connect(_ leader: Tracee, _ runway: AddressRange) throws(SystemCallError) -> Mapping {
+    private static func connect(_ leader: Tracee, _ runway: AddressRange, _ stops: StopSignals) throws(SystemCallError) -> Mapping {
         let started = ContinuousClock.now
         while true {
             do throws(SystemCallError) {
@@ -107,8 +117,12 @@ public struct Server: ~Copyable {
             } catch {
                 guard error.errno == .ENOENT, ContinuousClock.now - started < .seconds(5) else { throw error }
                 // A task in a group stop reports that once more when it is let go.
-                if case .success(.some(.event)) = Result(catching: { () throws(Failure) in try leader.poll() }) {
+                switch Result(catching: { () throws(Failure) in try leader.poll() }) {
+                case .success(.some(.event)): try leader.resume()
+                case .success(.some(.signal(let signal))):
+                    stops.note(signal)
                     try leader.resume()
+                default: break
                 }
                 _ = try? systemCall(.sched_yield)
             }
@@ -147,8 +161,9 @@ public struct Server: ~Copyable {
             switch try thread.poll() {
             case .none: break
             case .ended: throw Failure(.vanished, "task \(thread.id) ended while we looked at it")
-            case .some:
-                // A stop signal came in between; the group stop takes effect again when we let go.
+            case .some(let stop):
+                // A group stop takes effect again when we let go.
+                if case .signal(let signal) = stop { stops.note(signal) }
                 try attempt("resume task \(thread.id)") { () throws(SystemCallError) in try thread.resume() }
             }
         }
@@ -191,13 +206,18 @@ public struct Server: ~Copyable {
     /// Ends the server: no runway, no code left in the task, and the leader in its resting stop as it was.
     public consuming func cure(memory task: borrowing TaskMemory) throws(Failure) {
         armed = false
-        let (registers, mask, code, leader) = (registers, mask, code, leader)
+        let (registers, mask, code, leader, stops) = (registers, mask, code, leader, stops)
         memory.storeShared(2, at: 0)
         wake(0)
         while true {
             try attempt("stop task \(leader.id)") { () throws(SystemCallError) in try leader.interrupt() }
-            guard case .event = try leader.wait() else {
-                throw Failure(.vanished, "task \(leader.id) ended while we looked at it")
+            switch try leader.wait() {
+            case .event: break
+            case .signal(let signal):
+                stops.note(signal)
+                try attempt("resume task \(leader.id)") { () throws(SystemCallError) in try leader.resume() }
+                continue
+            default: throw Failure(.vanished, "task \(leader.id) ended while we looked at it")
             }
             let now = try attempt("read the registers of task \(leader.id)") { () throws(SystemCallError) in
                 try leader.registers()
@@ -210,6 +230,7 @@ public struct Server: ~Copyable {
             try leader.setSignalMask(mask)
             try task.write([UInt8](repeating: 0, count: Code.server.count), at: code)
         }
+        stops.sendAgain(to: leader.id)
         unsafe clinux_robust_unlock(memory.pointer + 64)
     }
 

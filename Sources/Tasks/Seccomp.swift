@@ -98,12 +98,18 @@ enum Seccomp: TaskPart {
                 guard filter.hasPrev else { break }
                 index = filter.prev
             }
+            // Threads with the same filters share them, which a later SECCOMP_FILTER_FLAG_TSYNC of theirs depends on: the
+            // leader installs them for all.
+            let isShared = thread.process.threads.count > 1 && thread.process.threads.allSatisfy { other in
+                other.core.threadCore.seccompMode == .filter && other.core.threadCore.seccompFilter == core.seccompFilter
+            }
+            if isShared && !thread.isLeader { return }
             for filter in chain.reversed() {
                 let program = batch.place(Array(filter.filter))
                 let head = batch.place(value: (UInt64(filter.filter.count / 8), UInt64(0)))
                 batch.point(head, at: 8, to: program)
-                // Each thread gets its own, so none is synchronised.
-                batch.add(.seccomp, .value(1), .bits(UInt64(filter.flags & ~1)), .buffer(head), doing: "install a seccomp filter")
+                let flags = UInt64(filter.flags & ~1) | (isShared ? 1 : 0)
+                batch.add(.seccomp, .value(1), .bits(flags), .buffer(head), doing: "install a seccomp filter")
             }
         }
     }

@@ -22,10 +22,14 @@ struct SocketName {
     ///
     /// A name in a file system appears as a file, unless the socket had lost it, or shares it with the listener that it
     /// was accepted from: then it is bound inside a directory of our own, seen as the root.
-    func bind(_ number: Int32) throws(Failure) {
+    ///
+    /// - Parameter others: sockets to connect to it while the name can be found.
+    func bind(_ number: Int32, connecting others: [Int32] = []) throws(Failure) {
         guard name.count <= 108 else { throw Failure(.corruptImage, "its name is too long") }
         if isAbstract { return try bindHere(number) }
-        if entry.deleted || (entry.state != 10 && entry.state != 7) || !entry.hasFilePerms { return try bindAside(number) }
+        if entry.deleted || (entry.state != 10 && entry.state != 7) || !entry.hasFilePerms {
+            return try bindAside(number, connecting: others)
+        }
         let path = name.first == 0x2f ? Array(name.prefix { $0 != 0 }) : directory + [0x2f] + name.prefix { $0 != 0 }
         if let status = try? FileStatus.read(path: path, followsLink: false), status.kind == .socket {
             try attempt("remove the old socket file") { () throws(SystemCallError) in
@@ -59,7 +63,7 @@ struct SocketName {
         }
     }
 
-    private func bindAside(_ number: Int32) throws(Failure) {
+    private func bindAside(_ number: Int32, connecting others: [Int32]) throws(Failure) {
         let root = Array("/tmp/.brumate-\(TaskID.current)".utf8)
         let plain = Array(name.prefix { $0 != 0 })
         let inside = plain.first == 0x2f ? plain : directory + [0x2f] + plain
@@ -81,6 +85,11 @@ struct SocketName {
         let outcome = Result { () throws(Failure) in
             try inOtherRoot(root, plain.first == 0x2f ? Array("/".utf8) : directory) { () throws(SystemCallError) in
                 try bindRaw(number)
+                for other in others {
+                    try address.withConstantAddress { (address, count) throws(SystemCallError) in
+                        try systemCall(.connect, Int(other), address, count)
+                    }
+                }
             }
         }
         _ = try? withCString(root + inside) { (path) throws(SystemCallError) in

@@ -96,10 +96,14 @@ enum UnixSocket: FileKind {
     static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 {
         let socket = entry.usk
         guard socket.peer != 0, let other = sockets(context)[socket.peer], other.usk.peer == socket.ino else {
+            // A name that is gone can be connected to only while it is being made.
+            if let other = sockets(context)[socket.peer], isUnreachable(other.usk) { return UInt64(socket.peer) }
             return UInt64(socket.ino)
         }
         return UInt64(min(socket.ino, socket.peer))
     }
+
+    private static func isUnreachable(_ entry: UnixSkEntry) -> Bool { entry.type == datagram && entry.deleted }
 
     private final class ByInode {
         var entries: [UInt32: FileEntry]?
@@ -115,6 +119,15 @@ enum UnixSocket: FileKind {
     }
 
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
+        if let target = members.first(where: { isUnreachable($0.usk) }), members.allSatisfy({ $0.usk.peer != 0 || $0.id == target.id }),
+            target.usk.peer == 0
+        {
+            return try during(.file("UNIX socket \(target.usk.ino)")) { () throws(Failure) in
+                let others = members.filter { $0.id != target.id }
+                for other in others { try makeSingle(other, context) }
+                try makeSingle(target, connecting: others, context)
+            }
+        }
         guard let first = members.first, members.count <= 2 else { throw Failure(.corruptImage, "more than two ends of a socket") }
         try during(.file("UNIX socket \(first.usk.ino)")) { () throws(Failure) in
             if members.count == 2 {
@@ -148,12 +161,16 @@ enum UnixSocket: FileKind {
         try context.files.add(one.id, here)
     }
 
-    private static func makeSingle(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {
+    private static func makeSingle(
+        _ entry: FileEntry, connecting others: [FileEntry] = [], _ context: RestoreContext
+    ) throws(Failure) {
         let socket = entry.usk
         let made = try attempt("create it") { () throws(SystemCallError) in
             Descriptor(owning: Int32(try systemCall(.socket, 1, Int(socket.type & 0xf) | 0o2000000, 0)))
         }
-        try prepare(socket, made.number)
+        var numbers: [Int32] = []
+        for other in others { numbers.append(try context.files.number(other.id)) }
+        try prepare(socket, made.number, connecting: numbers)
         let number = Int(made.number)
         if socket.state == listening {
             try attempt("listen") { () throws(SystemCallError) in try systemCall(.listen, number, Int(socket.backlog)) }
@@ -171,10 +188,10 @@ enum UnixSocket: FileKind {
     }
 
     /// Options and name.
-    private static func prepare(_ entry: UnixSkEntry, _ number: Int32) throws(Failure) {
+    private static func prepare(_ entry: UnixSkEntry, _ number: Int32, connecting others: [Int32] = []) throws(Failure) {
         try SocketOptions.restore(entry.opts, on: number)
         guard !entry.name.isEmpty else { return }
-        try SocketName(entry).bind(number)
+        try SocketName(entry).bind(number, connecting: others)
     }
 
     /// What would get in the way earlier: half-closing, and flags.
@@ -199,7 +216,8 @@ enum UnixSocket: FileKind {
     /// Datagram sockets are connected once all of them have their names.
     static func wire(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {
         let socket = entry.usk
-        guard socket.type == datagram, socket.peer != 0, let peer = sockets(context)[socket.peer], peer.usk.peer != socket.ino
+        guard socket.type == datagram, socket.peer != 0, let peer = sockets(context)[socket.peer], peer.usk.peer != socket.ino,
+            !isUnreachable(peer.usk)
         else { return }
         try connect(try context.files.number(entry.id), to: peer.usk, context)
     }

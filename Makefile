@@ -1,0 +1,36 @@
+# brumate: make, make install, make demo, make test, make lint.
+
+PREFIX ?= /usr/local
+SWIFT ?= swift
+BINARY = .build/release/brumate
+# One static file: it starts in half a millisecond and runs on any distribution.
+RELEASE = -c release -Xswiftc -static-executable -Xlinker -s
+
+.PHONY: all build install demo test lint clean packages
+
+all: build
+
+build: packages
+	$(SWIFT) build $(RELEASE) --product brumate
+
+# What a fresh Debian lacks, besides the Swift toolchain.
+packages:
+	@Scripts/install-packages
+
+# CRIU=1 installs it under the name criu as well.
+install: build
+	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/sbin/brumate
+	@if [ -n "$(CRIU)" ]; then ln -sf brumate $(DESTDIR)$(PREFIX)/sbin/criu; fi
+
+demo: build
+	@Scripts/demo $(BINARY)
+
+test: build
+	$(SWIFT) build --build-tests
+	BRUMATE=$(CURDIR)/$(BINARY) $(SWIFT) test --skip-build
+
+lint:
+	$(SWIFT) format lint --recursive --parallel --strict Package.swift Sources/[A-HJ-Z]* Sources/ImageFormat Tests
+
+clean:
+	$(SWIFT) package clean
