@@ -133,7 +133,8 @@ public struct FrozenTree: ~Copyable {
                         // Suspended seccomp filters can't interfere with the system calls that we run in the task.
                         fresh.append(try FrozenTree.seize(TaskID(number)))
                     } catch {
-                        if error.errno == .ESRCH { continue }
+                        // One that is about to be reaped is refused with EPERM.
+                        if error.errno == .ESRCH || isEnding(id, TaskID(number)) { continue }
                         FrozenTree.release([fresh], .running)
                         throw refusal(TaskID(number), error)
                     }
@@ -160,6 +161,13 @@ public struct FrozenTree: ~Copyable {
         }
         if leader != 0 { process.threads.swapAt(0, leader) }
         return process
+    }
+
+    private static func isEnding(_ process: TaskID, _ thread: TaskID) -> Bool {
+        guard let text = try? readWholeFile("/proc/\(process.rawValue)/task/\(thread.rawValue)/stat"),
+            let close = text.lastIndex(of: 0x29), close + 2 < text.count
+        else { return true }
+        return text[close + 2] == 0x5a || text[close + 2] == 0x58
     }
 
     private static func seize(_ id: TaskID) throws(SystemCallError) -> Tracee {

@@ -77,12 +77,12 @@ enum Signals: TaskPart {
             }
         case .pending:
             if thread.isLeader {
-                for signal in thread.core.tc.signalsS.signals {
+                for signal in thread.core.tc.signalsS.signals where !isStop(signal) {
                     let (number, buffer) = try place(signal, &batch)
                     batch.add(.rt_sigqueueinfo, .value(process), .value(number), .buffer(buffer), doing: "queue a signal")
                 }
             }
-            for signal in thread.core.threadCore.signalsP.signals {
+            for signal in thread.core.threadCore.signalsP.signals where !isStop(signal) {
                 let (number, buffer) = try place(signal, &batch)
                 batch.add(
                     .rt_tgsigqueueinfo, .value(process), .value(Int(thread.id.rawValue)), .value(number), .buffer(buffer),
@@ -91,6 +91,9 @@ enum Signals: TaskPart {
         default: break
         }
     }
+
+    /// SIGSTOP can't wait in a task that still works for us; it is sent when the task is let go.
+    static func isStop(_ entry: SiginfoEntry) -> Bool { Array(entry.siginfo.prefix(4)).load(Int32.self) == 19 }
 
     private static func place(_ entry: SiginfoEntry, _ batch: inout Batch) throws(Failure) -> (Int, Batch.Buffer) {
         let bytes = Array(entry.siginfo)

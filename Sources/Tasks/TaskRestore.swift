@@ -81,7 +81,9 @@ public enum TaskRestore {
 
     /// The signal that a stopped process was stopped with, nil if it runs.
     public static func stopSignal(of process: RestoredProcess) -> Int32? {
-        guard let core = process.plan.cores.first?.tc, core.taskState == 3 else { return nil }
+        guard let core = process.plan.cores.first?.tc else { return nil }
+        let queues = [core.signalsS] + process.plan.cores.map(\.threadCore.signalsP)
+        if core.taskState != 3 { return queues.contains { $0.signals.contains(where: Signals.isStop) } ? 19 : nil }
         let signal = Int32(truncatingIfNeeded: core.stopSigno)
         return [19, 20, 21, 22].contains(signal) ? signal : 19
     }
