@@ -53,6 +53,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
     try images.begin()
     var policy = request.policy
     policy.leaveRunning = request.afterwards != .killed
+    policy.removesLinkRemaps = request.afterwards == .running
     let context = DumpContext(policy: policy, images: images, log: log, faults: request.faults)
     do throws(Failure) {
         try Preflight.check(request.root, policy)

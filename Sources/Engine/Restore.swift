@@ -6,6 +6,7 @@ public import Kinds
 public import Linux
 public import Logging
 internal import Memory
+internal import Procfs
 internal import Remote
 public import SystemPackage
 internal import Tasks
@@ -146,21 +147,18 @@ private final class RestoreOrder {
         return process
     }
 
-    /// How long the dead may take to be reaped by their parent, often init.
-    private static let reapingTime = Duration.seconds(5)
+    /// How long the dead may take to be reaped by their parent, often init; and any holder to show that it is dying.
+    private static let reapingTime = Duration.seconds(5), graceTime = Duration.milliseconds(100)
 
     /// Finds pids that are taken, and by whom, before anything is created.
     func checkIDs() throws(Failure) {
-        let deadline = ContinuousClock.now + RestoreOrder.reapingTime
+        let started = ContinuousClock.now
         for id in plan.allIDs {
-            while let text = try? readWholeFile("/proc/\(id.rawValue)/stat") {
-                let words = String(decoding: text, as: UTF8.self)
-                let close = words.lastIndex(of: ")") ?? words.startIndex
-                let name = words[..<close].drop { $0 != "(" }.dropFirst()
-                let isDead = words[close...].dropFirst(2).first == "Z" || words[close...].dropFirst(2).first == "X"
-                guard isDead, ContinuousClock.now < deadline else {
+            while let holder = try? TaskStatus.read(of: id) {
+                let waited = ContinuousClock.now - started
+                guard waited < (holder.isDying ? RestoreOrder.reapingTime : RestoreOrder.graceTime) else {
                     throw Failure(
-                        .conflict, "the pid \(id) is taken by another task (\(name))",
+                        .conflict, "the pid \(id) is taken by another task (\(holder.name))",
                         advice: "End that task, or restore into a new pid namespace")
                 }
                 var pause: (Int, Int) = (0, 500_000)

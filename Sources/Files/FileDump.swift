@@ -116,6 +116,7 @@ public final class FileDump: FileDumper {
         for entry in context.files { try files.append(entry) }
         try files.finish()
         try Remaps.of(context).finish(context)
+        if context.policy.removesLinkRemaps { Remaps.of(context).removeNames(context) }
         try PipeContents.of(context).finish(context)
         try Memfd.finish(context)
         try UnixSocket.finish(context)

@@ -20,6 +20,8 @@ public struct DumpPolicy: Sendable {
     public var external: [String] = []
     /// The tree's root directory (`--root`).
     public var root: FilePath?
+    /// Temporary names go away at the end (`--leave-running`).
+    public var removesLinkRemaps = false
     /// The tree goes on after the dump, so nothing on disk that it needs may be moved.
     public var leaveRunning = false
     /// CRIU's defaults.

@@ -189,6 +189,12 @@ public enum MemoryDump {
 
     // MARK: pages
 
+    /// Whether a relative may share pages of a process copy-on-write.
+    private static func sharesPages(_ process: DumpedProcess, _ context: DumpContext) -> Bool {
+        // A lone process that is to be killed has nobody to harm: its parent, if it shares pages, keeps them.
+        context.policy.leaveRunning || context.processes.count > 1
+    }
+
     /// Writes the private pages. Returns the guard pages.
     private static func dumpPages(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) -> [AddressRange] {
         let started = ContinuousClock.now
@@ -219,7 +225,7 @@ public enum MemoryDump {
         let image = try context.images.create(.pages(pagemap.pagesID))
         context.statistics[.memoryDump] += ContinuousClock.now - started
         let writing = ContinuousClock.now
-        try writePages(stretches, from: .task(process.id, memory: process.memory.number), to: image.number)
+        try writePages(stretches, from: .task(process.id, memory: process.memory.number, sharesPages: sharesPages(process, context)), to: image.number)
         try image.finish()
         try pagemap.write(.pagemap(process.id.rawValue), to: context.images)
         context.statistics.pagesWritten += pagemap.presentPages

@@ -6,7 +6,10 @@ public import Linux
 /// Where pages are read from.
 public enum PageSource: Sendable {
     /// A stopped task's memory; a descriptor of its /proc/PID/mem for pages that it may not read itself.
-    case task(TaskID, memory: Int32)
+    ///
+    /// `sharesPages`: other tasks may share its pages copy-on-write. `process_vm_readv` pins pages, which un-shares every
+    /// one of them; /proc/PID/mem does not.
+    case task(TaskID, memory: Int32, sharesPages: Bool)
     /// A file; addresses are offsets in it.
     case file(Int32)
 }
@@ -74,7 +77,7 @@ private func fill(_ address: Int, _ chunk: Chunk, _ stretches: [PageStretch], _ 
             // Past the end of a file that ends within a page there is nothing but zeros.
             if got < length { zero(address + at + got, length - got) }
         }
-    case .task(let task, let memory):
+    case .task(let task, let memory, let sharesPages):
         var vectors: [clinux_iovec] = []
         var into = 0
         func flush() throws(Failure) {
@@ -104,7 +107,7 @@ private func fill(_ address: Int, _ chunk: Chunk, _ stretches: [PageStretch], _ 
         }
         try chunk.forEachPart({ stretches[$0].range.length }) { (index, skip, length, at) throws(Failure) in
             let from = stretches[index].range.start.rawValue + skip
-            if stretches[index].isReadable {
+            if stretches[index].isReadable && !sharesPages {
                 vectors.append(clinux_iovec(base: from, length: UInt64(length)))
             } else {
                 try flush()

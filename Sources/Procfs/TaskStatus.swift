@@ -73,6 +73,11 @@ public struct TaskStatus: Sendable {
     public var tracer: TaskID { TaskID(Int32(truncatingIfNeeded: numbers("TracerPid").first ?? 0)) }
     /// Its ids in each pid namespace, ours first.
     public var namespaceIDs: [Int32] { numbers("NSpid").map { Int32(truncatingIfNeeded: $0) } }
+    /// Whether it has ended, or is about to: SIGKILL is on its way.
+    public var isDying: Bool {
+        let kill: UInt64 = 1 << 8
+        return state == 0x5a || state == 0x58 || (hexadecimal("SigPnd") | hexadecimal("ShdPnd")) & kill != 0
+    }
     /// Ignored signals.
     public var ignoredSignals: UInt64 { hexadecimal("SigIgn") }
     /// Capability sets.

@@ -4,6 +4,7 @@ internal import ImageFormat
 internal import ImageMessages
 internal import Kinds
 internal import Linux
+internal import Logging
 internal import Procfs
 internal import SystemPackage
 
@@ -192,19 +193,24 @@ final class Remaps {
             }
             let slash = path.lastIndex(of: 0x2f) ?? 0
             let number = context.fileIndex.newID()
-            let name = Array(path[...slash]) + Array("link_remap.\(number)".utf8)
+            // Named by the inode: a dump that lets the tree run on leaves the name, and the next one finds it again.
+            let name = Array(path[...slash]) + Array("link_remap.\(status.inode)".utf8)
             let ours = file.handle.number
+            let isThere = (try? FileStatus.read(path: name, followsLink: false)).map {
+                $0.inode == status.inode && $0.device == status.device
+            }
             try attempt(
                 "give the unlinked file the temporary name \(String(decoding: name, as: UTF8.self))",
                 advice: "Check that its directory exists and can be written"
             ) { () throws(SystemCallError) in
-                try withCString("/proc/self/fd/\(ours)") { (from) throws(SystemCallError) in
+                if isThere == true { return 0 }
+                return try withCString("/proc/self/fd/\(ours)") { (from) throws(SystemCallError) in
                     try withCString(name) { (to) throws(SystemCallError) in
                         try systemCall(.linkat, Int(currentDirectory), from, Int(currentDirectory), to, 0x400)
                     }
                 }
             }
-            created.append(name)
+            if isThere != true { created.append(name) }
             var entry = FileEntry(.reg, number)
             entry.reg.id = number
             entry.reg.flags = 0
@@ -228,9 +234,16 @@ final class Remaps {
         try context.images.write(.remapPaths, entries)
     }
 
-    /// Removes the temporary names of a dump that failed.
-    func abandon() {
+    /// Removes the temporary names of a dump that failed, or after which the tree runs on.
+    func abandon() { removeNames(nil) }
+
+    /// Takes the temporary names away. They belong to the image, but the tree, which runs on, needs none, and nobody
+    /// would ever remove them (CRIU does the same).
+    func removeNames(_ context: DumpContext?) {
         for name in created {
+            context?.log.warning(
+                "\(String(decoding: name, as: UTF8.self)) is removed, as the tree runs on: this image can't be restored without it")
+
             _ = try? withCString(name) { (address) throws(SystemCallError) in
                 try systemCall(.unlinkat, Int(currentDirectory), address, 0)
             }
