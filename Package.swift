@@ -14,6 +14,9 @@ let strict: [SwiftSetting] = [
 /// Settings of generated code, which is not ours to shape.
 let generated: [SwiftSetting] = [.swiftLanguageMode(.v6)]
 
+/// Settings of tests.
+let tests: [SwiftSetting] = [.swiftLanguageMode(.v6), .enableUpcomingFeature("ExistentialAny")]
+
 let protobuf: Target.Dependency = .product(name: "SwiftProtobuf", package: "swift-protobuf")
 let system: Target.Dependency = .product(name: "SystemPackage", package: "swift-system")
 let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
@@ -78,6 +81,11 @@ let package = Package(
             swiftSettings: strict),
         // Floor 9: the executable.
         .executableTarget(name: "BrumateCommand", dependencies: ["Brumate", "Linux", "Diagnostics"], swiftSettings: strict),
+        .testTarget(name: "ScenarioTests", dependencies: ["Linux"], swiftSettings: tests),
+        .testTarget(
+            name: "KindsTests", dependencies: ["Kinds", "ImageFormat", "ImageMessages", "Linux", "Diagnostics", protobuf, system],
+            swiftSettings: tests),
+        .testTarget(name: "BrumateTests", dependencies: ["Brumate", "Linux", "Diagnostics", system], swiftSettings: tests),
         .testTarget(name: "RemoteTests", dependencies: ["Remote", "Linux", "Diagnostics", system], swiftSettings: strict),
         .testTarget(name: "LinuxTests", dependencies: ["Linux"], swiftSettings: strict),
     ]

@@ -59,7 +59,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
         try Preflight.check(request.root, policy)
         try request.scripts.run(.preDump, images: images.directory.number, root: request.root)
         let started = ContinuousClock.now
-        let tree = try FrozenTree.freeze(request.root, deadline: started + request.timeout)
+        let tree = try freeze(request.root, deadline: started + request.timeout)
         context.statistics[.freezing] = ContinuousClock.now - started
         let figures = try DumpOrder(context: context, tree: tree.processes).run(request, started: started)
         switch request.afterwards {
@@ -72,6 +72,29 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
         FileDump.abandon(context)
         images.discard()
         throw error
+    }
+}
+
+/// Stops a tree. Tasks that still cure themselves after the death of another controller are given time for it.
+private func freeze(_ root: TaskID, deadline: ContinuousClock.Instant) throws(Failure) -> FrozenTree {
+    while true {
+        let tree = try FrozenTree.freeze(root, deadline: deadline)
+        let isHealing = tree.processes.contains { process in
+            guard let leader = process.threads.first, let registers = try? leader.registers(),
+                let vdso = try? VMA.readPlain(of: process.id).first(where: { $0.isNamed("[vdso]") })
+            else { return false }
+            return process.threads.contains { thread in
+                (thread === leader ? registers : (try? thread.registers()) ?? registers).ip >= vdso.range.start.rawValue
+                    && Server.isHealing((try? thread.registers()) ?? registers, vdso: vdso.range)
+            }
+        }
+        if !isHealing { return tree }
+        tree.thaw(.running)
+        guard ContinuousClock.now < deadline else {
+            throw Failure(.denied, "task \(root) does not recover from an earlier dump that was killed", advice: "Try again")
+        }
+        var pause: (Int, Int) = (0, 1_000_000)
+        _ = try? withAddress(of: &pause) { (address) throws(SystemCallError) in try systemCall(.nanosleep, address, 0) }
     }
 }
 

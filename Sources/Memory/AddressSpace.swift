@@ -290,7 +290,9 @@ struct AddressSpace {
                 let bytes = try attempt("read the vdso") { () throws(SystemCallError) in
                     try memory.read(at, count: Int(piece.range.length))
                 }
-                guard piece.holds(bytes) else {
+                // Behind the image there may be what a controller left that died.
+                let length = bytes.lastIndex { $0 != 0 }.map { $0 + 1 } ?? 0
+                guard piece.begins(with: Array(bytes[..<length])) else {
                     throw Failure(
                         .unsupported, "the vdso of this kernel differs from the image's",
                         advice: "Restore on the kernel version that the image was made on")

@@ -49,11 +49,11 @@ public struct PagePiece: Sendable {
         return PagePiece(range: cut, file: file, offset: offset + cut.start.rawValue - range.start.rawValue)
     }
 
-    /// Whether the contents are these bytes.
-    public func holds(_ bytes: [UInt8]) -> Bool {
-        guard bytes.count == Int(range.length), let start = unsafe UnsafeRawPointer(bitPattern: source) else { return false }
+    /// Whether the contents begin with these bytes.
+    public func begins(with bytes: [UInt8]) -> Bool {
+        guard bytes.count <= Int(range.length), let start = unsafe UnsafeRawPointer(bitPattern: source) else { return false }
         return unsafe bytes.withUnsafeBytes { other in
-            guard let base = other.baseAddress else { return false }
+            guard let base = other.baseAddress else { return true }
             return unsafe clinux_equal(start, base, other.count) != 0
         }
     }

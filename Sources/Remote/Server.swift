@@ -28,26 +28,50 @@ public struct Server: ~Copyable {
     /// Bytes of the runway.
     public static let runwaySize: UInt64 = 512 << 10
 
+    /// The zero bytes behind the vdso's image: where they begin, in bytes from the vdso's start. The same in every task
+    /// of this kernel, so it is found in our own.
+    private static let paddingOffset: UInt64? = {
+        guard let maps = try? readWholeFile("/proc/self/maps"), let memory = try? TaskMemory(.current) else { return nil }
+        for line in maps.split(separator: 0x0a) where line.suffix(6).elementsEqual("[vdso]".utf8) {
+            let ends = line.prefix { $0 != 0x20 }.split(separator: 0x2d).compactMap { UInt64(String(decoding: $0, as: UTF8.self), radix: 16) }
+            guard ends.count == 2, let image = try? memory.read(Address(ends[0]), count: Int(ends[1] - ends[0])) else { return nil }
+            return UInt64(zeros(of: image))
+        }
+        return nil
+    }()
+
+    /// Where an image ends in zeros for good, rounded up.
+    private static func zeros(of image: [UInt8]) -> Int {
+        var zeros = image.count
+        while zeros > 0 && image[zeros - 1] == 0 { zeros -= 1 }
+        return (zeros + 15) & ~15
+    }
+
     /// Where the server's code can be placed: zero bytes at the end of executable memory. The vdso has them in every
-    /// process; a task that has unmapped it has them at the end of a program's text.
+    /// process; a task that has unmapped it has them at the end of a program's text. What a dead controller left behind
+    /// is written over.
     static func padding(of candidates: [AddressRange], in task: borrowing TaskMemory) throws(Failure) -> Address {
-        for range in candidates {
+        for (index, range) in candidates.enumerated() {
+            if index == 0, let offset = paddingOffset, offset + UInt64(Code.server.count) <= range.length,
+                let now = try? task.read(range.start + offset, count: Code.server.count),
+                now.allSatisfy({ $0 == 0 }) || now.prefix(64).elementsEqual(Code.server.prefix(64))
+            {
+                return range.start + offset
+            }
             let length = min(range.length, 2 * pageSize)
             let start = Address(range.end.rawValue - length)
             guard let image = try? task.read(start, count: Int(length)) else { continue }
-            var zeros = image.count
-            while zeros > 0 && image[zeros - 1] == 0 { zeros -= 1 }
-            let first = (zeros + 15) & ~15
+            let first = zeros(of: image)
             if first + Code.server.count <= image.count { return start + UInt64(first) }
         }
         throw Failure(.unsupported, "no executable memory of task \(task.task) has room for the server of system calls")
     }
 
-    /// Whether a thread stands in code that a controller left behind when it died.
+    /// Whether a thread stands in code that a controller left behind when it died. It must be let go until it has cured
+    /// itself.
     public static func isHealing(_ registers: Registers, vdso: AddressRange) -> Bool {
-        // The image's own code ends before the last quarter of its second page, where only our code is executed.
-        let own = AddressRange(start: vdso.end.rawValue >= 1504 ? Address(vdso.end.rawValue - 1504) : vdso.start, end: vdso.end)
-        return own.contains(Address(registers.ip))
+        guard let offset = paddingOffset else { return false }
+        return AddressRange(start: vdso.start + offset, end: vdso.end).contains(Address(registers.ip))
     }
 
     /// Starts the server in the leader of a process whose threads all rest in their stop.

@@ -5,10 +5,8 @@
 #define _GNU_SOURCE 1
 #endif
 #include <asm/unistd.h>
-#include <dirent.h>
 #include <linux/aio_abi.h>
 #include <linux/capability.h>
-#include <linux/fcntl.h>
 #include <linux/fs.h>
 #include <linux/kcmp.h>
 #include <linux/openat2.h>

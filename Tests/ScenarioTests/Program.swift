@@ -1,0 +1,165 @@
+import Glibc
+import Linux
+import Testing
+
+/// A Python program under test that answers questions through fifos, before and after a checkpoint.
+///
+/// A script sets itself up and then calls `serve(check)`, where `check` returns `ok` or what is wrong.
+final class Program {
+    let work: String
+    var images: String { work + "/images" }
+    private(set) var id: Int32 = 0
+    private let isOurChild: Bool
+
+    static let binary = unsafe getenv("BRUMATE").map { unsafe String(cString: $0) } ?? ".build/release/brumate"
+    private static let patience: Int32 = 30_000
+
+    private static let prelude = """
+        import os, sys, time, signal, threading, struct, mmap, socket, ctypes
+        work = sys.argv[1]
+        os.closerange(3, 1000); signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        def answer(text):
+            with open(work + '/answer', 'w') as f: f.write(text)
+        def serve(check):
+            questions = os.open(work + '/request', os.O_RDWR)
+            answer('ready')
+            while True:
+                os.read(questions, 1)
+                try: answer(check() or 'ok')
+                except Exception as e: answer(repr(e))
+
+        """
+
+    /// Starts a script as the leader of its own session and waits until it serves.
+    init(_ script: String, newSession: Bool = true) throws {
+        var name = Array("/tmp/brumate-test.XXXXXX".utf8CString)
+        let made = unsafe name.withUnsafeMutableBufferPointer { unsafe mkdtemp($0.baseAddress!) != nil }
+        try #require(made)
+        work = String(decoding: name.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        isOurChild = true
+        try #require(mkdir(work + "/images", 0o700) == 0)
+        for fifo in ["request", "answer"] { try #require(mkfifo("\(work)/\(fifo)", 0o600) == 0) }
+        id = try Program.spawn(
+            ["/usr/bin/env", "python3", "-c", Program.prelude + script, work], flags: newSession ? 0x80 : 0, log: work + "/log")
+        let first = read()
+        try #require(first == "ready", "the program did not start: \(first) \(text("log"))")
+    }
+
+    private static func spawn(_ words: [String], flags: Int16, log: String) throws -> pid_t {
+        var pid: pid_t = 0
+        var attributes = unsafe posix_spawnattr_t()
+        unsafe posix_spawnattr_init(&attributes)
+        unsafe posix_spawnattr_setflags(&attributes, flags)
+        var actions = unsafe posix_spawn_file_actions_t()
+        unsafe posix_spawn_file_actions_init(&actions)
+        unsafe posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0)
+        unsafe posix_spawn_file_actions_addopen(&actions, 1, log, O_WRONLY | O_CREAT | O_APPEND, 0o600)
+        unsafe posix_spawn_file_actions_adddup2(&actions, 1, 2)
+        var arguments: [UnsafeMutablePointer<CChar>?] = unsafe words.map { unsafe strdup($0) }
+        unsafe arguments.append(nil)
+        let error = unsafe posix_spawn(&pid, words[0], &actions, &attributes, arguments, environ)
+        unsafe posix_spawn_file_actions_destroy(&actions)
+        unsafe posix_spawnattr_destroy(&attributes)
+        for unsafe word in unsafe arguments { unsafe free(word) }
+        try #require(error == 0, "can't run \(words[0])")
+        return pid
+    }
+
+    private func read() -> String {
+        let file = open(work + "/answer", O_RDONLY | O_NONBLOCK)
+        defer { close(file) }
+        var bytes: [UInt8] = []
+        while true {
+            var waiting = pollfd(fd: file, events: Int16(POLLIN), revents: 0)
+            guard unsafe poll(&waiting, 1, Program.patience) == 1 else { return "no answer" }
+            var room = [UInt8](repeating: 0, count: 65536)
+            let got = unsafe Glibc.read(file, &room, room.count)
+            if got > 0 { bytes += room[..<got] } else if got == 0 { return String(decoding: bytes, as: UTF8.self) }
+        }
+    }
+
+    /// Asks the program for its state.
+    func ask() -> String {
+        let file = open(work + "/request", O_WRONLY | O_NONBLOCK)
+        guard file >= 0 else { return "nobody serves" }
+        var byte: UInt8 = 0x3f
+        unsafe write(file, &byte, 1)
+        close(file)
+        return read()
+    }
+
+    /// A file of the work directory.
+    func text(_ name: String) -> String {
+        String(decoding: (try? readWholeFile("\(work)/\(name)")) ?? [], as: UTF8.self)
+    }
+
+    /// Runs brumate. Returns its exit status.
+    @discardableResult
+    func brumate(_ words: [String], fault: String? = nil) throws -> Int32 {
+        let environment = fault.map { ["BRUMATE_FAULT=\($0)"] } ?? []
+        let pid = try Program.spawn(
+            ["/usr/bin/env"] + environment + [Program.binary] + words, flags: 0, log: work + "/brumate.log")
+        var status: Int32 = 0
+        unsafe waitpid(pid, &status, 0)
+        return status & 0x7f == 0 ? status >> 8 & 0xff : 128 + status & 0x7f
+    }
+
+    @discardableResult
+    func dump(_ more: [String] = [], fault: String? = nil) throws -> Int32 {
+        let status = try brumate(["dump", "-t", "\(id)", "-D", images, "-v4", "-o", "dump.log"] + more, fault: fault)
+        if status == 0, !more.contains("-R"), !more.contains("-s") { reap() }
+        return status
+    }
+
+    @discardableResult
+    func restore(_ more: [String] = [], fault: String? = nil) throws -> Int32 {
+        try brumate(["restore", "-D", images, "-v4", "-o", "restore.log", "-d"] + more, fault: fault)
+    }
+
+    /// Waits for the end of the process that we started.
+    private func reap() {
+        var status: Int32 = 0
+        unsafe waitpid(id, &status, 0)
+    }
+
+    /// Dumps, restores, and asks.
+    func cycle(_ more: [String] = []) throws -> String {
+        guard try dump(more) == 0 else { return "dump: " + lastLine("dump.log") }
+        guard try restore() == 0 else { return "restore: " + lastLine("restore.log") }
+        return ask()
+    }
+
+    func lastLine(_ log: String) -> String {
+        let lines = text("images/" + log).split(separator: "\n")
+        return lines.last.map(String.init) ?? text("brumate.log")
+    }
+
+    /// Whether a process exists and has not ended.
+    var isAlive: Bool {
+        guard let stat = try? readWholeFile("/proc/\(id)/stat"), let close = stat.lastIndex(of: 0x29) else { return false }
+        return stat[close + 2] != 0x5a
+    }
+
+    /// Whether the process ends soon: tasks that are killed take a moment.
+    var isGone: Bool {
+        for _ in 0..<100_000 {
+            if !isAlive { return true }
+            sched_yield()
+        }
+        return false
+    }
+
+    deinit {
+        // The whole session: children that the program left, too.
+        for number in (try? listNumbers("/proc")) ?? [] {
+            guard let stat = try? readWholeFile("/proc/\(number)/stat"), let close = stat.lastIndex(of: 0x29) else { continue }
+            let fields = String(decoding: stat[(close + 2)...], as: UTF8.self).split(separator: " ")
+            if fields.count > 3, fields[3] == "\(id)" { kill(number, SIGKILL) }
+        }
+        kill(id, SIGKILL)
+        var status: Int32 = 0
+        unsafe waitpid(id, &status, Int32(WNOHANG))
+        let remove = (try? Program.spawn(["/bin/rm", "-rf", work], flags: 0, log: "/dev/null")) ?? 0
+        if remove > 0 { unsafe waitpid(remove, &status, 0) }
+    }
+}
