@@ -66,7 +66,7 @@ final class Program {
     }
 
     private func read() -> String {
-        let file = open(work + "/answer", O_RDONLY | O_NONBLOCK)
+        let file = open(work + "/answer", O_RDONLY | O_NONBLOCK | O_CLOEXEC)
         defer { close(file) }
         var bytes: [UInt8] = []
         while true {
@@ -80,7 +80,7 @@ final class Program {
 
     /// Asks the program for its state.
     func ask() -> String {
-        let file = open(work + "/request", O_WRONLY | O_NONBLOCK)
+        let file = open(work + "/request", O_WRONLY | O_NONBLOCK | O_CLOEXEC)
         guard file >= 0 else { return "nobody serves" }
         var byte: UInt8 = 0x3f
         unsafe write(file, &byte, 1)
