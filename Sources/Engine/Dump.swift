@@ -115,6 +115,7 @@ private struct DumpOrder {
         try context.faults.pass(.dumpFrozen)
         log.debug("stopped \(tree.count) processes")
         for frozen in tree where !frozen.isZombie { context.processes.append(try collect(frozen)) }
+        log.debug("collected what /proc tells")
         try checkSession(request)
         var sharing = ObjectSharing()
         for process in context.processes { try sharing.identify(process) }
@@ -123,9 +124,11 @@ private struct DumpOrder {
         for process in context.processes {
             try during(.dumping(process.id, process.name)) { () throws(Failure) in
                 let memory = try infect(process)
+                log.debug("cured task \(process.id)")
                 try MemoryDump.dump(memory.question, memory.results, process, context)
             }
         }
+        log.debug("cured all processes, their memory is written")
         try context.faults.pass(.dumpCured)
         for process in context.processes {
             try during(.dumping(process.id, process.name)) { () throws(Failure) in
@@ -133,6 +136,7 @@ private struct DumpOrder {
                 try files.dumpDirectories(of: process)
             }
         }
+        log.debug("dumped \(context.files.count) files")
         try context.faults.pass(.dumpFiles)
         try context.faults.pass(.dumpPages)
         try MemoryDump.finish(context)
@@ -143,7 +147,9 @@ private struct DumpOrder {
         try request.scripts.run(.postDump, images: context.images.directory.number, root: request.root)
         context.statistics[.frozen] = ContinuousClock.now - started
         try context.images.write(.dumpStatistics, [statisticsEntry(dump: context.statistics)])
+        log.debug("wrote the tree")
         try context.images.commit(inventory())
+        log.debug("the image is complete")
         return context.statistics
     }
 

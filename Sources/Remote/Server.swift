@@ -233,6 +233,7 @@ public struct Server: ~Copyable {
         let (registers, mask, code, leader, stops) = (registers, mask, code, leader, stops)
         memory.storeShared(2, at: 0)
         wake(0)
+        awaitDeparture()
         while true {
             try attempt("stop task \(leader.id)") { () throws(SystemCallError) in try leader.interrupt() }
             switch try leader.wait() {
@@ -248,6 +249,9 @@ public struct Server: ~Copyable {
             }
             if now.r14 == 1 { break }
             try attempt("resume task \(leader.id)") { () throws(SystemCallError) in try leader.resume() }
+            // On a shared CPU a stop that follows at once would hit it before its first instruction, for ever.
+            var pause: (Int, Int) = (0, 20_000)
+            _ = try? withAddress(of: &pause) { (address) throws(SystemCallError) in try systemCall(.nanosleep, address, 0) }
         }
         try attempt("give task \(leader.id) its registers back") { () throws(SystemCallError) in
             try leader.setRegisters(registers)
@@ -258,14 +262,19 @@ public struct Server: ~Copyable {
         unsafe clinux_robust_unlock(memory.pointer + 64)
     }
 
+    /// Waits until the task has unmapped the runway.
+    private borrowing func awaitDeparture() {
+        let name = "/proc/\(leader.id.rawValue)/map_files/\(runway.description)"
+        let started = ContinuousClock.now
+        while (try? readLink(name)) != nil, ContinuousClock.now - started < .seconds(1) { _ = try? systemCall(.sched_yield) }
+    }
+
     deinit {
         guard armed else { return }
         // A failure on the way: the task unmaps the runway and heals itself; whoever owns the frozen tree lets it go.
         memory.storeShared(2, at: 0)
         wake(0)
-        let name = "/proc/\(leader.id.rawValue)/map_files/\(runway.description)"
-        let started = ContinuousClock.now
-        while (try? readLink(name)) != nil, ContinuousClock.now - started < .seconds(1) { _ = try? systemCall(.sched_yield) }
+        awaitDeparture()
         unsafe clinux_robust_unlock(memory.pointer + 64)
     }
 }

@@ -18,11 +18,14 @@ struct `A program goes on after dump and restore` {
             def check():
                 if hashlib.sha256(data).hexdigest() != digest: return 'memory changed'
                 if len(os.listdir('/proc/self/task')) != 6: return 'threads are missing'
-                if ticks[0] <= last[0]: return 'nobody counts'
+                while ticks[0] <= last[0]: time.sleep(0.001)
                 last[0] = ticks[0]
             serve(check)
             """)
-        for _ in 1...3 { #expect(try program.cycle() == "ok") }
+        for _ in 1...3 {
+            let outcome = try program.cycle()
+            #expect(outcome == "ok")
+        }
     }
 
     @Test func `with files, offsets, flags, and descriptions shared after fork`() throws {
@@ -282,7 +285,7 @@ struct `Nothing is lost when an order fails` {
             while True: signal.pause()
         last = [0]
         def check():
-            if ticks[0] <= last[0]: return 'nobody counts'
+            while ticks[0] <= last[0]: time.sleep(0.001)
             last[0] = ticks[0]
             if any('brumate' in l for l in open('/proc/self/maps')): return 'a mapping is left'
             os.kill(child, 0)

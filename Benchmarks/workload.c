@@ -1,0 +1,63 @@
+// A program of a given shape that stands still, for measuring checkpoints: workload READY KIND COUNT.
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static void *wait_for_ever(void *unused) {
+    for (;;) pause();
+    return unused;
+}
+
+int main(int argc, char **argv) {
+    if (argc != 4) return 2;
+    long count = atol(argv[3]);
+    char ready[4096];
+    if (!realpath(".", ready)) return 2;
+    int out = open(argv[1], O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    setsid();
+    int null = open("/dev/null", O_RDWR);
+    for (int i = 0; i < 3; i++) dup2(null, i);
+    dup2(out, 3);
+    syscall(SYS_close_range, 4, ~0U, 0);
+    if (!strcmp(argv[2], "processes")) {
+        for (long i = 1; i < count; i++)
+            if (fork() == 0) wait_for_ever(NULL);
+    } else if (!strcmp(argv[2], "threads")) {
+        pthread_attr_t small;
+        pthread_attr_init(&small);
+        pthread_attr_setstacksize(&small, 65536);
+        for (long i = 1; i < count; i++) {
+            pthread_t thread;
+            if (pthread_create(&thread, &small, wait_for_ever, NULL)) return 1;
+        }
+    } else if (!strcmp(argv[2], "descriptors")) {
+        struct rlimit limit = {20000, 20000};
+        setrlimit(RLIMIT_NOFILE, &limit);
+        for (long i = 0; i < count; i++)
+            if (open("/dev/zero", O_RDONLY) < 0) return 1;
+    } else if (!strcmp(argv[2], "mappings")) {
+        for (long i = 0; i < count; i++) {
+            char *page = mmap(NULL, 8192, PROT_READ | (i & 1 ? PROT_WRITE : PROT_WRITE | PROT_EXEC), MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            if (page == MAP_FAILED) return 1;
+            *page = 1;
+        }
+    } else if (!strcmp(argv[2], "memory")) {
+        size_t size = (size_t)count << 20;
+        char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (memory == MAP_FAILED) return 1;
+        for (size_t i = 0; i < size; i += 8) *(size_t *)(memory + i) = i * 0x9e3779b97f4a7c15;
+    }
+    char text[32];
+    int length = snprintf(text, sizeof text, "%d\n", getpid());
+    if (write(3, text, length) != length) return 1;
+    close(3);
+    wait_for_ever(NULL);
+}
