@@ -286,7 +286,7 @@ private struct DumpOrder {
         entry.imgVersion = 2
         entry.fdinfoPerID = true
         entry.nsPerID = true
-        if let root = context.processes.first { entry.rootIds = root.ids }
+        if let root = context.processes.first { entry.rootIds = ObjectSharing.ownIDs(like: root.ids) }
         entry.lsmtype = .noLsm
         entry.networkLockMethod = 0
         return entry

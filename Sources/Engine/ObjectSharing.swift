@@ -12,6 +12,18 @@ struct ObjectSharing {
     private var signals = SharingIndex(.signalHandlers)
     private var namespaces: [String: UInt32] = [:]
 
+    /// The first id of each kind stands for the dumper's own objects, which the tree has none of.
+    init() {
+        _ = (memory.newID(), files.newID(), fs.newID(), signals.newID())
+    }
+
+    /// What the inventory holds: the objects that the root does not share with the restorer, but for its namespaces.
+    static func ownIDs(like root: TaskKobjIdsEntry) -> TaskKobjIdsEntry {
+        var ids = root
+        (ids.vmID, ids.filesID, ids.fsID, ids.sighandID) = (1, 1, 1, 1)
+        return ids
+    }
+
     /// Fills in the ids of a process.
     mutating func identify(_ process: DumpedProcess) throws(Failure) {
         process.ids.vmID = try memory.id(of: process.id).id

@@ -44,6 +44,10 @@ public final class FileDump: FileDumper {
             (try FileStatus.read(in: ours), try readLink("/proc/self/fd/\(ours)").bytes)
         }
         let facts = FileFacts(status: status, target: target, information: try .read(of: process.id, number))
+        guard !facts.information.lines.contains(where: { $0.starts(with: "lock:".utf8) }) else {
+            throw Failure(
+                .unsupported, "\(facts.text) has a file lock or lease, which can't be dumped yet", advice: "Release it before the dump")
+        }
         var entry = FdinfoEntry()
         entry.fd = UInt32(number)
         entry.flags = facts.information.flags & 0o2000000 != 0 ? 1 : 0

@@ -43,6 +43,13 @@ public struct FileStatus: Hashable, Sendable {
     /// Major and minor number of `representedDevice`.
     public var representedMajor: UInt32 { UInt32(representedDevice >> 8 & 0xfff) | UInt32(representedDevice >> 32) & ~0xfff }
 
+    /// `device` in the kernel's own encoding: 12 bits of major and 20 of minor number.
+    public var kernelDevice: UInt32 {
+        let major = UInt32(device >> 8 & 0xfff) | UInt32(device >> 32) & ~0xfff
+        let minor = UInt32(device & 0xff) | UInt32(truncatingIfNeeded: device >> 12) & ~0xff
+        return major << 20 | minor & 0xfffff
+    }
+
     /// Encodes a device number as the C library does.
     public static func device(major: UInt32, minor: UInt32) -> UInt64 {
         UInt64(minor & 0xff) | UInt64(major & 0xfff) << 8 | UInt64(minor & ~0xff) << 12 | UInt64(major & ~0xfff) << 32

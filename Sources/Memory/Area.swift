@@ -47,6 +47,8 @@ struct Area: Hashable {
     /// Id in files.img, or of a shared memory segment.
     var file: UInt64
     var offset: UInt64
+    /// How the file must be open: 0 to read, 1 to write, 2 for both; nil if the image does not say.
+    var access: UInt32?
     var advice: UInt64
     var name: [UInt8]
     var more: [String]
@@ -59,6 +61,7 @@ struct Area: Hashable {
         status = AreaStatus(rawValue: entry.status)
         file = entry.shmid
         offset = entry.pgoff
+        access = entry.hasFdflags ? entry.fdflags & 3 : nil
         advice = entry.madv
         name = Array(entry.name)
         more = String(decoding: entry.moreFlags, as: UTF8.self).split(separator: " ").map(String.init)

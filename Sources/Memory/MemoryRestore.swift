@@ -107,7 +107,7 @@ final class BuiltMemories {
 
     static func of(_ context: RestoreContext) -> BuiltMemories { context.state(BuiltMemories.self) { BuiltMemories() } }
 
-    deinit { for number in segments.values { _ = try? systemCall(.close, Int(number)) } }
+    deinit { for number in Array(segments.values) + Array(reopened.values) { _ = try? systemCall(.close, Int(number)) } }
 
     /// Creates anonymous shared memory that images name by a number instead of a file.
     func createSegments(_ context: RestoreContext) throws(Failure) {
@@ -126,9 +126,28 @@ final class BuiltMemories {
         }
     }
 
+    private var reopened: [UInt64: Int32] = [:]
+
+    /// The description in files.img may be open in another way than the mapping needs it.
+    private func number(forFile area: Area, _ context: RestoreContext) throws(Failure) -> Int32 {
+        let held = try context.files.number(UInt32(truncatingIfNeeded: area.file))
+        guard let access = area.access else { return held }
+        let now = try attempt("look at a mapped file") { () throws(SystemCallError) in
+            try systemCall(.fcntl, Int(held), 3)
+        }
+        if UInt32(now & 3) == access { return held }
+        let key = area.file << 2 | UInt64(access)
+        if let known = reopened[key] { return known }
+        let made = try attempt("open a mapped file") { () throws(SystemCallError) in
+            try openFile("/proc/self/fd/\(held)", OpenFlags(rawValue: Int32(access))).release()
+        }
+        reopened[key] = made
+        return made
+    }
+
     /// Our descriptor of what an area maps.
     func number(for area: Area, _ context: RestoreContext) throws(Failure) -> Int32? {
-        if area.isFile { return try context.files.number(UInt32(truncatingIfNeeded: area.file)) }
+        if area.isFile { return try number(forFile: area, context) }
         if area.status.contains(.anonymousShared) { return segments[area.file] }
         return nil
     }

@@ -35,7 +35,7 @@ enum RegularFile: FileKind {
         entry.flags = facts.statusFlags
         entry.pos = facts.information.position
         entry.fown = try FileOwner.dump(file)
-        entry.mntID = facts.information.mountID
+        // No mount id: without images of mounts CRIU takes it for one of another namespace.
         entry.mode = facts.status.mode
         if facts.status.kind == .regular { entry.size = facts.status.size }
         entry.name = imageBytes(try Remaps.of(context).path(of: file, id: id, context))

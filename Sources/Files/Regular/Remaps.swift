@@ -93,7 +93,7 @@ final class Remaps {
         let status = file.facts.status
         var entry = GhostFileEntry()
         (entry.uid, entry.gid, entry.mode) = (status.uid, status.gid, status.mode)
-        entry.dev = UInt32(truncatingIfNeeded: status.device)
+        entry.dev = status.kernelDevice
         entry.ino = status.inode
         entry.atim = Remaps.time(status.accessed)
         entry.mtim = Remaps.time(status.modified)
@@ -219,7 +219,6 @@ final class Remaps {
             (entry.reg.fown.uid, entry.reg.fown.euid, entry.reg.fown.signum) = (0, 0, 0)
             (entry.reg.fown.pidType, entry.reg.fown.pid) = (0, 0)
             entry.reg.name = imageBytes(name)
-            entry.reg.mntID = file.facts.information.mountID
             entry.reg.mode = status.mode
             if status.kind == .regular { entry.reg.size = status.size }
             context.files.append(entry)
