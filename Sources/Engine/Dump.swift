@@ -57,6 +57,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
     let context = DumpContext(policy: policy, images: images, log: log, faults: request.faults)
     do throws(Failure) {
         try Preflight.check(request.root, policy)
+        Server.prepare()
         try request.scripts.run(.preDump, images: images.directory.number, root: request.root)
         let started = ContinuousClock.now
         let tree = try freeze(request.root, deadline: started + request.timeout)

@@ -11,6 +11,7 @@ struct ObjectSharing {
     private var fs = SharingIndex(.fs)
     private var signals = SharingIndex(.signalHandlers)
     private var namespaces: [String: UInt32] = [:]
+    private var own: [String: String] = [:]
 
     /// The first id of each kind stands for the dumper's own objects, which the tree has none of.
     init() {
@@ -45,8 +46,12 @@ struct ObjectSharing {
     /// The id of a namespace. All must be ours until namespaces are dumped too.
     private mutating func namespace(_ kind: String, of process: DumpedProcess) throws(Failure) -> UInt32 {
         let (theirs, ours) = try attempt("read the \(kind) namespace") { () throws(SystemCallError) in
-            (try readLink("/proc/\(process.id.rawValue)/ns/\(kind)").string, try readLink("/proc/self/ns/\(kind)").string)
+            (
+                try readLink("/proc/\(process.id.rawValue)/ns/\(kind)").string,
+                own[kind] == nil ? try readLink("/proc/self/ns/\(kind)").string : own[kind] ?? ""
+            )
         }
+        own[kind] = ours
         guard theirs == ours else {
             throw Failure(
                 .unsupported, "task \(process.id) (\(process.name)) is in another \(kind) namespace than we",

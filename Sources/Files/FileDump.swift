@@ -13,6 +13,12 @@ public final class FileDump: FileDumper {
     /// Files that no descriptor refers to: by device, inode, flags and path.
     private var unopened: [Unopened: UInt32] = [:]
 
+    private var mapped: [Mapped: UInt32] = [:]
+
+    private struct Mapped: Hashable {
+        let device: UInt64, inode: UInt64, flags: Int32, name: [UInt8]
+    }
+
     private struct Unopened: Hashable {
         let device: UInt64, inode: UInt64, flags: Int32, target: [UInt8]
     }
@@ -76,7 +82,13 @@ public final class FileDump: FileDumper {
 
     /// Dumps the file behind a mapping, or finds it again.
     public func dump(mapped mapping: VMA, of process: DumpedProcess, flags: OpenFlags) throws(Failure) -> UInt32 {
-        try dump(path: "/proc/\(process.id.rawValue)/map_files/\(mapping.range)", of: process, flags: flags)
+        // The same file is mapped many times over; /proc/PID/maps names it well enough while nothing moves.
+        let key = Mapped(
+            device: UInt64(mapping.major) << 32 | UInt64(mapping.minor), inode: mapping.inode, flags: flags.rawValue, name: mapping.name)
+        if let id = mapped[key] { return id }
+        let id = try dump(path: "/proc/\(process.id.rawValue)/map_files/\(mapping.range)", of: process, flags: flags)
+        mapped[key] = id
+        return id
     }
 
     /// Dumps the file behind /proc/PID/`link`, or finds it again.

@@ -71,7 +71,7 @@ public enum MemoryDump {
             }
         }
         let guards = try dumpPages(process, context)
-        if hasVsyscall(process) {
+        if hasVsyscall {
             var entry = VmaEntry()
             (entry.start, entry.end, entry.pgoff, entry.shmid) = (0xffff_ffff_ff60_0000, 0xffff_ffff_ff60_1000, 0, 0)
             (entry.prot, entry.flags, entry.fd) = (4, UInt32(MapFlags.private | MapFlags.anonymous), -1)
@@ -93,10 +93,11 @@ public enum MemoryDump {
     /// Writes what processes share. Shared memory is written where its file is met.
     public static func finish(_ context: DumpContext) throws(Failure) {}
 
-    private static func hasVsyscall(_ process: DumpedProcess) -> Bool {
-        guard let text = try? procText(of: process.id, "maps") else { return false }
-        return text.suffix(80).split(separator: 0x0a).last.map { String(decoding: $0, as: UTF8.self).hasSuffix("[vsyscall]") } ?? false
-    }
+    /// Whether tasks see [vsyscall]: the same for all.
+    private static let hasVsyscall: Bool = {
+        guard let text = try? procText(of: .current, "maps") else { return false }
+        return text.split(separator: 0x0a).last.map { String(decoding: $0, as: UTF8.self).hasSuffix("[vsyscall]") } ?? false
+    }()
 
     private static func layout(of process: DumpedProcess, _ context: DumpContext) throws(Failure) -> MmEntry {
         let stat = process.stat

@@ -40,6 +40,9 @@ public struct Server: ~Copyable {
         return nil
     }()
 
+    /// Finds out, before anything is stopped, what is the same for all tasks.
+    public static func prepare() { _ = (paddingOffset, Code.server.count) }
+
     /// Where an image ends in zeros for good, rounded up.
     private static func zeros(of image: [UInt8]) -> Int {
         var zeros = image.count

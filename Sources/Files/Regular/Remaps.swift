@@ -59,9 +59,15 @@ final class Remaps {
         return words[0] == Remaps.procMagic
     }
 
+    /// Where paths lead, for files that are open many times.
+    private var led: [[UInt8]: Inode] = [:]
+
     private func leads(_ path: [UInt8], to status: FileStatus) -> Bool {
+        let inode = Inode(device: status.device, inode: status.inode)
+        if led[path] == inode { return true }
         guard let found = try? FileStatus.read(path: path, followsLink: status.kind != .symbolicLink) else { return false }
-        return found.inode == status.inode && found.device == status.device
+        led[path] = Inode(device: found.device, inode: found.inode)
+        return led[path] == inode
     }
 
     private func pathInProc(_ path: [UInt8], _ saysDeleted: Bool, _ id: UInt32) throws(Failure) -> [UInt8] {
