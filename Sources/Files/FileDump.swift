@@ -32,15 +32,19 @@ public final class FileDump: FileDumper {
             try listNumbers("/proc/\(process.id.rawValue)/fd")
         }
         let table = try context.images.create(.descriptors(process.ids.filesID))
+        let folder = try attempt("open the list of descriptors", code: .vanished) { () throws(SystemCallError) in
+            try openFile("/proc/\(process.id.rawValue)/fdinfo", [.directory])
+        }
+        let information = folder.number
         for number in numbers {
             try during(.descriptor(number)) { () throws(Failure) in
-                try table.append(try dump(number, of: process))
+                try table.append(try dump(number, of: process, information))
             }
         }
         try table.finish()
     }
 
-    private func dump(_ number: Int32, of process: DumpedProcess) throws(Failure) -> FdinfoEntry {
+    private func dump(_ number: Int32, of process: DumpedProcess, _ information: Int32) throws(Failure) -> FdinfoEntry {
         let pidfd = Int(process.pidfd.number)
         let handle = try attempt("copy the descriptor") { () throws(SystemCallError) in
             Descriptor(owning: Int32(try systemCall(.pidfd_getfd, pidfd, Int(number), 0)))
@@ -49,7 +53,7 @@ public final class FileDump: FileDumper {
         let (status, target) = try attempt("look at the file") { () throws(SystemCallError) in
             (try FileStatus.read(in: ours), try readLink("/proc/self/fd/\(ours)").bytes)
         }
-        let facts = FileFacts(status: status, target: target, information: try .read(of: process.id, number))
+        let facts = FileFacts(status: status, target: target, information: try .read(in: information, number))
         guard !facts.information.lines.contains(where: { $0.starts(with: "lock:".utf8) }) else {
             throw Failure(
                 .unsupported, "\(facts.text) has a file lock or lease, which can't be dumped yet", advice: "Release it before the dump")

@@ -9,32 +9,44 @@ internal import Remote
 public enum FileRestore {
     /// Reads and checks files.img, before anything is created.
     public static func load(_ context: RestoreContext) throws(Failure) {
+        let kinds = Kinds.of(context)
         for entry in try context.images.loadAll(.files, as: FileEntry.self) {
             guard context.entries.updateValue(entry, forKey: entry.id) == nil else {
                 throw Failure(.corruptImage, "files.img has two files with the id \(entry.id)")
             }
-            guard fileKinds.contains(where: { $0.restores(entry) }) else {
+            guard let kind = fileKinds.firstIndex(where: { $0.restores(entry) }) else {
                 let name = FdTypes(rawValue: Int(entry.type)).map { "\($0)" } ?? "\(entry.type)"
                 throw Failure(.unsupported, "the image holds a file of the type \(name), which can't be restored yet")
             }
+            kinds.byID[entry.id] = kind
         }
         try RestoredRemaps.of(context).load(context)
         try PipeContents.load(context)
+    }
+
+    /// Which kind each entry is of, as an index into the registry.
+    private final class Kinds {
+        var byID: [UInt32: Int] = [:]
+        static func of(_ context: RestoreContext) -> Kinds { context.state(Kinds.self) { Kinds() } }
+    }
+
+    private struct Group: Hashable {
+        let kind: Int, key: UInt64
     }
 
     /// Makes all file descriptions that don't depend on tasks.
     public static func make(_ context: RestoreContext) throws(Failure) { try make(afterTasks: false, context) }
 
     private static func make(afterTasks: Bool, _ context: RestoreContext) throws(Failure) {
-        for kind in fileKinds {
-            var groups: [UInt64: [FileEntry]] = [:]
-            for entry in context.entries.values
-            where kind.restores(entry) && kind.comesAfterTasks(entry) == afterTasks {
-                groups[kind.group(entry, context), default: []].append(entry)
-            }
-            for key in groups.keys.sorted() {
-                try kind.make((groups[key] ?? []).sorted { $0.id < $1.id }, context)
-            }
+        let kinds = Kinds.of(context)
+        var groups: [Group: [UInt32]] = [:]
+        for (id, index) in kinds.byID {
+            guard let entry = context.entries[id], fileKinds[index].comesAfterTasks(entry) == afterTasks else { continue }
+            groups[Group(kind: index, key: fileKinds[index].group(entry, context)), default: []].append(id)
+        }
+        for group in groups.keys.sorted(by: { ($0.kind, $0.key) < ($1.kind, $1.key) }) {
+            let members = (groups[group] ?? []).sorted().compactMap { context.entries[$0] }
+            try fileKinds[group.kind].make(members, context)
         }
     }
 
@@ -114,11 +126,12 @@ public enum FileRestore {
 
     /// Joins files to other objects: owners, and what the kinds ask for.
     public static func wire(_ context: RestoreContext) throws(Failure) {
+        let kinds = Kinds.of(context)
         for entry in context.entries.values {
-            if let owner = entry.owner, context.files.contains(entry.id) {
+            if let owner = entry.owner, owner.signum != 0 || owner.pid != 0, context.files.contains(entry.id) {
                 try FileOwner.restore(owner, on: try context.files.number(entry.id))
             }
-            for kind in fileKinds where kind.restores(entry) { try kind.wire(entry, context) }
+            if let kind = kinds.byID[entry.id] { try fileKinds[kind].wire(entry, context) }
         }
     }
 

@@ -48,12 +48,11 @@ public struct SharingIndex {
     public mutating func id(
         of task: TaskID, _ number: Int32 = 0, like key: [UInt64] = []
     ) throws(Failure) -> (id: UInt32, isNew: Bool) {
-        var members = buckets[key] ?? []
         var low = 0
-        var high = members.count
+        var high = buckets[key]?.count ?? 0
         while low < high {
             let middle = (low + high) / 2
-            let other = members[middle]
+            guard let other = buckets[key]?[middle] else { break }
             let order = try attempt("compare kernel objects of the tasks \(task) and \(other.task)") {
                 () throws(SystemCallError) in
                 try systemCall(
@@ -67,8 +66,8 @@ public struct SharingIndex {
             }
         }
         let id = newID()
-        members.insert(Representative(task: task, number: number, id: id), at: low)
-        buckets[key] = members
+        // In place: a copy of a large bucket for every file would make the cost quadratic.
+        buckets[key, default: []].insert(Representative(task: task, number: number, id: id), at: low)
         return (id, true)
     }
 }

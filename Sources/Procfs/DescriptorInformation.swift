@@ -38,6 +38,20 @@ public struct DescriptorInformation: Sendable {
     public static func read(of task: TaskID, _ number: Int32) throws(Failure) -> DescriptorInformation {
         DescriptorInformation(try procText(of: task, "fdinfo/\(number)"))
     }
+
+    /// A descriptor's, below an open /proc/PID/fdinfo: one read is enough for most kinds.
+    public static func read(in directory: Int32, _ number: Int32) throws(Failure) -> DescriptorInformation {
+        try attempt("read what /proc says of the descriptor", code: .vanished) { () throws(SystemCallError) in
+            let file = try openFile("\(number)", in: directory)
+            var bytes = [UInt8](repeating: 0, count: 1024)
+            let (ours, offset) = (Int(file.number), 0)
+            let got = try bytes.withAddress { (address, count) throws(SystemCallError) in
+                try systemCall(.read, ours, address + offset, count)
+            }
+            if got == bytes.count { return DescriptorInformation(bytes + (try readToEnd(file))) }
+            return DescriptorInformation(Array(bytes[..<got]))
+        }
+    }
 }
 
 /// A resource limit: soft and hard, `UInt64.max` for unlimited.
