@@ -33,6 +33,7 @@ public final class ImageDirectory {
             }
         }
         do throws(SystemCallError) { try remove("parent") } catch {}
+        removeSharedPages()
         let probe = try create(ImageName(".brumate-probe", 0))
         try probe.finish()
         do throws(SystemCallError) { try remove(".brumate-probe") } catch {}
@@ -82,8 +83,54 @@ public final class ImageDirectory {
         }
     }
 
+    /// Where pages lie that several processes share: a parent image of our own making.
+    private static let shared = "shared-pages"
+
+    /// Makes a parent image that consists of page maps whose pages are in this directory.
+    ///
+    /// Page maps can refer to pages of their own file, or of the same process in the parent image. So a process that
+    /// shares pages with a relative gets a page map there that is the relative's, and the pages file is linked.
+    public func share(_ pagemaps: [(name: ImageName, pagemap: Pagemap)]) throws(Failure) {
+        guard !pagemaps.isEmpty else { return }
+        let here = Int(directory.number)
+        try attempt("create \(ImageDirectory.shared) in \(path.string)") { () throws(SystemCallError) in
+            try withCString(ImageDirectory.shared) { (name) throws(SystemCallError) in
+                try systemCall(.mkdirat, here, name, 0o755)
+            }
+        }
+        let parent = try ImageDirectory(path.appending(ImageDirectory.shared))
+        let there = Int(parent.directory.number)
+        var linked: Set<UInt32> = []
+        for (name, pagemap) in pagemaps {
+            try pagemap.write(name, to: parent)
+            guard linked.insert(pagemap.pagesID).inserted else { continue }
+            try attempt("link shared pages in \(path.string)") { () throws(SystemCallError) in
+                try withCString(ImageName.pages(pagemap.pagesID).fileName) { (file) throws(SystemCallError) in
+                    try systemCall(.linkat, here, file, there, file, 0)
+                }
+            }
+        }
+        try attempt("link the parent image in \(path.string)") { () throws(SystemCallError) in
+            try withCString(ImageDirectory.shared) { (target) throws(SystemCallError) in
+                try withCString("parent") { (name) throws(SystemCallError) in
+                    try systemCall(.symlinkat, target, here, name)
+                }
+            }
+        }
+    }
+
+    private func removeSharedPages() {
+        guard let old = try? listDirectory(FilePath(ImageDirectory.shared), in: directory.number) else { return }
+        for name in old { _ = try? remove(ImageDirectory.shared + "/" + name.string) }
+        _ = try? withCString(ImageDirectory.shared) { (name) throws(SystemCallError) in
+            try systemCall(.unlinkat, Int(directory.number), name, 0x200)
+        }
+    }
+
     /// Removes what was written: the dump failed.
     public func discard() {
+        do throws(SystemCallError) { try remove("parent") } catch {}
+        removeSharedPages()
         for name in written { do throws(SystemCallError) { try remove(name) } catch {} }
     }
 }

@@ -91,7 +91,7 @@ public enum MemoryDump {
     }
 
     /// Writes what processes share. Shared memory is written where its file is met.
-    public static func finish(_ context: DumpContext) throws(Failure) {}
+    public static func finish(_ context: DumpContext) throws(Failure) { try SharedPages.of(context).finish(context) }
 
     /// Whether tasks see [vsyscall]: the same for all.
     private static let hasVsyscall: Bool = {
@@ -190,6 +190,15 @@ public enum MemoryDump {
 
     // MARK: pages
 
+    /// The stretches of the pages that are to be written.
+    private static func written(_ stretches: [PageStretch], _ runs: [PageRun]) -> [PageStretch] {
+        let present = runs.filter(\.isPresent).map(\.range)
+        var next = 0
+        return stretches.flatMap { stretch in
+            parts(of: present, in: stretch.range, from: &next).map { PageStretch($0, isReadable: stretch.isReadable) }
+        }
+    }
+
     /// Whether a relative may share pages of a process copy-on-write.
     private static func sharesPages(_ process: DumpedProcess, _ context: DumpContext) -> Bool {
         // A lone process that is to be killed has nobody to harm: its parent, if it shares pages, keeps them.
@@ -222,7 +231,13 @@ public enum MemoryDump {
             }
             guards += parts(of: findings.guards, in: mapping.range, from: &nextGuard)
         }
-        let pagemap = Pagemap(pagesID: context.images.newPagesID(), runs: runs)
+        let id = context.images.newPagesID()
+        if context.processes.count > 1 {
+            runs = try SharedPages.of(context).divide(runs, of: process, pagesID: id, scan)
+            stretches = written(stretches, runs)
+            context.statistics.pagesSkippedParent += runs.reduce(0) { $0 + ($1.isInParent ? $1.pages : 0) }
+        }
+        let pagemap = Pagemap(pagesID: id, runs: runs)
         let image = try context.images.create(.pages(pagemap.pagesID))
         context.statistics[.memoryDump] += ContinuousClock.now - started
         let writing = ContinuousClock.now

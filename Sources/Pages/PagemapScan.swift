@@ -89,6 +89,30 @@ public struct PagemapScan: ~Copyable {
         return request.walk_end
     }
 
+    /// Which page frame or swap slot holds each page of a range; 0 where the kernel does not say.
+    public borrowing func frames(_ range: AddressRange) throws(Failure) -> [UInt64] {
+        var words = [UInt64](repeating: 0, count: Int(range.length / pageSize))
+        let (number, offset) = (Int(file.number), Int(range.start.rawValue / pageSize * 8))
+        let got = try attempt("read the pagemap of task \(task)") { () throws(SystemCallError) in
+            try words.withAddress { (address, count) throws(SystemCallError) in
+                var done = 0
+                while done < count {
+                    let part = try systemCall(.pread64, number, address + done, count - done, offset + done)
+                    if part == 0 { break }
+                    done += part
+                }
+                return done
+            }
+        }
+        // Frame or slot in 55 bits, swapped and present; the others may differ between those who share a page.
+        let meaning: UInt64 = (1 << 55) - 1 | 1 << 62 | 1 << 63
+        for index in 0..<words.count {
+            let word = words[index] & meaning
+            words[index] = index * 8 < got && word & ((1 << 55) - 1) != 0 ? word : 0
+        }
+        return words
+    }
+
     /// The same by reading the pagemap, for kernels before 6.7. Zero pages count as pages.
     private borrowing func read(_ range: AddressRange, _ findings: inout Findings) throws(Failure) {
         var words = [UInt64](repeating: 0, count: 8192)
