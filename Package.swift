@@ -81,6 +81,8 @@ let package = Package(
             swiftSettings: strict),
         // Floor 9: the executable.
         .executableTarget(name: "BrumateCommand", dependencies: ["Brumate", "Linux", "Diagnostics"], swiftSettings: strict),
+        // Damages images and lets the engine read them; run by tests and by hand.
+        .executableTarget(name: "ImageFuzzer", dependencies: ["Engine", "Linux", "Diagnostics", logging, system], swiftSettings: strict),
         .testTarget(name: "ScenarioTests", dependencies: ["Linux"], swiftSettings: tests),
         .testTarget(
             name: "KindsTests", dependencies: ["Kinds", "ImageFormat", "ImageMessages", "Linux", "Diagnostics", protobuf, system],

@@ -55,7 +55,7 @@ public func restore(_ request: RestoreRequest, log: Logger) throws(Failure) -> R
 }
 
 /// One restore: the stages of ARCHITECTURE.md, one method each.
-private final class RestoreOrder {
+final class RestoreOrder {
     let context: RestoreContext
     let request: RestoreRequest
     var plan = RestorePlan()
@@ -105,7 +105,7 @@ private final class RestoreOrder {
     // MARK: plan
 
     /// Reads all images and decides everything before anything is created.
-    func makePlan() throws(Failure) {
+    func makePlan(checksIDs: Bool = true) throws(Failure) {
         let images = context.images
         let inventory = try images.load(.inventory, as: InventoryEntry.self)
         guard inventory.imgVersion >= 1, inventory.imgVersion <= 2 else {
@@ -121,7 +121,7 @@ private final class RestoreOrder {
         try FileRestore.load(context)
         plan = try RestorePlan.make(listed, mappings: mappings, shellJob: context.policy.shellJob)
         try TaskRestore.load(context)
-        try checkIDs()
+        if checksIDs { try checkIDs() }
     }
 
     func readProcess(_ entry: PstreeEntry) throws(Failure) -> PlannedProcess {

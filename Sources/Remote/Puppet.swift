@@ -80,6 +80,12 @@ public final class NascentTree {
             arguments.set_tid = UInt64(UInt(bitPattern: number))
             arguments.set_tid_size = 1
             outcome = unsafe clinux_spawn(&arguments, executable.number, "brumate-seed", &failed)
+            var tries = 0
+            while outcome == -17, tries < NascentTree.mostTries {
+                tries += 1
+                NascentTree.pause()
+                outcome = unsafe clinux_spawn(&arguments, executable.number, "brumate-seed", &failed)
+            }
         }
         guard outcome > 0 else {
             let call: SystemCall = failed != 0 ? .execveat : .clone3
@@ -95,6 +101,15 @@ public final class NascentTree {
         root = puppet
         try puppet.board(self, file: file.number)
         return puppet
+    }
+
+    /// A pid stays taken for a moment after its task has left /proc, and for as long as it names a session or group.
+    static let mostTries = 200
+
+    /// Waits a millisecond.
+    static func pause() {
+        var pause: (Int, Int) = (0, 1_000_000)
+        _ = try? withAddress(of: &pause) { (address) throws(SystemCallError) in try systemCall(.nanosleep, address, 0) }
     }
 
     static func cloneFailure(_ id: TaskID, _ error: SystemCallError) -> Failure {
@@ -203,6 +218,10 @@ public final class Puppet {
 
     /// Creates tasks, all stopped before their first instruction.
     public func clone(_ requests: [CloneRequest]) throws(Failure) -> [Puppet] {
+        try clone(requests, tries: 0)
+    }
+
+    private func clone(_ requests: [CloneRequest], tries: Int) throws(Failure) -> [Puppet] {
         var batch = Batch()
         var slots: [Batch.Slot] = []
         for request in requests {
@@ -222,6 +241,11 @@ public final class Puppet {
         var made: [Puppet] = []
         for (request, slot) in zip(requests, slots) {
             guard results.success(slot) != nil else {
+                if results[slot] == -17, tries < NascentTree.mostTries {
+                    NascentTree.pause()
+                    made += try clone([request], tries: tries + 1)
+                    continue
+                }
                 throw NascentTree.cloneFailure(request.id, SystemCallError(.clone3, Errno(rawValue: Int32(-results[slot]))))
             }
             let isThread = request.flags & 0x10000 != 0

@@ -104,6 +104,14 @@ final class Program {
         return status & 0x7f == 0 ? status >> 8 & 0xff : 128 + status & 0x7f
     }
 
+    /// Runs the fuzzer over the program's images.
+    func fuzz(seconds: Int, seed: Int) throws -> Int32 {
+        let pid = try Program.spawn([".build/debug/ImageFuzzer", images, "\(seconds)", "\(seed)"], flags: 0, log: work + "/log")
+        var status: Int32 = 0
+        unsafe waitpid(pid, &status, 0)
+        return status
+    }
+
     @discardableResult
     func dump(_ more: [String] = [], fault: String? = nil) throws -> Int32 {
         let status = try brumate(["dump", "-t", "\(id)", "-D", images, "-v4", "-o", "dump.log"] + more, fault: fault)

@@ -353,6 +353,20 @@ struct `Nothing is lost when an order fails` {
         #expect(program.isGone)
     }
 
+    @Test func `images damaged at random are read without a trap`() throws {
+        let program = try Program(
+            """
+            r, w = os.pipe(); os.write(w, b'contents'); t = threading.Thread(target=signal.pause, daemon=True); t.start()
+            if os.fork() == 0:
+                while True: signal.pause()
+            signal.setitimer(signal.ITIMER_REAL, 1000, 2000)
+            serve(lambda: None)
+            """)
+        #expect(try program.dump(["-R"]) == 0)
+        // Always the same damages, so that a failure can be repeated.
+        #expect(try program.fuzz(seconds: 5, seed: 20261124) == 0, "\(program.text("log"))")
+    }
+
     @Test func `a directory without an inventory is no image`() throws {
         let program = try Program("serve(lambda: None)")
         #expect(try program.restore() == 1)
