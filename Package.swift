@@ -43,52 +43,76 @@ let package = Package(
         .target(name: "Procfs", dependencies: ["Linux", "Diagnostics"], swiftSettings: strict),
         .target(name: "ImageMessages", dependencies: [protobuf], exclude: ["Protos"], swiftSettings: generated),
         .target(
-            name: "ImageFormat", dependencies: ["CLinux", "Linux", "Diagnostics", "ImageMessages", protobuf, system], swiftSettings: strict),
+            name: "ImageFormat", dependencies: ["CLinux", "Linux", "Diagnostics", "ImageMessages", protobuf, system],
+            swiftSettings: strict),
         // Floor 4: system calls in other tasks.
         .target(name: "CRemote"),
-        .target(name: "Remote", dependencies: ["CLinux", "CRemote", "Linux", "Diagnostics", "Procfs", system], swiftSettings: strict),
+        .target(
+            name: "Remote", dependencies: ["CLinux", "CRemote", "Linux", "Diagnostics", "Procfs", system],
+            swiftSettings: strict),
         // Floor 5: the protocols of kinds, contexts, the restore plan; page transport.
         .target(
             name: "Kinds",
-            dependencies: ["Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", logging, system],
+            dependencies: [
+                "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", logging, system,
+            ],
             swiftSettings: strict),
         .target(
-            name: "Pages", dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote"],
+            name: "Pages",
+            dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote"],
             swiftSettings: strict),
         // Floor 6: families of kernel objects.
         .target(
-            name: "Tasks", dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", logging, system],
+            name: "Tasks",
+            dependencies: [
+                "CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", logging,
+                system,
+            ],
             swiftSettings: strict),
         .target(
             name: "Memory",
-            dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", "Pages", logging, system],
+            dependencies: [
+                "CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", "Pages",
+                logging, system,
+            ],
             swiftSettings: strict),
         .target(
             name: "Files",
-            dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", "Pages", logging, system],
+            dependencies: [
+                "CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", "Pages",
+                logging, system,
+            ],
             swiftSettings: strict),
         // Floor 7: the orders.
         .target(
             name: "Engine",
             dependencies: [
-                "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", "Pages", "Tasks", "Memory",
+                "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", "Pages", "Tasks",
+                "Memory",
                 "Files", logging, system,
             ],
             swiftSettings: strict),
         // Floor 8: the public library: options, API.
         .target(
-            name: "Brumate", dependencies: ["CLinux", "Linux", "Diagnostics", "ImageFormat", "Kinds", "Engine", logging, system],
+            name: "Brumate",
+            dependencies: ["CLinux", "Linux", "Diagnostics", "ImageFormat", "Kinds", "Engine", logging, system],
             swiftSettings: strict),
         // Floor 9: the executable.
-        .executableTarget(name: "BrumateCommand", dependencies: ["Brumate", "Linux", "Diagnostics"], swiftSettings: strict),
+        .executableTarget(
+            name: "BrumateCommand", dependencies: ["Brumate", "Linux", "Diagnostics"], swiftSettings: strict),
         // Damages images and lets the engine read them; run by tests and by hand.
-        .executableTarget(name: "ImageFuzzer", dependencies: ["Engine", "Linux", "Diagnostics", logging, system], swiftSettings: strict),
+        .executableTarget(
+            name: "ImageFuzzer", dependencies: ["Engine", "Linux", "Diagnostics", logging, system],
+            swiftSettings: strict),
         .testTarget(name: "ScenarioTests", dependencies: ["Linux"], swiftSettings: tests),
         .testTarget(
-            name: "KindsTests", dependencies: ["Kinds", "ImageFormat", "ImageMessages", "Linux", "Diagnostics", protobuf, system],
+            name: "KindsTests",
+            dependencies: ["Kinds", "ImageFormat", "ImageMessages", "Linux", "Diagnostics", protobuf, system],
             swiftSettings: tests),
-        .testTarget(name: "BrumateTests", dependencies: ["Brumate", "Linux", "Diagnostics", system], swiftSettings: tests),
-        .testTarget(name: "RemoteTests", dependencies: ["Remote", "Linux", "Diagnostics", system], swiftSettings: strict),
+        .testTarget(
+            name: "BrumateTests", dependencies: ["Brumate", "Linux", "Diagnostics", system], swiftSettings: tests),
+        .testTarget(
+            name: "RemoteTests", dependencies: ["Remote", "Linux", "Diagnostics", system], swiftSettings: strict),
         .testTarget(name: "LinuxTests", dependencies: ["Linux"], swiftSettings: strict),
     ]
 )

@@ -12,7 +12,9 @@ public enum CPUOrders {
     public static func check(_ images: FilePath, _ capabilities: [String]) throws(Failure) {
         let images = try ImageSet(images)
         guard images.has(.cpuInformation) else {
-            throw Failure(.corruptImage, "there is no cpuinfo.img in \(images.path.string)", advice: "Run 'cpuinfo dump' there first")
+            throw Failure(
+                .corruptImage, "there is no cpuinfo.img in \(images.path.string)",
+                advice: "Run 'cpuinfo dump' there first")
         }
         try CPU.check(images, capabilities)
     }

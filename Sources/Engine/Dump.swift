@@ -92,7 +92,8 @@ private func freeze(_ root: TaskID, deadline: ContinuousClock.Instant) throws(Fa
         if !isHealing { return tree }
         tree.thaw(.running)
         guard ContinuousClock.now < deadline else {
-            throw Failure(.denied, "task \(root) does not recover from an earlier dump that was killed", advice: "Try again")
+            throw Failure(
+                .denied, "task \(root) does not recover from an earlier dump that was killed", advice: "Try again")
         }
         var pause: (Int, Int) = (0, 1_000_000)
         _ = try? withAddress(of: &pause) { (address) throws(SystemCallError) in try systemCall(.nanosleep, address, 0) }
@@ -188,7 +189,8 @@ private struct DumpOrder {
         guard let root = context.processes.first else { return }
         if root.stat.session != root.id && !context.policy.shellJob {
             throw Failure(
-                .denied, "task \(root.id) (\(root.name)) is not a session leader: it belongs to the session \(root.stat.session)",
+                .denied,
+                "task \(root.id) (\(root.name)) is not a session leader: it belongs to the session \(root.stat.session)",
                 advice: "Pass --shell-job to dump it out of its shell's session, or start it with setsid")
         }
     }
@@ -196,7 +198,8 @@ private struct DumpOrder {
     /// Runs all system calls that the process must make itself, one batch per thread, and cures it.
     func infect(_ process: DumpedProcess) throws(Failure) -> LeaderAnswer {
         guard let leader = process.threads.first else { throw Failure(.bug, "no threads") }
-        let code = process.mappings.filter { $0.isNamed("[vdso]") }
+        let code =
+            process.mappings.filter { $0.isNamed("[vdso]") }
             + process.mappings.filter { !$0.isShared && $0.protection & 5 == 5 && !$0.isNamed("[vdso]") }
         let hole = try freeRange(in: process, size: Server.runwaySize)
         let server = try Server.start(
@@ -268,7 +271,9 @@ private struct DumpOrder {
                 entry.pgid = UInt32(bitPattern: process.stat.group.rawValue)
                 entry.sid = UInt32(bitPattern: process.stat.session.rawValue)
                 entry.threads = process.threads.map { UInt32(bitPattern: $0.tracee.id.rawValue) }
-                for thread in process.threads { try context.images.write(.core(thread.tracee.id.rawValue), [thread.core]) }
+                for thread in process.threads {
+                    try context.images.write(.core(thread.tracee.id.rawValue), [thread.core])
+                }
                 try context.images.write(.ids(frozen.id.rawValue), [process.ids])
             } else {
                 let stat = try TaskStat.read(of: frozen.id)
@@ -298,9 +303,11 @@ private struct DumpOrder {
 func raiseDescriptorLimit() {
     var limit: (UInt64, UInt64) = (0, 0)
     do throws(SystemCallError) {
-        try withAddress(of: &limit) { (address) throws(SystemCallError) in try systemCall(.prlimit64, 0, 7, 0, address) }
+        try withAddress(of: &limit) { (address) throws(SystemCallError) in try systemCall(.prlimit64, 0, 7, 0, address)
+        }
         limit.0 = limit.1
-        try withAddress(of: &limit) { (address) throws(SystemCallError) in try systemCall(.prlimit64, 0, 7, address, 0) }
+        try withAddress(of: &limit) { (address) throws(SystemCallError) in try systemCall(.prlimit64, 0, 7, address, 0)
+        }
     } catch {
         // The limit stays as it is; what does not fit is reported where it fails.
     }

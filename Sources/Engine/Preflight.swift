@@ -10,17 +10,21 @@ enum Preflight {
         var ancestor = TaskID.current
         while ancestor.rawValue > 1 {
             if ancestor == root {
-                throw Failure(.denied, "task \(root) is brumate itself or one of its ancestors", advice: "Run brumate outside of the tree")
+                throw Failure(
+                    .denied, "task \(root) is brumate itself or one of its ancestors",
+                    advice: "Run brumate outside of the tree")
             }
             guard let stat = try? TaskStat.read(of: ancestor) else { break }
             ancestor = stat.parent
         }
         let status: TaskStatus
         do throws(Failure) { status = try TaskStatus.read(of: root) } catch {
-            throw Failure(.vanished, "there is no task \(root)", advice: "Check the pid given with --tree", cause: error.cause)
+            throw Failure(
+                .vanished, "there is no task \(root)", advice: "Check the pid given with --tree", cause: error.cause)
         }
         guard status.process == root else {
-            throw Failure(.usage, "\(root) is a thread of task \(status.process)", advice: "Pass --tree \(status.process)")
+            throw Failure(
+                .usage, "\(root) is a thread of task \(status.process)", advice: "Pass --tree \(status.process)")
         }
     }
 }

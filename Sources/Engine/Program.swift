@@ -19,7 +19,7 @@ func runProgram(_ path: FilePath, arguments: [String], environment: [String]) th
     }
     unsafe variables.append(nil)
     let error = unsafe path.withPlatformString { unsafe posix_spawn(&pid, $0, nil, nil, words, variables) }
-    for unsafe word in unsafe words + variables { unsafe free(word) }
+    unsafe (words + variables).forEach { unsafe free($0) }
     guard error == 0 else {
         throw Failure(.denied, "can't run \(path.string)", cause: SystemCallError(.execve, Errno(rawValue: error)))
     }

@@ -137,7 +137,8 @@ final class RestoreOrder {
         for thread in threads.dropFirst() { cores.append(try images.load(.core(thread.rawValue), as: CoreEntry.self)) }
         var process = PlannedProcess(
             id: TaskID(id), parent: entry.ppid == 0 ? nil : TaskID(Int32(bitPattern: entry.ppid)),
-            session: TaskID(Int32(bitPattern: entry.sid)), group: TaskID(Int32(bitPattern: entry.pgid)), threads: threads,
+            session: TaskID(Int32(bitPattern: entry.sid)), group: TaskID(Int32(bitPattern: entry.pgid)),
+            threads: threads,
             cores: cores, ids: TaskKobjIdsEntry(), isZombie: isZombie)
         if isZombie { return process }
         process.ids = try images.load(.ids(id), as: TaskKobjIdsEntry.self)
@@ -183,7 +184,9 @@ final class RestoreOrder {
         add(root, puppet, inherits: nil)
         // The courier's socket stays; everything else that we leaked into the seed goes.
         var batch = Batch()
-        if number > 0 { batch.add(.close_range, .value(0), .value(Int(number) - 1), .value(0), doing: "close descriptors") }
+        if number > 0 {
+            batch.add(.close_range, .value(0), .value(Int(number) - 1), .value(0), doing: "close descriptors")
+        }
         batch.add(.close_range, .value(Int(number) + 1), .value(Int(Int32.max)), .value(0), doing: "close descriptors")
         // While the tree grows, stand-ins must vanish without a trace.
         let ignore = batch.place(value: (UInt64(1), UInt64(0), UInt64(0), UInt64(0)))
@@ -209,7 +212,9 @@ final class RestoreOrder {
             case .sow: break
             case .build(let id):
                 guard let process = processes[id] else { throw Failure(.bug, "no process \(id)") }
-                try during(.restoring(id, process.name)) { () throws(Failure) in try MemoryRestore.build(process, context) }
+                try during(.restoring(id, process.name)) { () throws(Failure) in
+                    try MemoryRestore.build(process, context)
+                }
             case .clone(let creator, let child):
                 guard let planned = byID[child] else { throw Failure(.bug, "no process \(child)") }
                 try birth(planned, by: creator, flags: sharing(planned, with: creator), inherits: processes[creator])
@@ -226,7 +231,9 @@ final class RestoreOrder {
             case .joinGroup(let id, let group):
                 try call(id, .setpgid, 0, Int(group.rawValue), doing: "join a process group")
             case .orphan(let creator, let child):
-                guard let planned = byID[child], let parent = planned.parent else { throw Failure(.bug, "no process \(child)") }
+                guard let planned = byID[child], let parent = planned.parent else {
+                    throw Failure(.bug, "no process \(child)")
+                }
                 try orphan(planned, from: creator, to: parent)
             case .dismiss(let id):
                 try dismiss(id)
@@ -240,7 +247,8 @@ final class RestoreOrder {
         return puppet
     }
 
-    private func call(_ id: TaskID, _ call: SystemCall, _ a: Int = 0, _ b: Int = 0, doing: StaticString) throws(Failure) {
+    private func call(_ id: TaskID, _ call: SystemCall, _ a: Int = 0, _ b: Int = 0, doing: StaticString) throws(Failure)
+    {
         let puppet = try puppet(id)
         try during(.restoring(id, processes[id]?.name ?? "stand-in")) { () throws(Failure) in
             var batch = Batch()
@@ -262,8 +270,12 @@ final class RestoreOrder {
         return flags
     }
 
-    private func birth(_ planned: PlannedProcess, by creator: TaskID, flags: UInt64, inherits: RestoredProcess?) throws(Failure) {
-        try during(.restoring(planned.id, planned.cores.first.map { String(decoding: $0.tc.comm, as: UTF8.self) } ?? "?")) {
+    private func birth(_ planned: PlannedProcess, by creator: TaskID, flags: UInt64, inherits: RestoredProcess?)
+        throws(Failure)
+    {
+        try during(
+            .restoring(planned.id, planned.cores.first.map { String(decoding: $0.tc.comm, as: UTF8.self) } ?? "?")
+        ) {
             () throws(Failure) in
             for made in try puppet(creator).clone([CloneRequest(id: planned.id, flags: flags)]) {
                 puppets[made.id] = made
@@ -350,7 +362,9 @@ final class RestoreOrder {
         let zombies = context.processes.filter(\.plan.isZombie)
         let parents = Set(zombies.compactMap(\.plan.parent))
         for process in context.processes where parents.contains(process.id) {
-            try during(.restoring(process.id, process.name)) { () throws(Failure) in try TaskRestore.expectZombies(process) }
+            try during(.restoring(process.id, process.name)) { () throws(Failure) in
+                try TaskRestore.expectZombies(process)
+            }
         }
         for process in zombies {
             try during(.restoring(process.id, process.name)) { () throws(Failure) in
@@ -359,7 +373,9 @@ final class RestoreOrder {
             }
         }
         for process in context.processes where parents.contains(process.id) {
-            try during(.restoring(process.id, process.name)) { () throws(Failure) in try TaskRestore.forgetZombies(process) }
+            try during(.restoring(process.id, process.name)) { () throws(Failure) in
+                try TaskRestore.forgetZombies(process)
+            }
         }
     }
 
@@ -417,7 +433,9 @@ final class RestoreOrder {
     func abandon() {
         for puppet in puppets.values where puppet.isLeader { _ = try? systemCall(.kill, Int(puppet.id.rawValue), 9) }
         for process in context.processes {
-            for thread in process.threads.dropFirst() { while thread.puppet.tracee.isAttached, (try? thread.puppet.tracee.wait()) != nil {} }
+            for thread in process.threads.dropFirst() {
+                while thread.puppet.tracee.isAttached, (try? thread.puppet.tracee.wait()) != nil {}
+            }
         }
         for puppet in puppets.values { while puppet.tracee.isAttached, (try? puppet.tracee.wait()) != nil {} }
         FileRestore.abandon(context)

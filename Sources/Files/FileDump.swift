@@ -56,7 +56,8 @@ public final class FileDump: FileDumper {
         let facts = FileFacts(status: status, target: target, information: try .read(in: information, number))
         guard !facts.information.lines.contains(where: { $0.starts(with: "lock:".utf8) }) else {
             throw Failure(
-                .unsupported, "\(facts.text) has a file lock or lease, which can't be dumped yet", advice: "Release it before the dump")
+                .unsupported, "\(facts.text) has a file lock or lease, which can't be dumped yet",
+                advice: "Release it before the dump")
         }
         var entry = FdinfoEntry()
         entry.fd = UInt32(number)
@@ -88,7 +89,8 @@ public final class FileDump: FileDumper {
     public func dump(mapped mapping: VMA, of process: DumpedProcess, flags: OpenFlags) throws(Failure) -> UInt32 {
         // The same file is mapped many times over; /proc/PID/maps names it well enough while nothing moves.
         let key = Mapped(
-            device: UInt64(mapping.major) << 32 | UInt64(mapping.minor), inode: mapping.inode, flags: flags.rawValue, name: mapping.name)
+            device: UInt64(mapping.major) << 32 | UInt64(mapping.minor), inode: mapping.inode, flags: flags.rawValue,
+            name: mapping.name)
         if let id = mapped[key] { return id }
         let id = try dump(path: "/proc/\(process.id.rawValue)/map_files/\(mapping.range)", of: process, flags: flags)
         mapped[key] = id

@@ -14,17 +14,22 @@ enum FileOwner {
         var owner: (type: Int32, pid: Int32) = (0, 0)
         var ids: (uid: UInt32, euid: UInt32) = (0, 0)
         let signal = try attempt("read the file's owner") { () throws(SystemCallError) in
-            try withAddress(of: &owner) { (address) throws(SystemCallError) in try systemCall(.fcntl, number, 16, address) }
+            try withAddress(of: &owner) { (address) throws(SystemCallError) in
+                try systemCall(.fcntl, number, 16, address)
+            }
             return try systemCall(.fcntl, number, 11)
         }
         entry.signum = UInt32(signal)
         guard owner.pid != 0 else { return entry }
         try attempt("read the file's owner") { () throws(SystemCallError) in
-            try withAddress(of: &ids) { (address) throws(SystemCallError) in try systemCall(.fcntl, number, 17, address) }
+            try withAddress(of: &ids) { (address) throws(SystemCallError) in try systemCall(.fcntl, number, 17, address)
+            }
         }
         // The image has the kernel's enum pid_type: a process is 0 or 1, a group 2; F_OWNER_PGRP is 2, F_OWNER_PID 1.
         entry.pidType = owner.type == 0 ? 0 : UInt32(owner.type)
-        if owner.type == 0 { throw Failure(.unsupported, "the file's owner is a single thread, which the format can't hold") }
+        if owner.type == 0 {
+            throw Failure(.unsupported, "the file's owner is a single thread, which the format can't hold")
+        }
         entry.pid = UInt32(bitPattern: owner.pid)
         (entry.uid, entry.euid) = (ids.uid, ids.euid)
         return entry
@@ -42,7 +47,9 @@ enum FileOwner {
             if changes { try systemCall(.setresuid, Int(entry.uid), Int(entry.euid), -1) }
             var owner: (type: Int32, pid: Int32) = (Int32(entry.pidType), Int32(bitPattern: entry.pid))
             let outcome = Result { () throws(SystemCallError) in
-                try withAddress(of: &owner) { (address) throws(SystemCallError) in try systemCall(.fcntl, number, 15, address) }
+                try withAddress(of: &owner) { (address) throws(SystemCallError) in
+                    try systemCall(.fcntl, number, 15, address)
+                }
             }
             if changes { try systemCall(.setresuid, 0, 0, -1) }
             _ = try outcome.get()

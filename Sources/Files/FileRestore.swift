@@ -41,7 +41,9 @@ public enum FileRestore {
         let kinds = Kinds.of(context)
         var groups: [Group: [UInt32]] = [:]
         for (id, index) in kinds.byID {
-            guard let entry = context.entries[id], fileKinds[index].comesAfterTasks(entry) == afterTasks else { continue }
+            guard let entry = context.entries[id], fileKinds[index].comesAfterTasks(entry) == afterTasks else {
+                continue
+            }
             groups[Group(kind: index, key: fileKinds[index].group(entry, context)), default: []].append(id)
         }
         for group in groups.keys.sorted(by: { ($0.kind, $0.key) < ($1.kind, $1.key) }) {
@@ -100,7 +102,9 @@ public enum FileRestore {
             guard entry.fd < 1 << 30, index == 0 || table[index - 1].fd < entry.fd else {
                 throw Failure(.corruptImage, "the descriptor \(entry.fd) is listed twice")
             }
-            let number = try during(.descriptor(Int32(entry.fd))) { () throws(Failure) in try context.files.number(entry.id) }
+            let number = try during(.descriptor(Int32(entry.fd))) { () throws(Failure) in
+                try context.files.number(entry.id)
+            }
             numbers.append(number)
         }
         let arrived = try context.deliver(numbers, to: puppet)

@@ -20,7 +20,9 @@ public final class ImageDirectory {
     /// holds no valid image.
     public init(_ path: FilePath) throws(Failure) {
         self.path = path
-        directory = try attempt("open the image directory \(path.string)", advice: "Create it, or pass another with --images-dir") {
+        directory = try attempt(
+            "open the image directory \(path.string)", advice: "Create it, or pass another with --images-dir"
+        ) {
             () throws(SystemCallError) in try openFile(path, [.directory])
         }
     }
@@ -41,7 +43,9 @@ public final class ImageDirectory {
 
     private func remove(_ name: String) throws(SystemCallError) {
         let number = Int(directory.number)
-        try withPath(FilePath(name)) { (address) throws(SystemCallError) in try systemCall(.unlinkat, number, address, 0) }
+        try withPath(FilePath(name)) { (address) throws(SystemCallError) in
+            try systemCall(.unlinkat, number, address, 0)
+        }
     }
 
     /// A number for a new pages file.
@@ -172,7 +176,8 @@ public final class ImageWriter {
     public func flush() throws(Failure) {
         guard !buffer.isEmpty else { return }
         let (bytes, number) = (buffer, file.number)
-        try attempt("write the image \(name.fileName)", advice: "Check that the disk has room") { () throws(SystemCallError) in
+        try attempt("write the image \(name.fileName)", advice: "Check that the disk has room") {
+            () throws(SystemCallError) in
             try writeAll(bytes, to: number)
         }
         buffer.removeAll(keepingCapacity: true)

@@ -72,7 +72,9 @@ public struct ImageName: Hashable, Sendable {
     /// `pages-N.img`, raw pages.
     public static func pages(_ id: UInt32) -> ImageName { ImageName("pages-\(id).img", 0) }
     /// `ghost-file-ID.img`, in hexadecimal.
-    public static func ghost(_ id: UInt32) -> ImageName { ImageName("ghost-file-\(String(id, radix: 16)).img", 0x5258_3605) }
+    public static func ghost(_ id: UInt32) -> ImageName {
+        ImageName("ghost-file-\(String(id, radix: 16)).img", 0x5258_3605)
+    }
     /// `timens-ID.img`.
     public static func timeNamespace(_ id: UInt32) -> ImageName { ImageName("timens-\(id).img", 0x4311_4433) }
 }

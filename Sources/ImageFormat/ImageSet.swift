@@ -31,7 +31,9 @@ public final class ImageSet {
 
     private static func above(_ folder: Int32, _ path: FilePath, depth: Int) throws(Failure) -> ImageSet? {
         guard depth < ImageSet.deepest else { throw Failure(.corruptImage, "the chain of parent images is endless") }
-        switch Result(catching: { () throws(SystemCallError) in try openFile("parent", [.directory], in: folder).release() }) {
+        switch Result(catching: { () throws(SystemCallError) in
+            try openFile("parent", [.directory], in: folder).release()
+        }) {
         case .success(let number):
             return try ImageSet(Descriptor(owning: number), path.appending("parent"), depth: depth + 1)
         case .failure(let error):
@@ -150,7 +152,9 @@ public final class ImageReader {
                     return done
                 }
             }
-            guard got >= count else { throw Failure(.corruptImage, "\(name.fileName) became shorter while it was read") }
+            guard got >= count else {
+                throw Failure(.corruptImage, "\(name.fileName) became shorter while it was read")
+            }
             window = fresh
             windowStart = offset
         }

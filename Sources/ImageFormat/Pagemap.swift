@@ -16,7 +16,8 @@ public struct PageRun: Hashable, Sendable {
     public var isLazy: Bool
 
     /// Describes a run of pages.
-    public init(address: Address, pages: UInt64, isPresent: Bool = true, isInParent: Bool = false, isLazy: Bool = false) {
+    public init(address: Address, pages: UInt64, isPresent: Bool = true, isInParent: Bool = false, isLazy: Bool = false)
+    {
         self.address = address
         self.pages = pages
         self.isPresent = isPresent
@@ -67,10 +68,14 @@ public struct Pagemap: Sendable {
     /// Reads and checks one: runs are page-aligned, ascending, don't overlap, and lie in user space.
     ///
     /// - Parameter highest: first address that no page may have.
-    public static func read(_ name: ImageName, from images: ImageSet, highest: UInt64 = 1 << 56) throws(Failure) -> Pagemap {
+    public static func read(_ name: ImageName, from images: ImageSet, highest: UInt64 = 1 << 56) throws(Failure)
+        -> Pagemap
+    {
         try during(.image(name.fileName)) { () throws(Failure) in
             let reader = try images.open(name)
-            guard let head = try reader.next(PagemapHead.self) else { throw Failure(.corruptImage, "it holds no message") }
+            guard let head = try reader.next(PagemapHead.self) else {
+                throw Failure(.corruptImage, "it holds no message")
+            }
             var runs: [PageRun] = []
             var last: UInt64 = 0
             while let entry = try reader.next(PagemapEntry.self) {
@@ -85,7 +90,8 @@ public struct Pagemap: Sendable {
                 let flags = entry.hasFlags ? entry.flags : (entry.inParent ? 1 : 4)
                 runs.append(
                     PageRun(
-                        address: Address(entry.vaddr), pages: pages, isPresent: flags & 4 != 0, isInParent: flags & 1 != 0,
+                        address: Address(entry.vaddr), pages: pages, isPresent: flags & 4 != 0,
+                        isInParent: flags & 1 != 0,
                         isLazy: flags & 2 != 0))
             }
             return Pagemap(pagesID: head.pagesID, runs: runs)

@@ -35,7 +35,9 @@ func damage(_ good: [UInt8], _ dice: inout Dice) -> [UInt8] {
         case 1: bytes[at] = UInt8.random(in: 0...255, using: &dice)
         case 2: bytes.removeSubrange(at...)
         case 3: bytes.insert(contentsOf: bytes[at...].prefix(16), at: at)
-        case 4: bytes.replaceSubrange(at..<min(at + 8, bytes.count), with: [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f])
+        case 4:
+            bytes.replaceSubrange(
+                at..<min(at + 8, bytes.count), with: [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f])
         default: bytes[at] = [0, 1, 0x7f, 0x80, 0xff].randomElement(using: &dice) ?? 0
         }
     }

@@ -83,7 +83,8 @@ public final class Courier {
         var byte: [UInt8] = [0]
         let socket = Int(ours.number)
         let length = control.count
-        try attempt("send descriptors", advice: "Raise the limit on open files (RLIMIT_NOFILE)") { () throws(SystemCallError) in
+        try attempt("send descriptors", advice: "Raise the limit on open files (RLIMIT_NOFILE)") {
+            () throws(SystemCallError) in
             try byte.withAddress { (byte, _) throws(SystemCallError) in
                 try control.withAddress { (control, _) throws(SystemCallError) in
                     var vector: (Int, Int) = (byte, 1)

@@ -24,7 +24,9 @@ public final class DumpedThread {
     public var isLeader: Bool { tracee.id == process.id }
 
     /// Describes a stopped thread.
-    public init(_ tracee: Tracee, of process: DumpedProcess, status: TaskStatus, registers: Registers, signalMask: UInt64) {
+    public init(
+        _ tracee: Tracee, of process: DumpedProcess, status: TaskStatus, registers: Registers, signalMask: UInt64
+    ) {
         self.tracee = tracee
         self.process = process
         self.status = status

@@ -58,11 +58,14 @@ public struct RestorePlan: Sendable {
     ///   - listed: the processes in the order of the image.
     ///   - mappings: the ranges that each process's memory takes.
     /// - Throws: `corruptImage` if the tree makes no sense, `unsupported` if no order of births can produce it.
-    public static func make(_ listed: [PlannedProcess], mappings: [AddressRange], shellJob: Bool) throws(Failure) -> RestorePlan {
+    public static func make(_ listed: [PlannedProcess], mappings: [AddressRange], shellJob: Bool) throws(Failure)
+        -> RestorePlan
+    {
         var plan = RestorePlan()
         plan.processes = try sorted(listed)
         plan.runway = try hole(in: mappings, size: runwaySize)
-        plan.firstUnusedDescriptor = (plan.processes.flatMap(\.descriptors).map { Int32(clamping: $0.fd) }.max() ?? -1) &+ 1
+        plan.firstUnusedDescriptor =
+            (plan.processes.flatMap(\.descriptors).map { Int32(clamping: $0.fd) }.max() ?? -1) &+ 1
         var births = Births(plan.processes)
         try births.plan(shellJob: shellJob)
         plan.births = births.steps
@@ -74,7 +77,8 @@ public struct RestorePlan: Sendable {
     static func sorted(_ listed: [PlannedProcess]) throws(Failure) -> [PlannedProcess] {
         var seen: Set<TaskID> = []
         for process in listed {
-            guard process.id.rawValue > 0, process.threads.first == process.id, process.threads.count == process.cores.count
+            guard process.id.rawValue > 0, process.threads.first == process.id,
+                process.threads.count == process.cores.count
             else { throw Failure(.corruptImage, "task \(process.id) of pstree.img makes no sense") }
             for thread in process.threads where !seen.insert(thread).inserted || thread.rawValue <= 0 {
                 throw Failure(.corruptImage, "the task id \(thread) is twice in pstree.img")
@@ -89,7 +93,8 @@ public struct RestorePlan: Sendable {
                 continue
             }
             guard byID[parent] != nil else {
-                throw Failure(.corruptImage, "task \(process.id) has the parent \(parent), which pstree.img does not list")
+                throw Failure(
+                    .corruptImage, "task \(process.id) has the parent \(parent), which pstree.img does not list")
             }
             children[parent, default: []].append(index)
         }
@@ -103,7 +108,9 @@ public struct RestorePlan: Sendable {
             order.append(process)
             queue += children[process.id] ?? []
         }
-        guard order.count == listed.count else { throw Failure(.corruptImage, "the parents in pstree.img form a circle") }
+        guard order.count == listed.count else {
+            throw Failure(.corruptImage, "the parents in pstree.img form a circle")
+        }
         return order
     }
 
@@ -269,13 +276,16 @@ private struct Births {
         for standIn in standIns { led[standIn] = standIn }
         for process in processes where process.group != process.id {
             // The root's own group may be outside of the tree; then all its members stay in the one they are born in.
-            if process.group == root.group && byID[root.group] == nil && !standIns.contains(root.group) && root.session != root.id {
+            if process.group == root.group && byID[root.group] == nil && !standIns.contains(root.group)
+                && root.session != root.id
+            {
                 continue
             }
             if led[process.group] == nil {
                 guard byID[process.group] == nil else {
                     throw Failure(
-                        .corruptImage, "task \(process.id) is in the group \(process.group), whose leader is in another one")
+                        .corruptImage,
+                        "task \(process.id) is in the group \(process.group), whose leader is in another one")
                 }
                 steps.append(.cloneStandIn(creator: process.id, child: process.group))
                 steps.append(.startGroup(process.group))

@@ -56,7 +56,8 @@ public struct SharingIndex {
             let order = try attempt("compare kernel objects of the tasks \(task) and \(other.task)") {
                 () throws(SystemCallError) in
                 try systemCall(
-                    .kcmp, Int(task.rawValue), Int(other.task.rawValue), object.rawValue, Int(number), Int(other.number))
+                    .kcmp, Int(task.rawValue), Int(other.task.rawValue), object.rawValue, Int(number), Int(other.number)
+                )
             }
             switch order {
             case 0: return (other.id, false)

@@ -73,7 +73,9 @@ public struct OpenFlags: OptionSet, Hashable, Sendable {
 public func withPath<R>(_ path: FilePath, _ body: (Int) throws(SystemCallError) -> R) throws(SystemCallError) -> R {
     // The closure-taking call of swift-system rethrows untyped errors; a Result carries the typed one across.
     let outcome: Result<R, SystemCallError> = unsafe path.withPlatformString { string in
-        do throws(SystemCallError) { return .success(try body(Int(bitPattern: string))) } catch { return .failure(error) }
+        do throws(SystemCallError) { return .success(try body(Int(bitPattern: string))) } catch {
+            return .failure(error)
+        }
     }
     return try outcome.get()
 }
@@ -90,7 +92,8 @@ public func openFile(
     _ path: FilePath, _ flags: OpenFlags = .readOnly, mode: UInt32 = 0o600, in directory: Int32 = currentDirectory
 ) throws(SystemCallError) -> Descriptor {
     let raw = try withPath(path) { (address) throws(SystemCallError) in
-        try systemCall(.openat, Int(directory), address, Int(flags.union([.closeOnExec, .largeFile]).rawValue), Int(mode))
+        try systemCall(
+            .openat, Int(directory), address, Int(flags.union([.closeOnExec, .largeFile]).rawValue), Int(mode))
     }
     return Descriptor(owning: Int32(raw))
 }
@@ -229,7 +232,9 @@ public func writeAll(_ bytes: [UInt8], to file: Int32) throws(SystemCallError) {
 }
 
 /// The names in a directory without `.` and `..` (`getdents64(2)`).
-public func listDirectory(_ path: FilePath, in directory: Int32 = currentDirectory) throws(SystemCallError) -> [FilePath] {
+public func listDirectory(_ path: FilePath, in directory: Int32 = currentDirectory) throws(SystemCallError)
+    -> [FilePath]
+{
     let folder = try openFile(path, [.directory], in: directory)
     var names: [FilePath] = []
     var buffer = [UInt8](repeating: 0, count: 32768)

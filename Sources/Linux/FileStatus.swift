@@ -41,7 +41,9 @@ public struct FileStatus: Hashable, Sendable {
     /// The file's type; nil for anonymous inodes, which have none.
     public var kind: Kind? { Kind(rawValue: mode & 0o170000) }
     /// Major and minor number of `representedDevice`.
-    public var representedMajor: UInt32 { UInt32(representedDevice >> 8 & 0xfff) | UInt32(representedDevice >> 32) & ~0xfff }
+    public var representedMajor: UInt32 {
+        UInt32(representedDevice >> 8 & 0xfff) | UInt32(representedDevice >> 32) & ~0xfff
+    }
 
     /// `device` in the kernel's own encoding: 12 bits of major and 20 of minor number.
     public var kernelDevice: UInt32 {
@@ -85,7 +87,8 @@ public struct FileStatus: Hashable, Sendable {
         modifyNanoseconds = UInt32(truncatingIfNeeded: w[15])
         representedDevice = FileStatus.device(
             major: UInt32(truncatingIfNeeded: w[16]), minor: UInt32(truncatingIfNeeded: w[16] >> 32))
-        device = FileStatus.device(major: UInt32(truncatingIfNeeded: w[17]), minor: UInt32(truncatingIfNeeded: w[17] >> 32))
+        device = FileStatus.device(
+            major: UInt32(truncatingIfNeeded: w[17]), minor: UInt32(truncatingIfNeeded: w[17] >> 32))
         mountID = Int32(truncatingIfNeeded: w[18])
     }
 }
@@ -94,7 +97,9 @@ public struct FileStatus: Hashable, Sendable {
 @discardableResult
 public func withCString<R>(_ text: String, _ body: (Int) throws(SystemCallError) -> R) throws(SystemCallError) -> R {
     let outcome: Result<R, SystemCallError> = unsafe text.withCString { string in
-        do throws(SystemCallError) { return .success(try body(Int(bitPattern: string))) } catch { return .failure(error) }
+        do throws(SystemCallError) { return .success(try body(Int(bitPattern: string))) } catch {
+            return .failure(error)
+        }
     }
     return try outcome.get()
 }

@@ -13,7 +13,8 @@ public struct Mapping: ~Copyable, Sendable {
     ///   - protection: `PROT_*` bits.
     ///   - flags: `MAP_*` bits.
     ///   - file: a descriptor, or -1.
-    public init(length: Int, protection: Int = 3, flags: Int, file: Int32 = -1, offset: Int = 0) throws(SystemCallError) {
+    public init(length: Int, protection: Int = 3, flags: Int, file: Int32 = -1, offset: Int = 0) throws(SystemCallError)
+    {
         self.address = try systemCall(.mmap, 0, length, protection, flags, Int(file), offset)
         self.length = length
     }

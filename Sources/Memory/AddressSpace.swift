@@ -117,7 +117,8 @@ struct AddressSpace {
     private func move(_ range: AddressRange, to address: Address, _ batch: inout Batch) {
         let length = Int(range.length)
         batch.add(
-            .mremap, .address(range.start), .value(length), .value(length), .value(3), .address(address), doing: "move the vdso")
+            .mremap, .address(range.start), .value(length), .value(length), .value(3), .address(address),
+            doing: "move the vdso")
     }
 
     private func unmap(except stays: [AddressRange], _ batch: inout Batch) {
@@ -125,7 +126,8 @@ struct AddressSpace {
         for range in stays.sorted(by: { $0.start < $1.start }) + [AddressRange(AddressSpace.end, AddressSpace.end)] {
             if range.start.rawValue > at {
                 batch.add(
-                    .munmap, .address(Address(at)), .value(Int(range.start.rawValue - at)), doing: "clear the address space")
+                    .munmap, .address(Address(at)), .value(Int(range.start.rawValue - at)),
+                    doing: "clear the address space")
             }
             at = max(at, range.end.rawValue)
         }
@@ -138,7 +140,9 @@ struct AddressSpace {
         let variables = wanted.filter { $0.status.contains(.vvar) }
         let code = wanted.filter { $0.status.contains(.vdso) }
         if variables.isEmpty && code.isEmpty { return [] }
-        let ours = (placement.mappings.filter { !$0.isNamed("[vdso]") }, placement.mappings.filter { $0.isNamed("[vdso]") })
+        let ours = (
+            placement.mappings.filter { !$0.isNamed("[vdso]") }, placement.mappings.filter { $0.isNamed("[vdso]") }
+        )
         var moves: [(VMA, AddressRange)] = []
         let length = ours.0.reduce(0) { $0 + $1.range.length }
         guard variables.count <= 1, code.count <= 1, ours.1.count == 1,
@@ -167,7 +171,9 @@ struct AddressSpace {
         var places: [Int32: Int] = [:]
         var users: [(area: Int, place: Int)] = []
         for (index, area) in plan.areas.enumerated() where area.isMapped && kept[index] == nil {
-            guard let number = try during(.mapping(area.range), { () throws(Failure) in try built.number(for: area, context) })
+            guard
+                let number = try during(
+                    .mapping(area.range), { () throws(Failure) in try built.number(for: area, context) })
             else { continue }
             if places[number] == nil {
                 places[number] = ours.count
@@ -182,7 +188,9 @@ struct AddressSpace {
     }
 
     private func map(_ area: Area, protection: Int, _ file: RemoteDescriptor?, _ batch: inout Batch) {
-        var flags = area.flags & (MapFlags.shared | MapFlags.private | MapFlags.droppable | MapFlags.growsDown | MapFlags.noReserve)
+        var flags =
+            area.flags
+            & (MapFlags.shared | MapFlags.private | MapFlags.droppable | MapFlags.growsDown | MapFlags.noReserve)
         if flags & MapFlags.droppable != 0 { flags &= ~MapFlags.private }
         if area.flags & MapFlags.hugePages != 0, file == nil {
             flags |= MapFlags.hugePages | area.flags & (0x3f << MapFlags.hugeShift)
@@ -213,7 +221,8 @@ struct AddressSpace {
                 continue
             }
             guard kept[index] != nil else {
-                let quick = area.status.contains(.anonymousPrivate)
+                let quick =
+                    area.status.contains(.anonymousPrivate)
                     && area.flags & (MapFlags.hugePages | MapFlags.droppable) == 0
                 if quick { fresh += mine } else { written += mine }
                 continue
@@ -312,14 +321,16 @@ struct AddressSpace {
         // The fault handler of a moment: registered ranges are filled page by page without faults or zeroing.
         let opened = batch.add(.userfaultfd, .value(0o2004000), doing: "open a userfaultfd", mayFail: true)
         let interface = batch.place(value: (UInt64(0xaa), UInt64(0), UInt64(0)))
-        batch.add(.ioctl, .result(opened), .value(0xc018_aa3f), .buffer(interface), doing: "use a userfaultfd", mayFail: true)
+        batch.add(
+            .ioctl, .result(opened), .value(0xc018_aa3f), .buffer(interface), doing: "use a userfaultfd", mayFail: true)
         var registered: [Batch.Slot] = []
         for (index, area) in plan.areas.enumerated() where isFilledQuickly(area, index, fresh) {
             let request = batch.place(value: (area.range.start.rawValue, area.range.length, UInt64(1), UInt64(0)))
             // The descriptor is fed forward once a call, so it is asked for again by its known number.
             registered.append(
                 batch.add(
-                    .ioctl, .value(Int(lowestFree)), .value(0xc020_aa00), .buffer(request), doing: "watch memory", mayFail: true))
+                    .ioctl, .value(Int(lowestFree)), .value(0xc020_aa00), .buffer(request), doing: "watch memory",
+                    mayFail: true))
         }
         let results = try puppet.run(batch)
         guard let number = results.success(opened), number == Int(lowestFree),
@@ -363,7 +374,9 @@ struct AddressSpace {
         let executable = try context.deliver([try context.files.number(plan.entry.exeFileID)], to: puppet)
         var batch = Batch()
         for (index, area) in plan.areas.enumerated() where area.isMapped {
-            let (start, length) = (Batch.Argument.address(area.range.start), Batch.Argument.value(Int(area.range.length)))
+            let (start, length) = (
+                Batch.Argument.address(area.range.start), Batch.Argument.value(Int(area.range.length))
+            )
             if plan.mappedProtection[index] != area.protection {
                 batch.add(.mprotect, start, length, .value(area.protection), doing: "protect memory")
             }
@@ -373,16 +386,20 @@ struct AddressSpace {
             if !area.name.isEmpty {
                 let name = batch.place(string: area.name)
                 batch.add(
-                    .prctl, .value(0x5356_4d41), .value(0), start, length, .buffer(name), doing: "name memory", mayFail: true)
+                    .prctl, .value(0x5356_4d41), .value(0), start, length, .buffer(name), doing: "name memory",
+                    mayFail: true)
             }
             if area.flags & MapFlags.locked != 0 {
                 batch.add(.mlock2, start, length, .value(area.more.contains("lf") ? 1 : 0), doing: "lock memory")
             }
         }
         for range in plan.guards {
-            batch.add(.madvise, .address(range.start), .value(Int(range.length)), .value(102), doing: "install guard pages")
+            batch.add(
+                .madvise, .address(range.start), .value(Int(range.length)), .value(102), doing: "install guard pages")
         }
-        if plan.entry.thpDisabled { batch.add(.prctl, .value(41), .value(1), .value(0), .value(0), .value(0), doing: "turn huge pages off") }
+        if plan.entry.thpDisabled {
+            batch.add(.prctl, .value(41), .value(1), .value(0), .value(0), .value(0), doing: "turn huge pages off")
+        }
         setLayout(&batch, executable[0])
         batch.add(.close, .descriptor(executable[0]), doing: "close the executable")
         try puppet.run(batch)

@@ -69,9 +69,12 @@ struct Area: Hashable {
             throw Failure(.corruptImage, "the mapping \(range) makes no sense")
         }
         if status.contains(.vsyscall) { return }
-        guard entry.end <= 0x7fff_ffff_f000 else { throw Failure(.corruptImage, "the mapping \(range) is not in user space") }
+        guard entry.end <= 0x7fff_ffff_f000 else {
+            throw Failure(.corruptImage, "the mapping \(range) is not in user space")
+        }
         if !status.isDisjoint(with: .unsupported) {
-            throw Failure(.unsupported, "the mapping \(range) is of a kind that can't be restored yet (status \(entry.status))")
+            throw Failure(
+                .unsupported, "the mapping \(range) is of a kind that can't be restored yet (status \(entry.status))")
         }
     }
 

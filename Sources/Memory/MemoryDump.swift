@@ -35,7 +35,8 @@ public enum MemoryDump {
         }
         for (start, words) in [
             ("/SYSV", "System V shared memory can't be dumped yet"), ("/[aio]", "AIO rings can't be dumped yet"),
-            ("anon_inode:", "it maps \(mapping.text)"), ("socket:", "it maps a socket"), ("[uprobes]", "the task has uprobes"),
+            ("anon_inode:", "it maps \(mapping.text)"), ("socket:", "it maps a socket"),
+            ("[uprobes]", "the task has uprobes"),
             ("/secretmem", "it is secret memory, which nobody else can read"),
         ] where mapping.name.starts(with: start.utf8) {
             throw Failure(.unsupported, words, advice: advice)
@@ -66,7 +67,10 @@ public enum MemoryDump {
                 {
                     areas[areas.count - 1].end = mapping.range.end.rawValue
                 } else {
-                    areas.append(try describe(mapping, of: process, heap: layout.mmStartBrk..<max(layout.mmBrk, layout.mmStartBrk), context))
+                    areas.append(
+                        try describe(
+                            mapping, of: process, heap: layout.mmStartBrk..<max(layout.mmBrk, layout.mmStartBrk),
+                            context))
                 }
             }
         }
@@ -96,7 +100,8 @@ public enum MemoryDump {
     /// Whether tasks see [vsyscall]: the same for all.
     private static let hasVsyscall: Bool = {
         guard let text = try? procText(of: .current, "maps") else { return false }
-        return text.split(separator: 0x0a).last.map { String(decoding: $0, as: UTF8.self).hasSuffix("[vsyscall]") } ?? false
+        return text.split(separator: 0x0a).last.map { String(decoding: $0, as: UTF8.self).hasSuffix("[vsyscall]") }
+            ?? false
     }()
 
     private static func layout(of process: DumpedProcess, _ context: DumpContext) throws(Failure) -> MmEntry {
@@ -129,13 +134,17 @@ public enum MemoryDump {
         entry.prot = UInt32(mapping.protection)
         var status: AreaStatus = .regular
         var flags = mapping.isShared ? MapFlags.shared : MapFlags.private
-        for (code, bit) in [("gd", MapFlags.growsDown), ("lo", MapFlags.locked), ("nr", MapFlags.noReserve), ("ht", MapFlags.hugePages)] as [(StaticString, Int)]
+        for (code, bit) in [
+            ("gd", MapFlags.growsDown), ("lo", MapFlags.locked), ("nr", MapFlags.noReserve), ("ht", MapFlags.hugePages),
+        ] as [(StaticString, Int)]
         where mapping.flags.contains(code) { flags |= bit }
         if mapping.flags.contains("dp") { flags |= MapFlags.droppable }
         for (code, advice) in [
             ("rr", 1), ("sr", 2), ("dc", 10), ("mg", 12), ("hg", 14), ("nh", 15), ("dd", 16), ("wf", 18),
         ] as [(StaticString, UInt64)] where mapping.flags.contains(code) { entry.madv |= 1 << advice }
-        if let size = try mapping.hugePageSize(of: process.id) { flags |= size.trailingZeroBitCount << MapFlags.hugeShift }
+        if let size = try mapping.hugePageSize(of: process.id) {
+            flags |= size.trailingZeroBitCount << MapFlags.hugeShift
+        }
 
         if mapping.isNamed("[vdso]") {
             status.formUnion([.vdso, .anonymousPrivate])
@@ -160,7 +169,8 @@ public enum MemoryDump {
     }
 
     private static func describeFile(
-        _ mapping: VMA, of process: DumpedProcess, _ entry: inout VmaEntry, _ status: inout AreaStatus, _ context: DumpContext
+        _ mapping: VMA, of process: DumpedProcess, _ entry: inout VmaEntry, _ status: inout AreaStatus,
+        _ context: DumpContext
     ) throws(Failure) {
         guard let files = context.fileDumper else { throw Failure(.bug, "nobody dumps files") }
         status.insert(mapping.isShared ? .fileShared : .filePrivate)
@@ -182,7 +192,8 @@ public enum MemoryDump {
 
     /// The name that the task gave to an anonymous mapping (`PR_SET_VMA_ANON_NAME`).
     private static func anonymousName(_ mapping: VMA) -> [UInt8]? {
-        for prefix in ["[anon:", "[anon_shmem:"] where mapping.name.starts(with: prefix.utf8) && mapping.name.last == 0x5d {
+        for prefix in ["[anon:", "[anon_shmem:"]
+        where mapping.name.starts(with: prefix.utf8) && mapping.name.last == 0x5d {
             return Array(mapping.name.dropFirst(prefix.utf8.count).dropLast())
         }
         return nil
@@ -241,7 +252,10 @@ public enum MemoryDump {
         let image = try context.images.create(.pages(pagemap.pagesID))
         context.statistics[.memoryDump] += ContinuousClock.now - started
         let writing = ContinuousClock.now
-        try writePages(stretches, from: .task(process.id, memory: process.memory.number, sharesPages: sharesPages(process, context)), to: image.number)
+        try writePages(
+            stretches,
+            from: .task(process.id, memory: process.memory.number, sharesPages: sharesPages(process, context)),
+            to: image.number)
         try image.finish()
         try pagemap.write(.pagemap(process.id.rawValue), to: context.images)
         context.statistics.pagesWritten += pagemap.presentPages

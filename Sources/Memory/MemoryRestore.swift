@@ -14,7 +14,9 @@ public enum MemoryRestore {
     public static func prepare(_ processes: [PlannedProcess], _ context: RestoreContext) throws(Failure) {
         let built = BuiltMemories.of(context)
         for process in processes where !process.isZombie {
-            guard let memory = process.memory else { throw Failure(.corruptImage, "task \(process.id) has no mm image") }
+            guard let memory = process.memory else {
+                throw Failure(.corruptImage, "task \(process.id) has no mm image")
+            }
             try during(.restoring(process.id, "?")) { () throws(Failure) in
                 built.plans[process.id] = try MemoryPlan(memory, process.id, context)
             }
@@ -107,7 +109,9 @@ final class BuiltMemories {
 
     static func of(_ context: RestoreContext) -> BuiltMemories { context.state(BuiltMemories.self) { BuiltMemories() } }
 
-    deinit { for number in Array(segments.values) + Array(reopened.values) { _ = try? systemCall(.close, Int(number)) } }
+    deinit {
+        for number in Array(segments.values) + Array(reopened.values) { _ = try? systemCall(.close, Int(number)) }
+    }
 
     /// Creates anonymous shared memory that images name by a number instead of a file.
     func createSegments(_ context: RestoreContext) throws(Failure) {
@@ -115,7 +119,9 @@ final class BuiltMemories {
         for plan in plans.values {
             for area in plan.areas where area.status.contains(.anonymousShared) {
                 let (end, over) = area.offset.addingReportingOverflow(area.range.length)
-                guard !over, end <= 1 << 47 else { throw Failure(.corruptImage, "the shared memory \(area.file) is too large") }
+                guard !over, end <= 1 << 47 else {
+                    throw Failure(.corruptImage, "the shared memory \(area.file) is too large")
+                }
                 sizes[area.file] = max(sizes[area.file] ?? 0, end)
             }
         }

@@ -33,7 +33,9 @@ final class SharedPages {
     /// Divides the pages of a process into those to be written and those that its base has.
     ///
     /// - Parameter id: the pages file that its own pages go to.
-    func divide(_ runs: [PageRun], of process: DumpedProcess, pagesID id: UInt32, _ scan: borrowing PagemapScan) throws(Failure) -> [PageRun] {
+    func divide(_ runs: [PageRun], of process: DumpedProcess, pagesID id: UInt32, _ scan: borrowing PagemapScan)
+        throws(Failure) -> [PageRun]
+    {
         var frames: [[UInt64]] = []
         for run in runs { frames.append(try scan.frames(run.range)) }
         let parent = process.frozen.parent
@@ -65,11 +67,14 @@ final class SharedPages {
                     let frame = frames[index][page]
                     isShared = frame != 0 && frame == base.frames[next][there]
                 }
-                if let last = divided.last, last.range.end == address, last.isInParent == isShared, last.isLazy == run.isLazy, page > 0 {
+                if let last = divided.last, last.range.end == address, last.isInParent == isShared,
+                    last.isLazy == run.isLazy, page > 0
+                {
                     divided[divided.count - 1].pages += 1
                 } else {
                     divided.append(
-                        PageRun(address: address, pages: 1, isPresent: !isShared, isInParent: isShared, isLazy: run.isLazy))
+                        PageRun(
+                            address: address, pages: 1, isPresent: !isShared, isInParent: isShared, isLazy: run.isLazy))
                 }
             }
         }

@@ -51,7 +51,9 @@ public struct PagePiece: Sendable {
 
     /// Whether the contents begin with these bytes.
     public func begins(with bytes: [UInt8]) -> Bool {
-        guard bytes.count <= Int(range.length), let start = unsafe UnsafeRawPointer(bitPattern: source) else { return false }
+        guard bytes.count <= Int(range.length), let start = unsafe UnsafeRawPointer(bitPattern: source) else {
+            return false
+        }
         return unsafe bytes.withUnsafeBytes { other in
             guard let base = other.baseAddress else { return true }
             return unsafe clinux_equal(start, base, other.count) != 0
@@ -68,7 +70,8 @@ public struct PagePiece: Sendable {
     /// - Parameter address: a page in both.
     public func equals(_ other: PagePiece, at address: Address) -> Bool {
         guard let a = unsafe UnsafeRawPointer(bitPattern: source + Int(address.rawValue - range.start.rawValue)),
-            let b = unsafe UnsafeRawPointer(bitPattern: other.source + Int(address.rawValue - other.range.start.rawValue))
+            let b = unsafe UnsafeRawPointer(
+                bitPattern: other.source + Int(address.rawValue - other.range.start.rawValue))
         else { return false }
         if unsafe a == b { return true }
         return unsafe clinux_equal(a, b, Int(pageSize)) != 0
@@ -101,7 +104,9 @@ public struct PageLocator: Sendable {
         pieces = try PageLocator.locate(images, .sharedPagemap(shared), pagemap, depth: 0)
     }
 
-    private static func locate(_ images: ImageSet, _ name: ImageName, _ pagemap: Pagemap, depth: Int) throws(Failure) -> [PagePiece] {
+    private static func locate(_ images: ImageSet, _ name: ImageName, _ pagemap: Pagemap, depth: Int) throws(Failure)
+        -> [PagePiece]
+    {
         var found: [PagePiece] = []
         guard pagemap.runs.contains(where: { $0.isPresent || $0.isInParent }) else { return [] }
         let file = pagemap.runs.contains { $0.isPresent } ? try PagesFile(images, pagemap.pagesID) : nil
@@ -111,7 +116,9 @@ public struct PageLocator: Sendable {
         for run in pagemap.runs {
             if run.isPresent, let file {
                 guard run.range.length <= file.size, offset <= file.size - run.range.length else {
-                    throw Failure(.corruptImage, "pages-\(pagemap.pagesID).img is truncated: the pages at \(run.address) are missing")
+                    throw Failure(
+                        .corruptImage,
+                        "pages-\(pagemap.pagesID).img is truncated: the pages at \(run.address) are missing")
                 }
                 found.append(PagePiece(range: run.range, file: file, offset: offset))
                 offset += run.range.length
@@ -150,7 +157,8 @@ public enum PageCopy {
             var total = 0
             while index < pieces.count, local.count < 512, total < 64 << 20 {
                 local.append(clinux_iovec(base: UInt64(pieces[index].source), length: pieces[index].range.length))
-                remote.append(clinux_iovec(base: pieces[index].range.start.rawValue, length: pieces[index].range.length))
+                remote.append(
+                    clinux_iovec(base: pieces[index].range.start.rawValue, length: pieces[index].range.length))
                 total += Int(pieces[index].range.length)
                 index += 1
             }
@@ -196,7 +204,8 @@ public enum PageCopy {
                         var done: UInt64 = 0
                         while done < UInt64(length) {
                             var request = clinux_uffdio_copy(
-                                destination: to + done, source: from + done, length: UInt64(length) - done, mode: 0, copied: 0)
+                                destination: to + done, source: from + done, length: UInt64(length) - done, mode: 0,
+                                copied: 0)
                             do throws(SystemCallError) {
                                 try withAddress(of: &request) { (address) throws(SystemCallError) in
                                     try systemCall(.ioctl, Int(userfaultfd), 0xc028_aa03, address)

@@ -53,14 +53,16 @@ public func writePages(
 /// Preallocates on disk file systems; on tmpfs that would zero every page first.
 private func reserve(_ file: Int32, _ start: UInt64, _ total: UInt64) throws(Failure) {
     var words = [UInt64](repeating: 0, count: 16)
-    let type = (try? words.withAddress { (address, _) throws(SystemCallError) in
-        try systemCall(.fstatfs, Int(file), address)
-    }).map { _ in words[0] }
+    let type =
+        (try? words.withAddress { (address, _) throws(SystemCallError) in
+            try systemCall(.fstatfs, Int(file), address)
+        }).map { _ in words[0] }
     if total >= 1 << 20, type != 0x0102_1994 {  // TMPFS_MAGIC
         do throws(SystemCallError) { try systemCall(.fallocate, Int(file), 0, Int(start), Int(total)) } catch {
             guard error.errno == .EOPNOTSUPP || error.errno == .ENOSYS || error.errno == .EINVAL else {
                 throw Failure(
-                    .denied, "can't get \(total) bytes of disk for pages", advice: "Make room on the disk of --images-dir",
+                    .denied, "can't get \(total) bytes of disk for pages",
+                    advice: "Make room on the disk of --images-dir",
                     cause: error)
             }
         }
@@ -95,7 +97,8 @@ private func fill(_ address: Int, _ chunk: Chunk, _ stretches: [PageStretch], _ 
                 // A page that went away or is no longer readable by the task itself: through /proc, in pieces.
                 var at = into
                 for vector in vectors {
-                    let got = try readFully(memory, address + at, Int(vector.length), vector.base, what: "memory of task \(task)")
+                    let got = try readFully(
+                        memory, address + at, Int(vector.length), vector.base, what: "memory of task \(task)")
                     guard got == Int(vector.length) else {
                         throw Failure(.vanished, "the memory of task \(task) at \(Address(vector.base)) can't be read")
                     }
@@ -129,11 +132,14 @@ private func withAddress<R>(
     return try withAddress(of: &vector, body)
 }
 
-private func readFully(_ file: Int32, _ address: Int, _ length: Int, _ offset: UInt64, what: String) throws(Failure) -> Int {
+private func readFully(_ file: Int32, _ address: Int, _ length: Int, _ offset: UInt64, what: String) throws(Failure)
+    -> Int
+{
     try attempt("read \(what)") { () throws(SystemCallError) in
         var done = 0
         while done < length {
-            let got = try systemCall(.pread64, Int(file), address + done, length - done, Int(bitPattern: UInt(offset)) + done)
+            let got = try systemCall(
+                .pread64, Int(file), address + done, length - done, Int(bitPattern: UInt(offset)) + done)
             if got == 0 { break }
             done += got
         }

@@ -14,7 +14,8 @@ public enum SharedMemoryFile {
             let huge = hugePages.map { 0x40000 | $0.trailingZeroBitCount << 26 } ?? 0
             let mapping = try Mapping(length: length, protection: 3, flags: 0x1 | 0x20 | huge)
             let start = Address(UInt64(mapping.address))
-            return try openFile("/proc/self/map_files/\(AddressRange(start: start, end: start + UInt64(length)))", .readWrite)
+            return try openFile(
+                "/proc/self/map_files/\(AddressRange(start: start, end: start + UInt64(length)))", .readWrite)
         }
     }
 }

@@ -14,9 +14,10 @@ enum Workers {
     /// How many threads copy in parallel; more than four only fight for the page cache's locks.
     static let count: Int = {
         var mask = [UInt64](repeating: 0, count: 16)
-        let bytes = (try? mask.withAddress { (address, size) throws(SystemCallError) in
-            try systemCall(.sched_getaffinity, 0, size, address)
-        }) ?? 0
+        let bytes =
+            (try? mask.withAddress { (address, size) throws(SystemCallError) in
+                try systemCall(.sched_getaffinity, 0, size, address)
+            }) ?? 0
         let processors = mask.prefix(bytes / 8).reduce(0) { $0 + $1.nonzeroBitCount }
         return max(1, min(4, processors))
     }()
@@ -84,7 +85,8 @@ struct BounceBuffer: ~Copyable {
 
     /// Whether two stretches of two buffers are equal.
     borrowing func equals(_ other: borrowing BounceBuffer, at offset: Int, count: Int) -> Bool {
-        precondition(offset >= 0 && count >= 0 && offset + count <= memory.length && offset + count <= other.memory.length)
+        precondition(
+            offset >= 0 && count >= 0 && offset + count <= memory.length && offset + count <= other.memory.length)
         return unsafe clinux_equal(memory.pointer + offset, other.memory.pointer + offset, count) != 0
     }
 

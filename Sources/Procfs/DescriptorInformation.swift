@@ -62,13 +62,16 @@ public struct ResourceLimit: Hashable, Sendable {
     public var hard: UInt64
 
     /// All limits of a task in the kernel's order, from /proc/PID/limits.
-    public static func read(of task: TaskID) throws(Failure) -> [ResourceLimit] { parse(try procText(of: task, "limits")) }
+    public static func read(of task: TaskID) throws(Failure) -> [ResourceLimit] {
+        parse(try procText(of: task, "limits"))
+    }
 
     /// Reads the text: the kernel prints the limits in their own order of numbers but for the first lines' names, so they
     /// are found by name.
     public static func parse(_ text: [UInt8]) -> [ResourceLimit] {
         let names = [
-            "Max cpu time", "Max file size", "Max data size", "Max stack size", "Max core file size", "Max resident set",
+            "Max cpu time", "Max file size", "Max data size", "Max stack size", "Max core file size",
+            "Max resident set",
             "Max processes", "Max open files", "Max locked memory", "Max address space", "Max file locks",
             "Max pending signals", "Max msgqueue size", "Max nice priority", "Max realtime priority",
             "Max realtime timeout",
@@ -99,7 +102,9 @@ public struct PosixTimerInformation: Hashable, Sendable {
     public var clock: Int32 = 0
 
     /// All timers of a task.
-    public static func read(of task: TaskID) throws(Failure) -> [PosixTimerInformation] { parse(try procText(of: task, "timers")) }
+    public static func read(of task: TaskID) throws(Failure) -> [PosixTimerInformation] {
+        parse(try procText(of: task, "timers"))
+    }
 
     /// Reads the text.
     public static func parse(_ text: [UInt8]) -> [PosixTimerInformation] {
@@ -124,7 +129,9 @@ public struct PosixTimerInformation: Hashable, Sendable {
                 let parts = String(decoding: fields.word(), as: UTF8.self).split(separator: "/")
                 timers[last].notify = parts.first.map(String.init) ?? ""
                 let target = parts.last.map(String.init) ?? ""
-                if let dot = target.lastIndex(of: ".") { timers[last].target = Int32(target[target.index(after: dot)...]) ?? 0 }
+                if let dot = target.lastIndex(of: ".") {
+                    timers[last].target = Int32(target[target.index(after: dot)...]) ?? 0
+                }
                 if target.hasPrefix("tid") { timers[last].notify += "/tid" }
             case "ClockID": timers[last].clock = Int32(truncatingIfNeeded: fields.signed() ?? 0)
             default: break

@@ -72,7 +72,8 @@ func unescaped(_ bytes: ArraySlice<UInt8>) -> [UInt8] {
     var index = bytes.startIndex
     while index < bytes.endIndex {
         if bytes[index] == 0x5c, index + 3 < bytes.endIndex,
-            let a = Fields.digit(bytes[index + 1]), let b = Fields.digit(bytes[index + 2]), let c = Fields.digit(bytes[index + 3]),
+            let a = Fields.digit(bytes[index + 1]), let b = Fields.digit(bytes[index + 2]),
+            let c = Fields.digit(bytes[index + 3]),
             a < 4, b < 8, c < 8
         {
             out.append(UInt8(a * 64 + b * 8 + c))

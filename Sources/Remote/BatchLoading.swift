@@ -37,14 +37,17 @@ struct LoadedBatch: ~Copyable {
             }
         }
         for forward in batch.forwards {
-            batch.records[forward.from].forward = first.rawValue + UInt64(forward.to * stride + 8 + forward.argument * 8)
+            batch.records[forward.from].forward =
+                first.rawValue + UInt64(forward.to * stride + 8 + forward.argument * 8)
         }
         unsafe batch.records.withUnsafeBytes { source in
             guard let start = source.baseAddress else { return }
             unsafe (memory.pointer + offset).copyMemory(from: start, byteCount: source.count)
         }
         memory.store(batch.data, at: data)
-        for pointer in batch.pointers { memory.store(UInt64(bitPattern: remoteData) + UInt64(pointer.target), at: data + pointer.at) }
+        for pointer in batch.pointers {
+            memory.store(UInt64(bitPattern: remoteData) + UInt64(pointer.target), at: data + pointer.at)
+        }
         labels = batch.labels
     }
 

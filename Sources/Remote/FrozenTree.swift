@@ -71,7 +71,9 @@ public struct FrozenTree: ~Copyable {
                 // A child whose parent died while we looked is a child of another process of the tree now.
                 queue = []
                 for process in found {
-                    for child in FrozenTree.children(of: process) where known[child] == nil { queue.append((child, process.id)) }
+                    for child in FrozenTree.children(of: process) where known[child] == nil {
+                        queue.append((child, process.id))
+                    }
                 }
             }
         } catch {
@@ -85,7 +87,9 @@ public struct FrozenTree: ~Copyable {
         var children: [TaskID] = []
         let threads = process.isZombie ? [process.id] : process.threads.map(\.id)
         for thread in threads {
-            guard let text = try? readWholeFile("/proc/\(process.id.rawValue)/task/\(thread.rawValue)/children") else { continue }
+            guard let text = try? readWholeFile("/proc/\(process.id.rawValue)/task/\(thread.rawValue)/children") else {
+                continue
+            }
             for word in text.split(separator: 0x20) {
                 if let number = Int32(String(decoding: word, as: UTF8.self)) { children.append(TaskID(number)) }
             }
@@ -95,7 +99,9 @@ public struct FrozenTree: ~Copyable {
 
     /// State letter, parent and exit code from /proc/PID/stat, nil if the task is gone.
     private static func stat(_ id: TaskID) -> (state: UInt8, parent: TaskID, exitCode: Int32, signal: Int32)? {
-        guard let text = try? readWholeFile("/proc/\(id.rawValue)/stat"), let close = text.lastIndex(of: 0x29) else { return nil }
+        guard let text = try? readWholeFile("/proc/\(id.rawValue)/stat"), let close = text.lastIndex(of: 0x29) else {
+            return nil
+        }
         let fields = text[(close + 1)...].split(separator: 0x20)
         guard fields.count > 49, let state = fields[0].first else { return nil }
         func number(_ index: Int) -> Int32 {
@@ -124,7 +130,8 @@ public struct FrozenTree: ~Copyable {
             while true {
                 guard ContinuousClock.now < deadline else {
                     throw Failure(
-                        .denied, "task \(id) could not be stopped in time", advice: "Give more time with --timeout SECONDS")
+                        .denied, "task \(id) could not be stopped in time",
+                        advice: "Give more time with --timeout SECONDS")
                 }
                 let listed = (try? listNumbers("/proc/\(id.rawValue)/task")) ?? []
                 var fresh: [Tracee] = []
@@ -213,7 +220,8 @@ public struct FrozenTree: ~Copyable {
             case .ended: return
             case .signal(let signal):
                 // A signal was on its way when we came; it goes on, and the stop that we asked for follows.
-                try attempt("stop task \(tracee.id)") { () throws(SystemCallError) in try tracee.resume(signal: signal) }
+                try attempt("stop task \(tracee.id)") { () throws(SystemCallError) in try tracee.resume(signal: signal)
+                }
             case .other:
                 try attempt("stop task \(tracee.id)") { () throws(SystemCallError) in try tracee.resume() }
             }
@@ -226,7 +234,8 @@ public struct FrozenTree: ~Copyable {
                 let tracer = String(decoding: line.dropFirst(10), as: UTF8.self).filter { $0 != "\t" }
                 if tracer != "0" {
                     return Failure(
-                        .denied, "task \(id) is being traced by task \(tracer)", advice: "End the debugger first", cause: error)
+                        .denied, "task \(id) is being traced by task \(tracer)", advice: "End the debugger first",
+                        cause: error)
                 }
             }
         }

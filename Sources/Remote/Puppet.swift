@@ -122,7 +122,9 @@ public final class NascentTree {
     }
 
     private static func seedFile() throws(SystemCallError) -> Descriptor {
-        let raw = try withPath("brumate-seed") { (name) throws(SystemCallError) in try systemCall(.memfd_create, name, 1) }
+        let raw = try withPath("brumate-seed") { (name) throws(SystemCallError) in
+            try systemCall(.memfd_create, name, 1)
+        }
         let writable = Descriptor(owning: Int32(raw))
         try writeAll(Code.seed, to: writable.number)
         try systemCall(.fchmod, raw, 0o755)
@@ -246,7 +248,8 @@ public final class Puppet {
                     made += try clone([request], tries: tries + 1)
                     continue
                 }
-                throw NascentTree.cloneFailure(request.id, SystemCallError(.clone3, Errno(rawValue: Int32(-results[slot]))))
+                throw NascentTree.cloneFailure(
+                    request.id, SystemCallError(.clone3, Errno(rawValue: Int32(-results[slot]))))
             }
             let isThread = request.flags & 0x10000 != 0
             let puppet = Puppet(try Tracee.adopt(request.id), process: isThread ? process : request.id, tree: tree)

@@ -31,10 +31,16 @@ public struct Server: ~Copyable {
     /// The zero bytes behind the vdso's image: where they begin, in bytes from the vdso's start. The same in every task
     /// of this kernel, so it is found in our own.
     private static let paddingOffset: UInt64? = {
-        guard let maps = try? readWholeFile("/proc/self/maps"), let memory = try? TaskMemory(.current) else { return nil }
+        guard let maps = try? readWholeFile("/proc/self/maps"), let memory = try? TaskMemory(.current) else {
+            return nil
+        }
         for line in maps.split(separator: 0x0a) where line.suffix(6).elementsEqual("[vdso]".utf8) {
-            let ends = line.prefix { $0 != 0x20 }.split(separator: 0x2d).compactMap { UInt64(String(decoding: $0, as: UTF8.self), radix: 16) }
-            guard ends.count == 2, let image = try? memory.read(Address(ends[0]), count: Int(ends[1] - ends[0])) else { return nil }
+            let ends = line.prefix { $0 != 0x20 }.split(separator: 0x2d).compactMap {
+                UInt64(String(decoding: $0, as: UTF8.self), radix: 16)
+            }
+            guard ends.count == 2, let image = try? memory.read(Address(ends[0]), count: Int(ends[1] - ends[0])) else {
+                return nil
+            }
             return UInt64(zeros(of: image))
         }
         return nil
@@ -83,7 +89,8 @@ public struct Server: ~Copyable {
     ///   - candidates: executable memory of the task, the vdso first.
     ///   - hole: a free range of `runwaySize` bytes in the task.
     public static func start(
-        in leader: Tracee, registers: Registers, mask: UInt64, memory task: borrowing TaskMemory, code candidates: [AddressRange],
+        in leader: Tracee, registers: Registers, mask: UInt64, memory task: borrowing TaskMemory,
+        code candidates: [AddressRange],
         hole: Address, faults: Faults
     ) throws(Failure) -> Server {
         let runway = AddressRange(start: hole, end: hole + Server.runwaySize)
@@ -135,7 +142,9 @@ public struct Server: ~Copyable {
     }
 
     /// Maps the runway here as soon as the task has mapped it there.
-    private static func connect(_ leader: Tracee, _ runway: AddressRange, _ stops: StopSignals) throws(SystemCallError) -> Mapping {
+    private static func connect(_ leader: Tracee, _ runway: AddressRange, _ stops: StopSignals) throws(SystemCallError)
+        -> Mapping
+    {
         let started = ContinuousClock.now
         while true {
             do throws(SystemCallError) {
@@ -199,7 +208,8 @@ public struct Server: ~Copyable {
 
     /// Runs a batch in a further thread of the same process, which rests in its stop before and after.
     public borrowing func run(
-        _ batch: consuming Batch, in thread: Tracee, registers: Registers, mask: UInt64, memory task: borrowing TaskMemory
+        _ batch: consuming Batch, in thread: Tracee, registers: Registers, mask: UInt64,
+        memory task: borrowing TaskMemory
     ) throws(Failure) -> Results {
         let runway = runway
         let state = registers.saved(runway: runway, mask: mask).flatMap { [UInt8](bytesOf: $0) }
@@ -213,7 +223,9 @@ public struct Server: ~Copyable {
             try thread.resume()
         }
         let outcome: Result<Results, Failure>
-        do throws(Failure) { outcome = .success(try run(batch, block: 256, by: thread)) } catch { outcome = .failure(error) }
+        do throws(Failure) { outcome = .success(try run(batch, block: 256, by: thread)) } catch {
+            outcome = .failure(error)
+        }
         try takeBack(thread, registers, mask)
         memory.storeShared(0, at: 20)
         return try outcome.get()
@@ -254,7 +266,9 @@ public struct Server: ~Copyable {
             try attempt("resume task \(leader.id)") { () throws(SystemCallError) in try leader.resume() }
             // On a shared CPU a stop that follows at once would hit it before its first instruction, for ever.
             var pause: (Int, Int) = (0, 20_000)
-            _ = try? withAddress(of: &pause) { (address) throws(SystemCallError) in try systemCall(.nanosleep, address, 0) }
+            _ = try? withAddress(of: &pause) { (address) throws(SystemCallError) in
+                try systemCall(.nanosleep, address, 0)
+            }
         }
         try attempt("give task \(leader.id) its registers back") { () throws(SystemCallError) in
             try leader.setRegisters(registers)
@@ -269,7 +283,9 @@ public struct Server: ~Copyable {
     private borrowing func awaitDeparture() {
         let name = "/proc/\(leader.id.rawValue)/map_files/\(runway.description)"
         let started = ContinuousClock.now
-        while (try? readLink(name)) != nil, ContinuousClock.now - started < .seconds(1) { _ = try? systemCall(.sched_yield) }
+        while (try? readLink(name)) != nil, ContinuousClock.now - started < .seconds(1) {
+            _ = try? systemCall(.sched_yield)
+        }
     }
 
     deinit {

@@ -25,24 +25,35 @@ enum Attributes: TaskPart {
 
     static func ask(_ thread: DumpedThread, _ batch: inout Batch) throws(Failure) -> Question {
         let timeStamp = batch.reserve(4)
-        batch.add(.prctl, .value(25), .buffer(timeStamp), doing: "read whether it may read the time stamp counter", mayFail: true)
+        batch.add(
+            .prctl, .value(25), .buffer(timeStamp), doing: "read whether it may read the time stamp counter",
+            mayFail: true)
         var question = Question(
             timeStamp: timeStamp,
-            machineCheck: batch.add(.prctl, .value(34), .value(0), .value(0), .value(0), .value(0), doing: "read the machine check policy", mayFail: true),
-            ioFlusher: batch.add(.prctl, .value(58), .value(0), .value(0), .value(0), .value(0), doing: "read whether it flushes I/O", mayFail: true))
+            machineCheck: batch.add(
+                .prctl, .value(34), .value(0), .value(0), .value(0), .value(0), doing: "read the machine check policy",
+                mayFail: true),
+            ioFlusher: batch.add(
+                .prctl, .value(58), .value(0), .value(0), .value(0), .value(0), doing: "read whether it flushes I/O",
+                mayFail: true))
         for which in speculations {
             question.speculation.append(
-                batch.add(.prctl, .value(52), .value(which), .value(0), .value(0), .value(0), doing: "read a speculation control", mayFail: true))
+                batch.add(
+                    .prctl, .value(52), .value(which), .value(0), .value(0), .value(0),
+                    doing: "read a speculation control", mayFail: true))
         }
         guard thread.isLeader else { return question }
         let subreaper = batch.reserve(4)
         batch.add(.prctl, .value(37), .buffer(subreaper), doing: "read whether it is a subreaper")
         question.subreaper = subreaper
-        question.membarrier = batch.add(.membarrier, .value(512), .value(0), doing: "read memory barrier registrations", mayFail: true)
+        question.membarrier = batch.add(
+            .membarrier, .value(512), .value(0), doing: "read memory barrier registrations", mayFail: true)
         question.denyWriteExecute = batch.add(
-            .prctl, .value(66), .value(0), .value(0), .value(0), .value(0), doing: "read whether writing excludes executing", mayFail: true)
+            .prctl, .value(66), .value(0), .value(0), .value(0), .value(0),
+            doing: "read whether writing excludes executing", mayFail: true)
         question.mergeMemory = batch.add(
-            .prctl, .value(68), .value(0), .value(0), .value(0), .value(0), doing: "read whether all memory is merged", mayFail: true)
+            .prctl, .value(68), .value(0), .value(0), .value(0), .value(0), doing: "read whether all memory is merged",
+            mayFail: true)
         return question
     }
 
@@ -55,7 +66,9 @@ enum Attributes: TaskPart {
         if let policy = results.success(question.machineCheck), policy != 2 { more.mceKill = UInt32(policy) }
         if let flusher = results.success(question.ioFlusher), flusher == 1 { more.ioFlusher = true }
         more.speculation = question.speculation.map { UInt64(results.success($0) ?? 0) }
-        if thread.process.frozen.stoppedThreads[thread.tracee.id] != nil, thread.process.frozen.stopSignal == nil { more.stopped = 1 }
+        if thread.process.frozen.stoppedThreads[thread.tracee.id] != nil, thread.process.frozen.stopSignal == nil {
+            more.stopped = 1
+        }
         if let dispatch = try? thread.tracee.systemCallUserDispatch(), dispatch.count == 4, dispatch[0] != 0 {
             more.userDispatch = dispatch
         }
@@ -75,7 +88,9 @@ enum Attributes: TaskPart {
         thread.core.tc.flags = UInt32(truncatingIfNeeded: process.stat.flags)
         thread.core.tc.taskState = process.frozen.stopSignal == nil ? 1 : 3
         if let signal = process.frozen.stopSignal { thread.core.tc.stopSigno = UInt32(signal) }
-        if let subreaper = question.subreaper, results.value(UInt32.self, subreaper) != 0 { thread.core.tc.childSubreaper = true }
+        if let subreaper = question.subreaper, results.value(UInt32.self, subreaper) != 0 {
+            thread.core.tc.childSubreaper = true
+        }
         if let membarrier = question.membarrier, let mask = results.success(membarrier), mask != 0 {
             thread.core.tc.membarrierRegistrationMask = UInt32(truncatingIfNeeded: mask)
         }
@@ -83,10 +98,13 @@ enum Attributes: TaskPart {
             thread.core.tc.brumate.mdwe = UInt32(bits)
         }
         if let slot = question.mergeMemory, results.success(slot) == 1 { thread.core.tc.brumate.memoryMerge = true }
-        if let score = number(process.id, "oom_score_adj") { thread.core.tc.oomScoreAdj = Int32(truncatingIfNeeded: score) }
+        if let score = number(process.id, "oom_score_adj") {
+            thread.core.tc.oomScoreAdj = Int32(truncatingIfNeeded: score)
+        }
         if let login = number(process.id, "loginuid") { thread.core.tc.loginuid = UInt32(truncatingIfNeeded: login) }
         if let text = try? procText(of: process.id, "coredump_filter") {
-            thread.core.tc.brumate.coredumpFilter = UInt32(String(decoding: text.prefix { $0 != 0x0a }, as: UTF8.self), radix: 16) ?? 0x33
+            thread.core.tc.brumate.coredumpFilter =
+                UInt32(String(decoding: text.prefix { $0 != 0x0a }, as: UTF8.self), radix: 16) ?? 0x33
         }
     }
 
@@ -121,7 +139,8 @@ enum Attributes: TaskPart {
             let taken = Set(thread.process.plan.descriptors.map(\.fd))
             let number = Int((0...UInt32(taken.count)).first { !taken.contains($0) } ?? 0)
             batch.add(.openat, .value(-100), .buffer(path), .value(1), doing: "open its login uid", mayFail: true)
-            batch.add(.write, .value(number), .buffer(text), .value(text.count), doing: "set its login uid", mayFail: true)
+            batch.add(
+                .write, .value(number), .buffer(text), .value(text.count), doing: "set its login uid", mayFail: true)
             batch.add(.close, .value(number), doing: "close its login uid", mayFail: true)
         }
         if leader.brumate.memoryMerge {
@@ -131,14 +150,22 @@ enum Attributes: TaskPart {
 
     private static func recreateLate(_ thread: RestoredThread, _ batch: inout Batch) {
         let more = thread.core.threadCore.brumate
-        if more.hasTscMode { batch.add(.prctl, .value(26), .bits(UInt64(more.tscMode)), doing: "forbid the time stamp counter") }
-        if more.hasMceKill {
-            batch.add(.prctl, .value(33), .value(1), .bits(UInt64(more.mceKill)), .value(0), .value(0), doing: "set the machine check policy")
+        if more.hasTscMode {
+            batch.add(.prctl, .value(26), .bits(UInt64(more.tscMode)), doing: "forbid the time stamp counter")
         }
-        if more.ioFlusher { batch.add(.prctl, .value(57), .value(1), .value(0), .value(0), .value(0), doing: "mark it as flushing I/O") }
+        if more.hasMceKill {
+            batch.add(
+                .prctl, .value(33), .value(1), .bits(UInt64(more.mceKill)), .value(0), .value(0),
+                doing: "set the machine check policy")
+        }
+        if more.ioFlusher {
+            batch.add(.prctl, .value(57), .value(1), .value(0), .value(0), .value(0), doing: "mark it as flushing I/O")
+        }
         for (which, value) in more.speculation.enumerated() where value & 1 == 1 && value & 0x1e != 0x2 {
             // PR_SPEC_PRCTL and a state other than the default.
-            batch.add(.prctl, .value(53), .value(which), .bits(value & 0x1e), .value(0), .value(0), doing: "set a speculation control", mayFail: true)
+            batch.add(
+                .prctl, .value(53), .value(which), .bits(value & 0x1e), .value(0), .value(0),
+                doing: "set a speculation control", mayFail: true)
         }
         if thread.isLeader, thread.core.tc.brumate.mdwe != 0 {
             batch.add(
@@ -163,7 +190,9 @@ enum Attributes: TaskPart {
             context.log.warning("task \(thread.process.id): its login uid is \(now) instead of \(core.loginuid)")
         }
         if core.brumate.hasCoredumpFilter {
-            try write("0x\(String(core.brumate.coredumpFilter, radix: 16))", to: "coredump_filter", of: thread, context, isVital: false)
+            try write(
+                "0x\(String(core.brumate.coredumpFilter, radix: 16))", to: "coredump_filter", of: thread, context,
+                isVital: false)
         }
         if core.brumate.autogroupNice != 0 {
             try write("\(core.brumate.autogroupNice)", to: "autogroup", of: thread, context, isVital: false)
@@ -184,7 +213,8 @@ enum Attributes: TaskPart {
                 context.log.warning("task \(thread.process.id): can't set \(name) to \(text): \(error)")
                 return
             }
-            throw Failure(.denied, "can't set \(name) to \(text)", advice: "Lowering it needs CAP_SYS_RESOURCE", cause: error)
+            throw Failure(
+                .denied, "can't set \(name) to \(text)", advice: "Lowering it needs CAP_SYS_RESOURCE", cause: error)
         }
     }
 }

@@ -25,7 +25,8 @@ public enum CPU {
         var entry = CpuinfoX86Entry()
         let vendor = cpuid(0)
         let name = [vendor[1], vendor[3], vendor[2]].flatMap { [UInt8](bytesOf: $0) }
-        entry.vendorID = name.elementsEqual("GenuineIntel".utf8) ? .intel : name.elementsEqual("AuthenticAMD".utf8) ? .amd : .unknown
+        entry.vendorID =
+            name.elementsEqual("GenuineIntel".utf8) ? .intel : name.elementsEqual("AuthenticAMD".utf8) ? .amd : .unknown
         let signature = cpuid(1)[0]
         var family = signature >> 8 & 0xf
         var model = signature >> 4 & 0xf
@@ -36,7 +37,8 @@ public enum CPU {
         for leaf in leaves { capability[leaf.word] = cpuid(leaf.leaf, leaf.subleaf)[leaf.register] }
         // CPUID of the initial APIC and whether the system uses xsave vary from CPU to CPU and say nothing.
         entry.capability = capability
-        entry.modelID = imageBytes((0x8000_0002...0x8000_0004).flatMap { cpuid($0) }.flatMap { [UInt8](bytesOf: $0) }.prefix { $0 != 0 })
+        entry.modelID = imageBytes(
+            (0x8000_0002...0x8000_0004).flatMap { cpuid($0) }.flatMap { [UInt8](bytesOf: $0) }.prefix { $0 != 0 })
         let state = cpuid(0xd)
         entry.xfeaturesMask = UInt64(state[0]) | UInt64(state[3]) << 32
         (entry.xsaveSize, entry.xsaveSizeMax) = (state[1], state[2])
@@ -71,7 +73,8 @@ public enum CPU {
                 let missing = image.capability[leaf.word] & ~here.capability[leaf.word]
                 if missing != 0 {
                     throw Failure(
-                        .unsupported, "this CPU lacks features of the image's: word \(leaf.word), bits \(String(missing, radix: 16))",
+                        .unsupported,
+                        "this CPU lacks features of the image's: word \(leaf.word), bits \(String(missing, radix: 16))",
                         advice: advice)
                 }
             }
@@ -80,7 +83,8 @@ public enum CPU {
             let missing = image.xfeaturesMask & ~here.xfeaturesMask
             guard missing == 0 else {
                 throw Failure(
-                    .unsupported, "this CPU lacks register sets of the image's: \(String(missing, radix: 16))", advice: advice)
+                    .unsupported, "this CPU lacks register sets of the image's: \(String(missing, radix: 16))",
+                    advice: advice)
             }
         }
     }

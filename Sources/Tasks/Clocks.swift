@@ -16,7 +16,9 @@ enum Clocks {
     private static func read(_ clock: Int) throws(Failure) -> Timespec {
         var now: (UInt64, UInt64) = (0, 0)
         try attempt("read a clock") { () throws(SystemCallError) in
-            try withAddress(of: &now) { (address) throws(SystemCallError) in try systemCall(.clock_gettime, clock, address) }
+            try withAddress(of: &now) { (address) throws(SystemCallError) in
+                try systemCall(.clock_gettime, clock, address)
+            }
         }
         var entry = Timespec()
         (entry.tvSec, entry.tvNsec) = now

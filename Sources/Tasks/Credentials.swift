@@ -62,25 +62,34 @@ enum Credentials: TaskPart {
         }
         let groups = batch.place(creds.groups.flatMap { [UInt8](bytesOf: $0) })
         batch.add(.setgroups, .value(creds.groups.count), .buffer(groups), doing: "set the groups")
-        batch.add(.setresgid, .bits(UInt64(creds.gid)), .bits(UInt64(creds.egid)), .bits(UInt64(creds.sgid)), doing: "set the group ids")
+        batch.add(
+            .setresgid, .bits(UInt64(creds.gid)), .bits(UInt64(creds.egid)), .bits(UInt64(creds.sgid)),
+            doing: "set the group ids")
         batch.add(.setfsgid, .bits(UInt64(creds.fsgid)), doing: "set the group id for files")
         batch.add(.prctl, .value(28), .value(keepIDs), .value(0), .value(0), .value(0), doing: "keep capabilities")
-        batch.add(.setresuid, .bits(UInt64(creds.uid)), .bits(UInt64(creds.euid)), .bits(UInt64(creds.suid)), doing: "set the user ids")
+        batch.add(
+            .setresuid, .bits(UInt64(creds.uid)), .bits(UInt64(creds.euid)), .bits(UInt64(creds.suid)),
+            doing: "set the user ids")
         batch.add(.setfsuid, .bits(UInt64(creds.fsuid)), doing: "set the user id for files")
         // The bounding set and the inheritable set can be changed only with CAP_SETPCAP, which goes last.
         for bit in 0..<64 where ours >> UInt64(bit) & 1 == 1 && bounding >> UInt64(bit) & 1 == 0 {
-            batch.add(.prctl, .value(24), .value(bit), .value(0), .value(0), .value(0), doing: "drop a capability for good")
+            batch.add(
+                .prctl, .value(24), .value(bit), .value(0), .value(0), .value(0), doing: "drop a capability for good")
         }
         let header = batch.place(value: (UInt32(0x2008_0522), UInt32(0)))
         let inheritable = set(creds.capInh)
         let all = place(effective: ours, permitted: ours, inheritable: inheritable, &batch)
         batch.add(.capset, .buffer(header), .buffer(all), doing: "set the inheritable capabilities")
         let ambient = set(creds.capAmb)
-        batch.add(.prctl, .value(47), .value(4), .value(0), .value(0), .value(0), doing: "clear the ambient capabilities")
+        batch.add(
+            .prctl, .value(47), .value(4), .value(0), .value(0), .value(0), doing: "clear the ambient capabilities")
         for bit in 0..<64 where ambient >> UInt64(bit) & 1 == 1 {
-            batch.add(.prctl, .value(47), .value(2), .value(bit), .value(0), .value(0), doing: "set an ambient capability")
+            batch.add(
+                .prctl, .value(47), .value(2), .value(bit), .value(0), .value(0), doing: "set an ambient capability")
         }
-        batch.add(.prctl, .value(28), .bits(UInt64(creds.secbits)), .value(0), .value(0), .value(0), doing: "set the secure bits")
+        batch.add(
+            .prctl, .value(28), .bits(UInt64(creds.secbits)), .value(0), .value(0), .value(0),
+            doing: "set the secure bits")
         let header2 = batch.place(value: (UInt32(0x2008_0522), UInt32(0)))
         let final = place(
             effective: set(creds.capEff), permitted: set(creds.capPrm), inheritable: inheritable, &batch)
@@ -91,12 +100,18 @@ enum Credentials: TaskPart {
         batch.add(
             .prctl, .value(1), .bits(UInt64(thread.core.threadCore.pdeathSig)), .value(0), .value(0), .value(0),
             doing: "set the death signal")
-        if thread.process.threads.last === thread, let memory = thread.process.plan.memory, memory.hasDumpable, memory.dumpable < 2 {
-            batch.add(.prctl, .value(4), .value(Int(memory.dumpable)), .value(0), .value(0), .value(0), doing: "set whether it is dumpable")
+        if thread.process.threads.last === thread, let memory = thread.process.plan.memory, memory.hasDumpable,
+            memory.dumpable < 2
+        {
+            batch.add(
+                .prctl, .value(4), .value(Int(memory.dumpable)), .value(0), .value(0), .value(0),
+                doing: "set whether it is dumpable")
         }
     }
 
-    private static func place(effective: UInt64, permitted: UInt64, inheritable: UInt64, _ batch: inout Batch) -> Batch.Buffer {
+    private static func place(effective: UInt64, permitted: UInt64, inheritable: UInt64, _ batch: inout Batch)
+        -> Batch.Buffer
+    {
         let sets = [effective, permitted, inheritable]
         let low = sets.flatMap { [UInt8](bytesOf: UInt32(truncatingIfNeeded: $0)) }
         let high = sets.flatMap { [UInt8](bytesOf: UInt32($0 >> 32)) }

@@ -7,7 +7,9 @@ internal import Remote
 
 /// Resource limits. They are read from /proc, which needs no right over the task's ids, and set by the task itself.
 enum Limits: TaskPart {
-    static func dump(_ question: Void, _ results: Results, _ thread: DumpedThread, _ context: DumpContext) throws(Failure) {
+    static func dump(_ question: Void, _ results: Results, _ thread: DumpedThread, _ context: DumpContext)
+        throws(Failure)
+    {
         guard thread.isLeader else { return }
         var entry = TaskRlimitsEntry()
         entry.rlimits = try ResourceLimit.read(of: thread.process.id).map { limit in
@@ -22,7 +24,9 @@ enum Limits: TaskPart {
         _ thread: RestoredThread, _ stage: Stage, _ batch: inout Batch, _ context: RestoreContext
     ) throws(Failure) {
         guard stage == .seal, thread.isLeader, thread.core.tc.hasRlimits else { return }
-        guard thread.core.tc.rlimits.rlimits.count <= 16 else { throw Failure(.corruptImage, "the image has too many limits") }
+        guard thread.core.tc.rlimits.rlimits.count <= 16 else {
+            throw Failure(.corruptImage, "the image has too many limits")
+        }
         for (resource, limit) in thread.core.tc.rlimits.rlimits.enumerated() {
             let value = batch.place(value: (limit.cur, limit.max))
             batch.add(

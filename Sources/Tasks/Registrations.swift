@@ -54,18 +54,21 @@ enum Registrations: TaskPart {
         let name = batch.place(string: comm.prefix(15))
         batch.add(.prctl, .value(15), .buffer(name), doing: "set the name")
         if core.futexRlaLen != 0 {
-            batch.add(.set_robust_list, .bits(core.futexRla), .value(Int(core.futexRlaLen)), doing: "register robust futexes")
+            batch.add(
+                .set_robust_list, .bits(core.futexRla), .value(Int(core.futexRlaLen)), doing: "register robust futexes")
         }
         if core.hasRseqEntry, core.rseqEntry.rseqAbiPointer != 0 {
             let entry = core.rseqEntry
             batch.add(
-                .rseq, .bits(entry.rseqAbiPointer), .value(Int(entry.rseqAbiSize)), .value(0), .value(Int(entry.signature)),
+                .rseq, .bits(entry.rseqAbiPointer), .value(Int(entry.rseqAbiSize)), .value(0),
+                .value(Int(entry.signature)),
                 doing: "register restartable sequences")
         }
         if core.hasSas {
             // Only SS_DISABLE and SS_AUTODISARM can be set; whether it is in use follows from the stack pointer.
             let flags = Int32(bitPattern: core.sas.ssFlags & 0x8000_0002)
-            let stack = batch.place(value: clinux_altstack(sp: core.sas.ssSp, flags: flags, pad: 0, size: core.sas.ssSize))
+            let stack = batch.place(
+                value: clinux_altstack(sp: core.sas.ssSp, flags: flags, pad: 0, size: core.sas.ssSize))
             batch.add(.sigaltstack, .buffer(stack), .value(0), doing: "set the signal stack")
         }
     }

@@ -25,7 +25,8 @@ enum Scheduling: TaskPart {
         let mode = batch.reserve(4)
         let nodes = batch.reserve(mostNodes / 8)
         let policy = batch.add(
-            .get_mempolicy, .buffer(mode), .buffer(nodes), .value(mostNodes), .value(0), .value(0), doing: "read the memory policy",
+            .get_mempolicy, .buffer(mode), .buffer(nodes), .value(mostNodes), .value(0), .value(0),
+            doing: "read the memory policy",
             mayFail: true)
         return Question(slack: slack, mode: mode, nodes: nodes, policy: policy)
     }
@@ -90,7 +91,8 @@ enum Scheduling: TaskPart {
         if more.hasMempolicyMode {
             let nodes = batch.place(Array(more.mempolicyNodes))
             batch.add(
-                .set_mempolicy, .bits(UInt64(more.mempolicyMode)), .buffer(nodes), .value(nodes.count * 8), doing: "set the memory policy")
+                .set_mempolicy, .bits(UInt64(more.mempolicyMode)), .buffer(nodes), .value(nodes.count * 8),
+                doing: "set the memory policy")
         }
     }
 
@@ -125,17 +127,22 @@ enum Scheduling: TaskPart {
         // Policy-independent bits only: reset on fork, overrun and reclaim.
         wanted.flags = more.schedFlags & 0x7
         if wanted.policy == 6 {
-            (wanted.runtime, wanted.deadline, wanted.period) = (more.deadlineRuntime, more.deadlineDeadline, more.deadlinePeriod)
+            (wanted.runtime, wanted.deadline, wanted.period) = (
+                more.deadlineRuntime, more.deadlineDeadline, more.deadlinePeriod
+            )
         }
         if more.hasUtilMin, more.utilMin != wanted.util_min || more.utilMax != wanted.util_max {
             (wanted.util_min, wanted.util_max) = (more.utilMin, more.utilMax)
             wanted.flags |= 0x60
         }
-        let same = present == (wanted.policy, wanted.nice, wanted.priority, wanted.flags, wanted.util_min, wanted.util_max)
+        let same =
+            present == (wanted.policy, wanted.nice, wanted.priority, wanted.flags, wanted.util_min, wanted.util_max)
         guard !same || wanted.policy == 6 else { return }
         wanted.size = UInt32(MemoryLayout<clinux_sched_attr>.size)
         try attempt("set the scheduling attributes") { () throws(SystemCallError) in
-            try withAddress(of: &wanted) { (address) throws(SystemCallError) in try systemCall(.sched_setattr, id, address, 0) }
+            try withAddress(of: &wanted) { (address) throws(SystemCallError) in
+                try systemCall(.sched_setattr, id, address, 0)
+            }
         }
     }
 }

@@ -26,7 +26,9 @@ enum Seccomp: TaskPart {
     /// Longest program in bytes (`BPF_MAXINSNS`).
     private static let longest = 4096 * 8
 
-    static func dump(_ question: Void, _ results: Results, _ thread: DumpedThread, _ context: DumpContext) throws(Failure) {
+    static func dump(_ question: Void, _ results: Results, _ thread: DumpedThread, _ context: DumpContext)
+        throws(Failure)
+    {
         let mode = thread.status.seccompMode
         thread.core.threadCore.seccompMode = SeccompMode(rawValue: Int(mode)) ?? .disabled
         guard mode == 2 else { return }
@@ -34,7 +36,8 @@ enum Seccomp: TaskPart {
         var programs: [[UInt8]] = []
         var flags: [UInt64] = []
         let tracee = thread.tracee
-        try attempt("read the seccomp filters", advice: "Run as root and outside of seccomp") { () throws(SystemCallError) in
+        try attempt("read the seccomp filters", advice: "Run as root and outside of seccomp") {
+            () throws(SystemCallError) in
             while let program = try tracee.seccompFilter(programs.count) {
                 flags.append((try? tracee.seccompFilterFlags(programs.count)) ?? 0)
                 programs.append(program)
@@ -66,7 +69,9 @@ enum Seccomp: TaskPart {
     static func load(_ context: RestoreContext) throws(Failure) {
         guard context.images.has(.seccomp) else { return }
         let loaded = context.state(Loaded.self) { Loaded() }
-        for entry in try context.images.loadAll(.seccomp, as: SeccompEntry.self) { loaded.filters += entry.seccompFilters }
+        for entry in try context.images.loadAll(.seccomp, as: SeccompEntry.self) {
+            loaded.filters += entry.seccompFilters
+        }
     }
 
     static func recreate(
@@ -82,7 +87,8 @@ enum Seccomp: TaskPart {
         }
         switch mode {
         case .disabled: return
-        case .strict: batch.add(.prctl, .value(22), .value(1), .value(0), .value(0), .value(0), doing: "enter strict seccomp")
+        case .strict:
+            batch.add(.prctl, .value(22), .value(1), .value(0), .value(0), .value(0), doing: "enter strict seccomp")
         case .filter:
             let filters = context.state(Loaded.self) { Loaded() }.filters
             var chain: [SeccompFilter] = []
@@ -100,9 +106,12 @@ enum Seccomp: TaskPart {
             }
             // Threads with the same filters share them, which a later SECCOMP_FILTER_FLAG_TSYNC of theirs depends on: the
             // leader installs them for all.
-            let isShared = thread.process.threads.count > 1 && thread.process.threads.allSatisfy { other in
-                other.core.threadCore.seccompMode == .filter && other.core.threadCore.seccompFilter == core.seccompFilter
-            }
+            let isShared =
+                thread.process.threads.count > 1
+                && thread.process.threads.allSatisfy { other in
+                    other.core.threadCore.seccompMode == .filter
+                        && other.core.threadCore.seccompFilter == core.seccompFilter
+                }
             if isShared && !thread.isLeader { return }
             for filter in chain.reversed() {
                 let program = batch.place(Array(filter.filter))

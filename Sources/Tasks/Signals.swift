@@ -20,7 +20,9 @@ enum Signals: TaskPart {
         var question: Question = []
         for signal in 1...64 where !fixed.contains(signal) {
             let buffer = batch.reserve(MemoryLayout<clinux_sigaction>.size)
-            batch.add(.rt_sigaction, .value(signal), .value(0), .buffer(buffer), .value(8), doing: "read a signal's disposition")
+            batch.add(
+                .rt_sigaction, .value(signal), .value(0), .buffer(buffer), .value(8),
+                doing: "read a signal's disposition")
             question.append((signal, buffer))
         }
         return question
@@ -38,7 +40,9 @@ enum Signals: TaskPart {
         thread.core.tc.sigactions = question.map { (_, buffer) in
             let action = results.value(clinux_sigaction.self, buffer)
             var entry = SaEntry()
-            (entry.sigaction, entry.flags, entry.restorer, entry.mask) = (action.handler, action.flags, action.restorer, action.mask)
+            (entry.sigaction, entry.flags, entry.restorer, entry.mask) = (
+                action.handler, action.flags, action.restorer, action.mask
+            )
             entry.compatSigaction = false
             return entry
         }
@@ -51,7 +55,9 @@ enum Signals: TaskPart {
         var entry = SignalQueueEntry()
         for signal in pending {
             guard signal.load(Int32.self) != 5 else {
-                throw Failure(.unsupported, "a SIGTRAP is pending, which can't be restored", advice: "Try again once it was delivered")
+                throw Failure(
+                    .unsupported, "a SIGTRAP is pending, which can't be restored",
+                    advice: "Try again once it was delivered")
             }
             var message = SiginfoEntry()
             message.siginfo = imageBytes(signal)
@@ -72,20 +78,25 @@ enum Signals: TaskPart {
             }
             for (signal, entry) in zip(signals, thread.core.tc.sigactions) {
                 let action = batch.place(
-                    value: clinux_sigaction(handler: entry.sigaction, flags: entry.flags, restorer: entry.restorer, mask: entry.mask))
-                batch.add(.rt_sigaction, .value(signal), .buffer(action), .value(0), .value(8), doing: "set a signal's disposition")
+                    value: clinux_sigaction(
+                        handler: entry.sigaction, flags: entry.flags, restorer: entry.restorer, mask: entry.mask))
+                batch.add(
+                    .rt_sigaction, .value(signal), .buffer(action), .value(0), .value(8),
+                    doing: "set a signal's disposition")
             }
         case .pending:
             if thread.isLeader {
                 for signal in thread.core.tc.signalsS.signals where !isStop(signal) {
                     let (number, buffer) = try place(signal, &batch)
-                    batch.add(.rt_sigqueueinfo, .value(process), .value(number), .buffer(buffer), doing: "queue a signal")
+                    batch.add(
+                        .rt_sigqueueinfo, .value(process), .value(number), .buffer(buffer), doing: "queue a signal")
                 }
             }
             for signal in thread.core.threadCore.signalsP.signals where !isStop(signal) {
                 let (number, buffer) = try place(signal, &batch)
                 batch.add(
-                    .rt_tgsigqueueinfo, .value(process), .value(Int(thread.id.rawValue)), .value(number), .buffer(buffer),
+                    .rt_tgsigqueueinfo, .value(process), .value(Int(thread.id.rawValue)), .value(number),
+                    .buffer(buffer),
                     doing: "queue a signal")
             }
         default: break

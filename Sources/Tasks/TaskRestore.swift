@@ -63,7 +63,8 @@ public enum TaskRestore {
         let set = batch.place(value: UInt64(1) << 16)
         let now = batch.place(value: (UInt64(0), UInt64(0)))
         batch.add(
-            .rt_sigtimedwait, .buffer(set), .value(0), .buffer(now), .value(8), doing: "forget that children ended", mayFail: true)
+            .rt_sigtimedwait, .buffer(set), .value(0), .buffer(now), .value(8), doing: "forget that children ended",
+            mayFail: true)
         try process.puppet.run(batch)
     }
 

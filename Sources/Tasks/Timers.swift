@@ -25,7 +25,8 @@ enum Timers: TaskPart {
         for timer in try PosixTimerInformation.read(of: thread.process.id) {
             let buffer = batch.reserve(MemoryLayout<clinux_itimerspec>.size)
             batch.add(.timer_gettime, .value(Int(timer.id)), .buffer(buffer), doing: "read a timer")
-            let overrun = batch.add(.timer_getoverrun, .value(Int(timer.id)), doing: "read a timer's overrun", mayFail: true)
+            let overrun = batch.add(
+                .timer_getoverrun, .value(Int(timer.id)), doing: "read a timer's overrun", mayFail: true)
             question.timers.append((timer, buffer, overrun))
         }
         return question
@@ -79,17 +80,22 @@ enum Timers: TaskPart {
                 guard timer.vsec != 0 || timer.vusec != 0 else { continue }
                 let value = batch.place(
                     value: clinux_itimerval(
-                        interval_seconds: Int64(bitPattern: timer.isec), interval_microseconds: Int64(bitPattern: timer.iusec),
-                        value_seconds: Int64(bitPattern: timer.vsec), value_microseconds: Int64(bitPattern: timer.vusec)))
+                        interval_seconds: Int64(bitPattern: timer.isec),
+                        interval_microseconds: Int64(bitPattern: timer.iusec),
+                        value_seconds: Int64(bitPattern: timer.vsec), value_microseconds: Int64(bitPattern: timer.vusec)
+                    ))
                 batch.add(.setitimer, .value(which), .buffer(value), .value(0), doing: "start an interval timer")
             }
             for timer in timers.posix where timer.vsec != 0 || timer.vnsec != 0 {
                 let value = batch.place(
                     value: clinux_itimerspec(
-                        interval_seconds: Int64(bitPattern: timer.isec), interval_nanoseconds: Int64(bitPattern: timer.insec),
-                        value_seconds: Int64(bitPattern: timer.vsec), value_nanoseconds: Int64(bitPattern: timer.vnsec)))
+                        interval_seconds: Int64(bitPattern: timer.isec),
+                        interval_nanoseconds: Int64(bitPattern: timer.insec),
+                        value_seconds: Int64(bitPattern: timer.vsec), value_nanoseconds: Int64(bitPattern: timer.vnsec))
+                )
                 batch.add(
-                    .timer_settime, .value(Int(timer.itID)), .value(0), .buffer(value), .value(0), doing: "start a timer")
+                    .timer_settime, .value(Int(timer.itID)), .value(0), .buffer(value), .value(0),
+                    doing: "start a timer")
             }
         default: break
         }
@@ -98,17 +104,25 @@ enum Timers: TaskPart {
     /// Creates timers with their old ids (`PR_TIMER_CREATE_RESTORE_IDS`, Linux 6.15).
     private static func create(_ timers: [PosixTimerEntry], _ batch: inout Batch) {
         guard !timers.isEmpty else { return }
-        batch.add(.prctl, .value(77), .value(1), .value(0), .value(0), .value(0), doing: "choose the ids of timers (needs Linux 6.15)")
+        batch.add(
+            .prctl, .value(77), .value(1), .value(0), .value(0), .value(0),
+            doing: "choose the ids of timers (needs Linux 6.15)")
         for timer in timers {
             // struct sigevent: value, signal, way of notification, thread.
             let event = batch.place(
-                value: (timer.sivalPtr, timer.siSigno, timer.itSigevNotify, UInt32(bitPattern: timer.notifyThreadID), UInt32(0)))
+                value: (
+                    timer.sivalPtr, timer.siSigno, timer.itSigevNotify, UInt32(bitPattern: timer.notifyThreadID),
+                    UInt32(0)
+                ))
             let padding = batch.reserve(64)
             _ = padding
             let id = batch.place(value: timer.itID)
             batch.add(
-                .timer_create, .value(Int(Int32(bitPattern: timer.clockID))), .buffer(event), .buffer(id), doing: "create a timer")
+                .timer_create, .value(Int(Int32(bitPattern: timer.clockID))), .buffer(event), .buffer(id),
+                doing: "create a timer")
         }
-        batch.add(.prctl, .value(77), .value(0), .value(0), .value(0), .value(0), doing: "let the kernel choose the ids of timers")
+        batch.add(
+            .prctl, .value(77), .value(0), .value(0), .value(0), .value(0),
+            doing: "let the kernel choose the ids of timers")
     }
 }

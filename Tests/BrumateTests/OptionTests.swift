@@ -8,7 +8,8 @@ import Testing
 
     @Test func `as its test suite calls it`() {
         let dump = read(
-            "dump", "--no-default-config", "--log-file", "dump.log", "--images-dir", "/tmp", "--verbosity=4", "--tree", "66",
+            "dump", "--no-default-config", "--log-file", "dump.log", "--images-dir", "/tmp", "--verbosity=4", "--tree",
+            "66",
             "--timeout", "10", "--pre-dump-mode", "splice")
         #expect(dump.failure == nil && dump.request == .order(.dump))
         #expect(dump.options.tree == TaskID(66) && dump.options.verbosity == 4 && dump.options.timeout == .seconds(10))
@@ -25,7 +26,9 @@ import Testing
     }
 
     @Test func `nonsense is refused`() {
-        for words in [["dump"], ["fly"], ["dump", "-t", "x"], ["dump", "-t", "1", "--no-such"], ["restore", "--leave"], []] {
+        for words in [
+            ["dump"], ["fly"], ["dump", "-t", "x"], ["dump", "-t", "1", "--no-such"], ["restore", "--leave"], [],
+        ] {
             #expect(Invocation(words.map { Word($0) }, machine: "/nonexistent").failure != nil, "\(words)")
         }
     }

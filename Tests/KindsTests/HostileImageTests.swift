@@ -10,7 +10,9 @@ import Testing
 @Suite struct `Hostile images` {
     private func directory() throws -> String {
         var name = Array("/tmp/brumate-images.XXXXXX".utf8CString)
-        let made = unsafe name.withUnsafeMutableBufferPointer { unsafe mkdtemp($0.baseAddress!) != nil }
+        let made = unsafe name.withUnsafeMutableBufferPointer {
+            unsafe $0.baseAddress.flatMap { unsafe mkdtemp($0) } != nil
+        }
         try #require(made)
         return String(decoding: name.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }

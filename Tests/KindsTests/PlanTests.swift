@@ -5,7 +5,9 @@ import Linux
 import Testing
 
 @Suite struct `The plan of births` {
-    private func process(_ id: Int32, parent: Int32?, group: Int32, session: Int32, zombie: Bool = false) -> PlannedProcess {
+    private func process(_ id: Int32, parent: Int32?, group: Int32, session: Int32, zombie: Bool = false)
+        -> PlannedProcess
+    {
         var core = CoreEntry()
         core.mtype = .x8664
         return PlannedProcess(
@@ -84,7 +86,8 @@ import Testing
 
     @Test func `a zombie that led its group`() throws {
         try check([
-            process(10, parent: nil, group: 10, session: 10), process(11, parent: 10, group: 11, session: 10, zombie: true),
+            process(10, parent: nil, group: 10, session: 10),
+            process(11, parent: 10, group: 11, session: 10, zombie: true),
             process(12, parent: 10, group: 11, session: 10),
         ])
     }

@@ -19,7 +19,9 @@ final class Sleeper {
     var maps: [UInt8] { (try? readWholeFile("/proc/\(id.rawValue)/maps")) ?? [] }
     var vdso: AddressRange? {
         for line in maps.split(separator: 0x0a) where line.suffix(6).elementsEqual(Array("[vdso]".utf8)) {
-            let ends = line.prefix { $0 != 0x20 }.split(separator: 0x2d).compactMap { UInt64(String(decoding: $0, as: UTF8.self), radix: 16) }
+            let ends = line.prefix { $0 != 0x20 }.split(separator: 0x2d).compactMap {
+                UInt64(String(decoding: $0, as: UTF8.self), radix: 16)
+            }
             if ends.count == 2 { return AddressRange(ends[0], ends[1]) }
         }
         return nil

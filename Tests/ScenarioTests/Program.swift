@@ -33,14 +33,17 @@ final class Program {
     /// Starts a script as the leader of its own session and waits until it serves.
     init(_ script: String, newSession: Bool = true) throws {
         var name = Array("/tmp/brumate-test.XXXXXX".utf8CString)
-        let made = unsafe name.withUnsafeMutableBufferPointer { unsafe mkdtemp($0.baseAddress!) != nil }
+        let made = unsafe name.withUnsafeMutableBufferPointer {
+            unsafe $0.baseAddress.flatMap { unsafe mkdtemp($0) } != nil
+        }
         try #require(made)
         work = String(decoding: name.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
         isOurChild = true
         try #require(mkdir(work + "/images", 0o700) == 0)
         for fifo in ["request", "answer"] { try #require(mkfifo("\(work)/\(fifo)", 0o600) == 0) }
         id = try Program.spawn(
-            ["/usr/bin/env", "python3", "-c", Program.prelude + script, work], flags: newSession ? 0x80 : 0, log: work + "/log")
+            ["/usr/bin/env", "python3", "-c", Program.prelude + script, work], flags: newSession ? 0x80 : 0,
+            log: work + "/log")
         let first = read()
         try #require(first == "ready", "the program did not start: \(first) \(text("log"))")
     }
@@ -60,7 +63,7 @@ final class Program {
         let error = unsafe posix_spawn(&pid, words[0], &actions, &attributes, arguments, environ)
         unsafe posix_spawn_file_actions_destroy(&actions)
         unsafe posix_spawnattr_destroy(&attributes)
-        for unsafe word in unsafe arguments { unsafe free(word) }
+        unsafe arguments.forEach { unsafe free($0) }
         try #require(error == 0, "can't run \(words[0])")
         return pid
     }
@@ -106,7 +109,8 @@ final class Program {
 
     /// Runs the fuzzer over the program's images.
     func fuzz(seconds: Int, seed: Int) throws -> Int32 {
-        let pid = try Program.spawn([".build/debug/ImageFuzzer", images, "\(seconds)", "\(seed)"], flags: 0, log: work + "/log")
+        let pid = try Program.spawn(
+            [".build/debug/ImageFuzzer", images, "\(seconds)", "\(seed)"], flags: 0, log: work + "/log")
         var status: Int32 = 0
         unsafe waitpid(pid, &status, 0)
         return status
@@ -144,7 +148,9 @@ final class Program {
 
     /// Whether a process exists and has not ended.
     var isAlive: Bool {
-        guard let stat = try? readWholeFile("/proc/\(id)/stat"), let close = stat.lastIndex(of: 0x29) else { return false }
+        guard let stat = try? readWholeFile("/proc/\(id)/stat"), let close = stat.lastIndex(of: 0x29) else {
+            return false
+        }
         return stat[close + 2] != 0x5a
     }
 
@@ -160,7 +166,9 @@ final class Program {
     deinit {
         // The whole session: children that the program left, too.
         for number in (try? listNumbers("/proc")) ?? [] {
-            guard let stat = try? readWholeFile("/proc/\(number)/stat"), let close = stat.lastIndex(of: 0x29) else { continue }
+            guard let stat = try? readWholeFile("/proc/\(number)/stat"), let close = stat.lastIndex(of: 0x29) else {
+                continue
+            }
             let fields = String(decoding: stat[(close + 2)...], as: UTF8.self).split(separator: " ")
             if fields.count > 3, fields[3] == "\(id)" { kill(number, SIGKILL) }
         }

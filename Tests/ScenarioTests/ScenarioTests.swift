@@ -292,7 +292,9 @@ struct `Nothing is lost when an order fails` {
         serve(check)
         """
 
-    @Test(arguments: ["dump-frozen", "dump-planted", "dump-connected", "dump-cured", "dump-files", "dump-pages", "dump-commit"])
+    @Test(arguments: [
+        "dump-frozen", "dump-planted", "dump-connected", "dump-cured", "dump-files", "dump-pages", "dump-commit",
+    ])
     func `a dump that fails or dies leaves the tree running`(_ point: String) throws {
         let program = try Program(Self.counter)
         let maps = try readWholeFile("/proc/\(program.id)/maps")
@@ -306,7 +308,9 @@ struct `Nothing is lost when an order fails` {
         #expect(outcome == "ok")
     }
 
-    @Test(arguments: ["restore-planned", "restore-sown", "restore-grown", "restore-memory", "restore-files", "restore-sealed"])
+    @Test(arguments: [
+        "restore-planned", "restore-sown", "restore-grown", "restore-memory", "restore-files", "restore-sealed",
+    ])
     func `a restore that fails or dies leaves nothing`(_ point: String) throws {
         let program = try Program(Self.counter)
         try #require(try program.dump() == 0)
@@ -326,7 +330,9 @@ struct `Nothing is lost when an order fails` {
             """)
         #expect(try program.dump() == 1)
         let line = program.lastLine("dump.log")
-        #expect(line.contains("Error") && line.contains("--ghost-limit") && line.contains("/big") && line.contains("2097152"))
+        #expect(
+            line.contains("Error") && line.contains("--ghost-limit") && line.contains("/big")
+                && line.contains("2097152"))
         #expect(program.ask() == "ok")
         let outcome = try program.cycle(["--ghost-limit", "4M"])
         #expect(outcome == "ok")

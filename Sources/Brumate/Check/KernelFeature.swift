@@ -105,10 +105,13 @@ struct KernelFeature: Sendable {
 
     /// What every order needs.
     static let required: [KernelFeature] = [
-        .init("/proc/PID/map_files", .always) { () throws(SystemCallError) in try ProcProbe.exists("/proc/self/map_files") },
+        .init("/proc/PID/map_files", .always) { () throws(SystemCallError) in
+            try ProcProbe.exists("/proc/self/map_files")
+        },
         .init("kcmp", .always) { () throws(SystemCallError) in try TaskProbe.comparesFiles() },
         .init("clone3 with set_tid", .always) { () throws(SystemCallError) in try TaskProbe.choosesPIDs() },
-        .init("pidfd_open and pidfd_getfd", .always) { () throws(SystemCallError) in try TaskProbe.fetchesDescriptors() },
+        .init("pidfd_open and pidfd_getfd", .always) { () throws(SystemCallError) in try TaskProbe.fetchesDescriptors()
+        },
         .init("PR_SET_MM_MAP", .always) { () throws(SystemCallError) in try MemoryProbe.setsMemoryMap() },
         .init("PTRACE_SEIZE and PTRACE_PEEKSIGINFO", .always) { () throws(SystemCallError) in
             try TaskProbe.peeksSignals()

@@ -13,7 +13,8 @@ enum NetlinkProbe {
         let socket = try SocketProbe.socket(16, 3, family)
         let number = Int(socket.number)
         let message =
-            bytes(UInt32(16 + body.count)) + bytes(type) + bytes(flags | request) + bytes(UInt32(1)) + bytes(UInt32(0)) + body
+            bytes(UInt32(16 + body.count)) + bytes(type) + bytes(flags | request) + bytes(UInt32(1)) + bytes(UInt32(0))
+            + body
         var answer = [UInt8](repeating: 0, count: 8192)
         try message.withConstantAddress { (address, count) throws(SystemCallError) in
             try systemCall(.sendto, number, address, count)
@@ -50,7 +51,9 @@ enum NetlinkProbe {
     }
 
     /// A request about the loopback interface with one number as attribute.
-    private static func askAboutLoopback(type: UInt16, attribute: UInt16, _ value: UInt32) throws(SystemCallError) -> Int32 {
+    private static func askAboutLoopback(type: UInt16, attribute: UInt16, _ value: UInt32) throws(SystemCallError)
+        -> Int32
+    {
         let message = zeros(4) + bytes(UInt32(1)) + zeros(8)
         let body = message + bytes(UInt16(8)) + bytes(attribute) + bytes(value)
         return try ask(family: 0, type: type, flags: acknowledge, body).error

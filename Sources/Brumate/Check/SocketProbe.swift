@@ -15,7 +15,9 @@ enum SocketProbe {
         Descriptor(owning: Int32(try systemCall(.socket, domain, type | closeOnExec, code)))
     }
 
-    private static func set(_ socket: borrowing Descriptor, _ level: Int, _ option: Int, _ value: Int32) throws(SystemCallError) {
+    private static func set(_ socket: borrowing Descriptor, _ level: Int, _ option: Int, _ value: Int32)
+        throws(SystemCallError)
+    {
         let number = Int(socket.number)
         var value = value
         try withAddress(of: &value) { (address) throws(SystemCallError) in

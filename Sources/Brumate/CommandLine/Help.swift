@@ -51,7 +51,9 @@ enum Help {
         case .optional(let what): left += "[=\(what)]"
         }
         var words = option.help.split(separator: " ").map(String.init)
-        if case .later(let issue, _, _) = option.support { words += ["(Not", "yet:", "comes", "with"] + ["\(issue).)"] }
+        if case .later(let issue, _, _) = option.support {
+            words += ["(Not", "yet:", "comes", "with"] + ["\(issue).)"]
+        }
         let right = wrap(words, indent: column)
         if left.count + 2 > column { return left + "\n" + right }
         return left + right.dropFirst(left.count)

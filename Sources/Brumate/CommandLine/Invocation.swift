@@ -49,12 +49,13 @@ public struct Invocation: Sendable {
         }
         if environment("CRIU_DEPRECATED") != nil { options.deprecated = true }
         for setting in configured(scan, environment, machine) + scan.settings {
-            note(Invocation.problem { () throws(Failure) in
-                if setting.option.name == "ms" {
-                    throw Failure(.usage, "option --ms is gone", advice: "See the options of 'check'")
-                }
-                try setting.apply(to: &options)
-            })
+            note(
+                Invocation.problem { () throws(Failure) in
+                    if setting.option.name == "ms" {
+                        throw Failure(.usage, "option --ms is gone", advice: "See the options of 'check'")
+                    }
+                    try setting.apply(to: &options)
+                })
         }
         note(Invocation.problem { () throws(Failure) in try readOperands(scan.operands) })
         if case .order(let action) = request {
@@ -80,13 +81,14 @@ public struct Invocation: Sendable {
         if let own { paths.append((own, true)) }
         var out: [Setting] = []
         for (path, isNamed) in paths {
-            note(Invocation.problem { () throws(Failure) in
-                if let settings = try ConfigurationFile.settings(of: path) {
-                    out += settings
-                } else if isNamed {
-                    remarks.append("there is no configuration file \(path)")
-                }
-            })
+            note(
+                Invocation.problem { () throws(Failure) in
+                    if let settings = try ConfigurationFile.settings(of: path) {
+                        out += settings
+                    } else if isNamed {
+                        remarks.append("there is no configuration file \(path)")
+                    }
+                })
         }
         return out
     }

@@ -130,7 +130,9 @@ extension Word {
         default: break
         }
         if unit > 1 { digits.removeLast() }
-        guard let count = UInt64(digits) else { throw Failure(.usage, "'\(text)' is not a size such as 512K, 8M or 1G") }
+        guard let count = UInt64(digits) else {
+            throw Failure(.usage, "'\(text)' is not a size such as 512K, 8M or 1G")
+        }
         let (bytes, overflow) = count.multipliedReportingOverflow(by: unit)
         guard !overflow else { throw Failure(.usage, "'\(text)' is too large") }
         return bytes

@@ -35,7 +35,9 @@ extension Option {
         .value("images-dir", "D", "DIR", .general, "Where the images are; default: the working directory.") {
             $0.imagesDirectory = $1.path
         },
-        .value("work-dir", "W", "DIR", .general, "Where logs, pidfiles and statistics go; default: the images directory.") {
+        .value(
+            "work-dir", "W", "DIR", .general, "Where logs, pidfiles and statistics go; default: the images directory."
+        ) {
             $0.workDirectory = $1.path
         },
         .value("pidfile", nil, "FILE", .general, "On restore, write the root's pid here. A dump ignores it.") {
@@ -91,7 +93,8 @@ extension Option {
             }
             options.inheritedDescriptors.append(inherited)
         },
-        .optional("ext-unix-sk", "x", "INODE[,INODE…]", .external, "UNIX sockets may have a peer outside of the tree.") {
+        .optional("ext-unix-sk", "x", "INODE[,INODE…]", .external, "UNIX sockets may have a peer outside of the tree.")
+        {
             (options, word) throws(Failure) in
             options.externalUnixSockets = true
             for part in word?.text.split(separator: ",") ?? [] {
@@ -99,7 +102,8 @@ extension Option {
                     try Word(String(part)).number(0...UInt64.max, called: "an inode"))
             }
         },
-        .value("ext-mount-map", "M", "KEY:VALUE", .external, "The older form of --external mnt[KEY]:VALUE, or 'auto'.") {
+        .value("ext-mount-map", "M", "KEY:VALUE", .external, "The older form of --external mnt[KEY]:VALUE, or 'auto'.")
+        {
             (options, word) throws(Failure) in
             if word == "auto" {
                 options.externalMountsAutomatic = true
@@ -128,7 +132,9 @@ extension Option {
         .flag("file-locks", "l", .files, "Dump and restore file locks; all their users must be in the tree.") {
             $0.fileLocks = $1
         },
-        .flag("evasive-devices", nil, .files, "Open a device by any path if its own is gone.") { $0.evasiveDevices = $1 },
+        .flag("evasive-devices", nil, .files, "Open a device by any path if its own is gone.") {
+            $0.evasiveDevices = $1
+        },
         .flag("force-irmap", nil, .files, "Find the names of watched inodes early.") { $0.forceIrmap = $1 },
         .value("irmap-scan-path", nil, "PATH", .files, "Another place to look for watched inodes.") {
             $0.irmapScanPaths.append($1.path)
@@ -147,7 +153,8 @@ extension Option {
 
     private static let cgroupOptions: [Option] = [
         .optional(
-            "manage-cgroups", nil, "MODE", .cgroups, "What becomes of them: none, props, soft (default), full, strict, ignore.",
+            "manage-cgroups", nil, "MODE", .cgroups,
+            "What becomes of them: none, props, soft (default), full, strict, ignore.",
             support: .later(cgroups, on: both) { $0.manageCgroups != .soft && $0.manageCgroups != .ignore }
         ) { (options, word) throws(Failure) in
             options.manageCgroups = try word?.choice(Options.CgroupMode.self) ?? .soft
@@ -158,7 +165,8 @@ extension Option {
         ) { (options, word) in
             let parts = word.text.split(separator: ":", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
             options.cgroupRoots.append(
-                parts.count == 2 ? .init(controller: parts[0], path: parts[1]) : .init(controller: nil, path: word.text))
+                parts.count == 2 ? .init(controller: parts[0], path: parts[1]) : .init(controller: nil, path: word.text)
+            )
         },
         .value(
             "cgroup-props", nil, "STRING", .cgroups, "Controllers and properties to dump, in CRIU's notation.",
@@ -184,8 +192,13 @@ extension Option {
 
     private static let namespaceOptions: [Option] = [
         .value("root", "r", "DIR", .namespaces, "The tree's root directory, a mount point.") { $0.root = $1.path },
-        .value("skip-mnt", nil, "PATH", .namespaces, "Leave out this mount point.") { $0.skippedMounts.append($1.text) },
-        .value("enable-fs", nil, "FS[,FS…]", .namespaces, "Mount these file systems again though we don't know them, or 'all'.") {
+        .value("skip-mnt", nil, "PATH", .namespaces, "Leave out this mount point.") {
+            $0.skippedMounts.append($1.text)
+        },
+        .value(
+            "enable-fs", nil, "FS[,FS…]", .namespaces,
+            "Mount these file systems again though we don't know them, or 'all'."
+        ) {
             $0.enabledFileSystems += $1.text.split(separator: ",").map(String.init)
         },
         .flag("mntns-compat-mode", nil, .namespaces, "Build mount trees without MOVE_MOUNT_SET_GROUP.") {
@@ -229,7 +242,9 @@ extension Option {
         .flag("tcp-close", nil, .network, "Restore TCP connections closed, and don't dump their state.") {
             $0.tcpClose = $1
         },
-        .value("network-lock", nil, "METHOD", .network, "Hold up traffic by 'iptables' (default), 'nftables' or 'skip'.") {
+        .value(
+            "network-lock", nil, "METHOD", .network, "Hold up traffic by 'iptables' (default), 'nftables' or 'skip'."
+        ) {
             (options, word) throws(Failure) in
             options.networkLock = word == "none" ? .skip : try word.choice(Options.NetworkLock.self)
         },
@@ -277,7 +292,8 @@ extension Option {
             for name in word.text.split(separator: ",").map(String.init) {
                 guard name == "list" || KernelFeature.named(name) != nil else {
                     throw Failure(
-                        .usage, "there is no kernel feature '\(name)'", advice: "'check --feature list' prints the names")
+                        .usage, "there is no kernel feature '\(name)'",
+                        advice: "'check --feature list' prints the names")
                 }
                 options.checkFeatures.append(name)
             }

@@ -28,7 +28,8 @@ enum Privileges {
         }
         if user != 0 {
             // PR_SET_DUMPABLE: a program with file capabilities finds its own /proc entries owned by root otherwise.
-            try attempt("make ourselves visible in /proc") { () throws(SystemCallError) in try systemCall(.prctl, 4, 1) }
+            try attempt("make ourselves visible in /proc") { () throws(SystemCallError) in try systemCall(.prctl, 4, 1)
+            }
         }
     }
 }

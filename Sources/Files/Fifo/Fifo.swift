@@ -10,7 +10,8 @@ enum Fifo: FileKind {
     static let name = "fifo"
 
     static func claims(_ facts: FileFacts) -> Bool {
-        facts.status.kind == .fifo && facts.begins(with: "/") && facts.statusFlags & UInt32(OpenFlags.path.rawValue) == 0
+        facts.status.kind == .fifo && facts.begins(with: "/")
+            && facts.statusFlags & UInt32(OpenFlags.path.rawValue) == 0
     }
 
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry {

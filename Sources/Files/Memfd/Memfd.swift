@@ -44,7 +44,8 @@ enum Memfd: FileKind {
         return whole
     }
 
-    private static func dumpInode(_ file: OpenFile, _ inodes: Inodes, _ context: DumpContext) throws(Failure) -> UInt32 {
+    private static func dumpInode(_ file: OpenFile, _ inodes: Inodes, _ context: DumpContext) throws(Failure) -> UInt32
+    {
         let status = file.facts.status
         let id = UInt32(inodes.entries.count + 1)
         let shared = UInt32(truncatingIfNeeded: status.inode)
@@ -105,23 +106,30 @@ enum Memfd: FileKind {
             let name = Array(inode.name)
             var flags = Int(inode.hugetlbFlag)
             if inode.seals != 1 { flags |= 2 }  // MFD_ALLOW_SEALING; F_SEAL_SEAL alone is how others are born
-            let file = text == zero || text == hugePages ? try anonymous(inode) : try attempt("create it") { () throws(SystemCallError) in
-                let raw = try withCString(name) { (name) throws(SystemCallError) in
-                    try systemCall(.memfd_create, name, flags | 1)
+            let file =
+                text == zero || text == hugePages
+                ? try anonymous(inode)
+                : try attempt("create it") { () throws(SystemCallError) in
+                    let raw = try withCString(name) { (name) throws(SystemCallError) in
+                        try systemCall(.memfd_create, name, flags | 1)
+                    }
+                    let file = Descriptor(owning: Int32(raw))
+                    try systemCall(.ftruncate, raw, Int(bitPattern: UInt(inode.size)))
+                    if inode.hasMode { try systemCall(.fchmod, raw, Int(inode.mode & 0o7777)) }
+                    try systemCall(.fchown, raw, Int(inode.uid), Int(inode.gid))
+                    return file
                 }
-                let file = Descriptor(owning: Int32(raw))
-                try systemCall(.ftruncate, raw, Int(bitPattern: UInt(inode.size)))
-                if inode.hasMode { try systemCall(.fchmod, raw, Int(inode.mode & 0o7777)) }
-                try systemCall(.fchown, raw, Int(inode.uid), Int(inode.gid))
-                return file
-            }
-            try SharedMemoryImage.read(id: UInt64(inode.shmid), into: file.number, size: inode.size, from: context.images)
+            try SharedMemoryImage.read(
+                id: UInt64(inode.shmid), into: file.number, size: inode.size, from: context.images)
             let number = file.number
             for member in members {
                 let wanted = member.memfd
                 let made = try attempt("open it") { () throws(SystemCallError) in
-                    let made = try openFile("/proc/self/fd/\(number)", OpenFlags(rawValue: Int32(bitPattern: wanted.flags & ~0o300)))
-                    if wanted.pos != 0 { try systemCall(.lseek, Int(made.number), Int(bitPattern: UInt(wanted.pos)), 0) }
+                    let made = try openFile(
+                        "/proc/self/fd/\(number)", OpenFlags(rawValue: Int32(bitPattern: wanted.flags & ~0o300)))
+                    if wanted.pos != 0 {
+                        try systemCall(.lseek, Int(made.number), Int(bitPattern: UInt(wanted.pos)), 0)
+                    }
                     return made
                 }
                 try context.files.add(member.id, made)

@@ -19,7 +19,9 @@ enum NamespaceFile: FileKind {
     }
 
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry {
-        guard let kind = kinds.first(where: { file.facts.begins(with: $0.name + ":[") }) else { throw Failure(.bug, "no kind") }
+        guard let kind = kinds.first(where: { file.facts.begins(with: $0.name + ":[") }) else {
+            throw Failure(.bug, "no kind")
+        }
         let own = try attempt("look at our namespace") { () throws(SystemCallError) in
             try readLink("/proc/self/ns/\(kind.name)").bytes
         }

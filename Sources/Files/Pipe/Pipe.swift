@@ -48,7 +48,8 @@ enum Pipe: FileKind {
                 let made = try attempt("open an end") { () throws(SystemCallError) in
                     let made: Descriptor
                     if known {
-                        made = try openFile("/proc/self/fd/\(from)", OpenFlags(rawValue: mode | OpenFlags.nonBlocking.rawValue))
+                        made = try openFile(
+                            "/proc/self/fd/\(from)", OpenFlags(rawValue: mode | OpenFlags.nonBlocking.rawValue))
                     } else {
                         made = Descriptor(owning: Int32(try systemCall(.fcntl, Int(from), 1030, 3)))
                     }

@@ -135,7 +135,9 @@ final class PipeContents {
             let reader = try context.images.open(name)
             var found: [UInt32: Contents] = [:]
             while let entry = try reader.next(PipeDataEntry.self) {
-                guard entry.bytes <= largest else { throw Failure(.corruptImage, "a pipe with \(entry.bytes) bytes makes no sense") }
+                guard entry.bytes <= largest else {
+                    throw Failure(.corruptImage, "a pipe with \(entry.bytes) bytes makes no sense")
+                }
                 found[entry.pipeID] = Contents(entry: entry, bytes: try reader.read(Int(entry.bytes)))
             }
             return found
@@ -148,7 +150,9 @@ final class PipeContents {
         let number = Int(writing)
         try attempt("set the size of the pipe to \(contents.entry.size)", advice: "Raise /proc/sys/fs/pipe-max-size") {
             () throws(SystemCallError) in
-            if contents.entry.hasSize, contents.entry.size > 0, try systemCall(.fcntl, number, 1032) != Int(contents.entry.size) {
+            if contents.entry.hasSize, contents.entry.size > 0,
+                try systemCall(.fcntl, number, 1032) != Int(contents.entry.size)
+            {
                 try systemCall(.fcntl, number, 1031, Int(contents.entry.size))
             }
         }
@@ -156,7 +160,8 @@ final class PipeContents {
         var sizes = contents.entry.packets.map { Int($0) }
         let asPackets = !sizes.isEmpty
         if !asPackets { sizes = [contents.bytes.count] }
-        guard sizes.allSatisfy({ $0 > 0 && $0 <= contents.bytes.count }), sizes.reduce(0, +) == contents.bytes.count else {
+        guard sizes.allSatisfy({ $0 > 0 && $0 <= contents.bytes.count }), sizes.reduce(0, +) == contents.bytes.count
+        else {
             throw Failure(.corruptImage, "the packets of a pipe don't add up")
         }
         try attempt("fill the pipe") { () throws(SystemCallError) in

@@ -44,7 +44,9 @@ enum RegularFile: FileKind {
 
     static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.reg.rawValue) && entry.hasReg }
 
-    static func comesAfterTasks(_ entry: FileEntry) -> Bool { entry.hasReg && entry.reg.name.starts(with: "/proc/".utf8) }
+    static func comesAfterTasks(_ entry: FileEntry) -> Bool {
+        entry.hasReg && entry.reg.name.starts(with: "/proc/".utf8)
+    }
 
     static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 {
         RestoredRemaps.of(context).group(entry.id)
@@ -70,7 +72,9 @@ enum RegularFile: FileKind {
         var flags = OpenFlags(rawValue: Int32(bitPattern: entry.flags & ~once)).union(.noControllingTerminal)
         // O_TMPFILE made an unnamed file then; now it has a name.
         let temporary: Int32 = 0o20000000
-        if flags.rawValue & temporary != 0 { flags = OpenFlags(rawValue: flags.rawValue & ~(temporary | OpenFlags.directory.rawValue)) }
+        if flags.rawValue & temporary != 0 {
+            flags = OpenFlags(rawValue: flags.rawValue & ~(temporary | OpenFlags.directory.rawValue))
+        }
         if entry.hasMode, entry.mode & 0o170000 == FileStatus.Kind.symbolicLink.rawValue { flags.insert(.noFollow) }
         let position = Int(bitPattern: UInt(entry.pos))
         return try attempt(

@@ -33,7 +33,8 @@ final class Remaps {
         let facts = file.facts
         var path = facts.target
         guard path.first == 0x2f else {
-            throw Failure(.unsupported, "the file is out of reach from the root directory (its mount is detached or foreign)")
+            throw Failure(
+                .unsupported, "the file is out of reach from the root directory (its mount is detached or foreign)")
         }
         let saysDeleted = path.reversed().starts(with: Remaps.deleted.utf8.reversed())
         if facts.begins(with: "/proc/"), isProc(file.handle.number) {
@@ -47,7 +48,8 @@ final class Remaps {
         if leads(path, to: facts.status) { return path }
         if saysDeleted { path.removeLast(Remaps.deleted.utf8.count) }
         if facts.status.kind == .directory {
-            throw Failure(.unsupported, "its path leads to another file than the open one: something is mounted over it")
+            throw Failure(
+                .unsupported, "its path leads to another file than the open one: something is mounted over it")
         }
         try linkAgain(file, id, path, context)
         return path
@@ -55,7 +57,9 @@ final class Remaps {
 
     private func isProc(_ number: Int32) -> Bool {
         var words = [UInt64](repeating: 0, count: 16)
-        _ = try? words.withAddress { (address, _) throws(SystemCallError) in try systemCall(.fstatfs, Int(number), address) }
+        _ = try? words.withAddress { (address, _) throws(SystemCallError) in
+            try systemCall(.fstatfs, Int(number), address)
+        }
         return words[0] == Remaps.procMagic
     }
 
@@ -65,7 +69,9 @@ final class Remaps {
     private func leads(_ path: [UInt8], to status: FileStatus) -> Bool {
         let inode = Inode(device: status.device, inode: status.inode)
         if led[path] == inode { return true }
-        guard let found = try? FileStatus.read(path: path, followsLink: status.kind != .symbolicLink) else { return false }
+        guard let found = try? FileStatus.read(path: path, followsLink: status.kind != .symbolicLink) else {
+            return false
+        }
         led[path] = Inode(device: found.device, inode: found.inode)
         return led[path] == inode
     }
@@ -110,7 +116,8 @@ final class Remaps {
             let stored = min(status.size, status.blocks * 512)
             guard stored <= context.policy.ghostLimit else {
                 throw Failure(
-                    .denied, "the unlinked file holds \(stored) bytes, more than the ghost limit of \(context.policy.ghostLimit)",
+                    .denied,
+                    "the unlinked file holds \(stored) bytes, more than the ghost limit of \(context.policy.ghostLimit)",
                     advice: "Pass --ghost-limit \(stored) or more")
             }
             entry.size = status.size
@@ -247,7 +254,8 @@ final class Remaps {
     func removeNames(_ context: DumpContext?) {
         for name in created {
             context?.log.warning(
-                "\(String(decoding: name, as: UTF8.self)) is removed, as the tree runs on: this image can't be restored without it")
+                "\(String(decoding: name, as: UTF8.self)) is removed, as the tree runs on: this image can't be restored without it"
+            )
 
             _ = try? withCString(name) { (address) throws(SystemCallError) in
                 try systemCall(.unlinkat, Int(currentDirectory), address, 0)

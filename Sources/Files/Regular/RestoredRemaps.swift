@@ -18,14 +18,20 @@ final class RestoredRemaps {
     private var names: [(path: [UInt8], isDirectory: Bool)] = []
     private var standIns: [UInt32: Puppet] = [:]
 
-    static func of(_ context: RestoreContext) -> RestoredRemaps { context.state(RestoredRemaps.self) { RestoredRemaps() } }
+    static func of(_ context: RestoreContext) -> RestoredRemaps {
+        context.state(RestoredRemaps.self) { RestoredRemaps() }
+    }
 
     func load(_ context: RestoreContext) throws(Failure) {
-        for entry in try context.images.loadAll(.remapPaths, as: RemapFilePathEntry.self) { remaps[entry.origID] = entry }
+        for entry in try context.images.loadAll(.remapPaths, as: RemapFilePathEntry.self) {
+            remaps[entry.origID] = entry
+        }
         for entry in context.entries.values where entry.hasFifo {
             onlyPaths.insert(entry.fifo.hasRegfID ? entry.fifo.regfID : entry.id)
         }
-        for entry in remaps.values where entry.remapType == .linked || !entry.hasRemapType { onlyPaths.insert(entry.remapID) }
+        for entry in remaps.values where entry.remapType == .linked || !entry.hasRemapType {
+            onlyPaths.insert(entry.remapID)
+        }
     }
 
     /// Whether an entry is only the path of another one and not a file to be opened.
@@ -60,7 +66,9 @@ final class RestoredRemaps {
     private func raise(_ ghost: UInt32, at path: [UInt8], _ context: RestoreContext) throws(Failure) -> [UInt8] {
         if let place = ghosts[ghost] { return place }
         let reader = try context.images.open(.ghost(ghost))
-        guard let entry = try reader.next(GhostFileEntry.self) else { throw Failure(.corruptImage, "the ghost file is empty") }
+        guard let entry = try reader.next(GhostFileEntry.self) else {
+            throw Failure(.corruptImage, "the ghost file is empty")
+        }
         try makeParents(of: path)
         var place = path
         if try !create(entry, at: place) {
@@ -96,11 +104,14 @@ final class RestoredRemaps {
             return true
         } catch {
             if error.errno == .EEXIST { return false }
-            throw Failure(.denied, "can't create the ghost file", advice: "Check that its directory can be written", cause: error)
+            throw Failure(
+                .denied, "can't create the ghost file", advice: "Check that its directory can be written", cause: error)
         }
     }
 
-    private func fill(_ place: [UInt8], _ entry: GhostFileEntry, _ reader: ImageReader, _ context: RestoreContext) throws(Failure) {
+    private func fill(_ place: [UInt8], _ entry: GhostFileEntry, _ reader: ImageReader, _ context: RestoreContext)
+        throws(Failure)
+    {
         let file = try attempt("open the ghost file") { () throws(SystemCallError) in
             try openFile(FilePath(bytes: place), [.writeOnly, .noFollow])
         }
@@ -189,7 +200,8 @@ final class RestoredRemaps {
         if linked.insert(id).inserted { names.append((other, false)) }
         do throws(SystemCallError) {
             try withCString(other) { (from) throws(SystemCallError) in
-                try withCString(path) { (to) throws(SystemCallError) in try systemCall(.linkat, here, from, here, to, 0) }
+                try withCString(path) { (to) throws(SystemCallError) in try systemCall(.linkat, here, from, here, to, 0)
+                }
             }
             names.append((path, false))
             return path
@@ -197,7 +209,8 @@ final class RestoredRemaps {
             // The old name is taken: the temporary one serves.
             if error.errno == .EEXIST { return ghosts[id] ?? other }
             throw Failure(
-                .conflict, "can't link the unlinked file again", advice: "The dump left it as \(String(decoding: other, as: UTF8.self))",
+                .conflict, "can't link the unlinked file again",
+                advice: "The dump left it as \(String(decoding: other, as: UTF8.self))",
                 cause: error)
         }
     }

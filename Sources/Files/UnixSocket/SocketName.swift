@@ -45,14 +45,16 @@ struct SocketName {
         }
         try attempt("give the socket file its owner and mode") { () throws(SystemCallError) in
             try withCString(path) { (path) throws(SystemCallError) in
-                try systemCall(.fchownat, Int(currentDirectory), path, Int(entry.filePerms.uid), Int(entry.filePerms.gid), 0x100)
+                try systemCall(
+                    .fchownat, Int(currentDirectory), path, Int(entry.filePerms.uid), Int(entry.filePerms.gid), 0x100)
                 try systemCall(.fchmodat, Int(currentDirectory), path, Int(entry.filePerms.mode & 0o7777))
             }
         }
     }
 
     private func bindHere(_ number: Int32) throws(Failure) {
-        try attempt("bind it to its name", code: .conflict, advice: "Remove what took the name") { () throws(SystemCallError) in
+        try attempt("bind it to its name", code: .conflict, advice: "Remove what took the name") {
+            () throws(SystemCallError) in
             try bindRaw(number)
         }
     }

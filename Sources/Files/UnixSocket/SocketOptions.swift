@@ -81,7 +81,8 @@ enum SocketOptions {
                 }
             }
             for (option, value) in [
-                (2, entry.reuseaddr), (16, entry.soPasscred), (34, entry.soPasssec), (5, entry.soDontroute), (11, entry.soNoCheck),
+                (2, entry.reuseaddr), (16, entry.soPasscred), (34, entry.soPasssec), (5, entry.soDontroute),
+                (11, entry.soNoCheck),
                 (6, entry.soBroadcast), (9, entry.soKeepalive), (10, entry.soOobinline != 0),
             ] where value { try set(number, option, 1) }
             if entry.soPriority != 0 { try set(number, 12, Int32(clamping: entry.soPriority)) }

@@ -18,9 +18,12 @@ final class SocketQueues {
         let before = try attempt("read the socket's peek offset") { () throws(SystemCallError) in
             try SocketOptions.integer(number, 42)
         }
-        try attempt("set the socket's peek offset") { () throws(SystemCallError) in try SocketOptions.set(number, 42, 0) }
+        try attempt("set the socket's peek offset") { () throws(SystemCallError) in try SocketOptions.set(number, 42, 0)
+        }
         let outcome = Result { () throws(Failure) in try peek(number, id, isStream) }
-        try attempt("set the socket's peek offset") { () throws(SystemCallError) in try SocketOptions.set(number, 42, before) }
+        try attempt("set the socket's peek offset") { () throws(SystemCallError) in
+            try SocketOptions.set(number, 42, before)
+        }
         try outcome.get()
     }
 
@@ -38,7 +41,8 @@ final class SocketQueues {
                             head[2] = UInt64(vector)
                             head[4] = UInt64(control)
                             return try head.withAddress { (head, _) throws(SystemCallError) in
-                                try systemCall(.recvmsg, Int(number), head, 0x4000_0042)  // PEEK | DONTWAIT | CMSG_CLOEXEC
+                                // PEEK | DONTWAIT | CMSG_CLOEXEC
+                                try systemCall(.recvmsg, Int(number), head, 0x4000_0042)
                             }
                         }
                     }
@@ -50,11 +54,15 @@ final class SocketQueues {
             }
             if head[5] >= 16, control.load(Int32.self, at: 8) == 1, control.load(Int32.self, at: 12) == 1 {
                 for index in 0..<((Int(head[5]) - 16) / 4) {
-                    if let copy = control.load(Int32.self, at: 16 + 4 * index) { _ = try? systemCall(.close, Int(copy)) }
+                    if let copy = control.load(Int32.self, at: 16 + 4 * index) {
+                        _ = try? systemCall(.close, Int(copy))
+                    }
                 }
                 throw Failure(.unsupported, "descriptors are under way in its queue, which can't be dumped yet")
             }
-            if head[6] & 0x20 != 0 { throw Failure(.unsupported, "a packet of more than \(room.count) bytes is in its queue") }
+            if head[6] & 0x20 != 0 {
+                throw Failure(.unsupported, "a packet of more than \(room.count) bytes is in its queue")
+            }
             if got == 0 { return }
             var entry = SkPacketEntry()
             entry.idFor = id
@@ -97,7 +105,8 @@ final class SocketQueues {
                 try packet.withConstantAddress { (address, count) throws(SystemCallError) in
                     var done = 0
                     repeat {
-                        done += try systemCall(.sendto, Int(other), address + done, count - done, 0x4040, 0, 0)  // DONTWAIT | NOSIGNAL
+                        // DONTWAIT | NOSIGNAL
+                        done += try systemCall(.sendto, Int(other), address + done, count - done, 0x4040, 0, 0)
                     } while done < count
                 }
             }

@@ -33,7 +33,8 @@ struct UnixDiagnosis {
         }
         self.state = state
         var at = 32
-        while let length = answer.load(UInt16.self, at: at).map({ Int($0) }), let kind = answer.load(UInt16.self, at: at + 2),
+        while let length = answer.load(UInt16.self, at: at).map({ Int($0) }),
+            let kind = answer.load(UInt16.self, at: at + 2),
             length >= 4, at + length <= answer.count
         {
             let value = Array(answer[(at + 4)..<(at + length)])

@@ -28,7 +28,9 @@ enum UnixSocket: FileKind {
             (try SocketOptions.integer(number, 39), try SocketOptions.integer(number, 3))
         }
         guard domain == 1 else {
-            throw Failure(.unsupported, "sockets of the address family \(domain) can't be dumped yet", advice: "Close it before the dump")
+            throw Failure(
+                .unsupported, "sockets of the address family \(domain) can't be dumped yet",
+                advice: "Close it before the dump")
         }
         let inode = UInt32(truncatingIfNeeded: file.facts.status.inode)
         let facts = try UnixDiagnosis(inode: inode)
@@ -52,14 +54,18 @@ enum UnixSocket: FileKind {
         }
         let met = context.state(Met.self) { Met() }
         met.inodes.insert(inode)
-        if facts.peer != 0 { met.peers.append((facts.peer, "task \(file.owner.id) (\(file.owner.name)), descriptor \(file.number)")) }
+        if facts.peer != 0 {
+            met.peers.append((facts.peer, "task \(file.owner.id) (\(file.owner.name)), descriptor \(file.number)"))
+        }
         var whole = FileEntry(.unixsk, file.id)
         whole.usk = entry
         return whole
     }
 
     /// Notes whether the file that a socket is bound to is still where its name says.
-    private static func describePlace(of facts: UnixDiagnosis, _ file: OpenFile, _ entry: inout UnixSkEntry) throws(Failure) {
+    private static func describePlace(of facts: UnixDiagnosis, _ file: OpenFile, _ entry: inout UnixSkEntry)
+        throws(Failure)
+    {
         guard let bound = facts.file, let first = facts.name.first, first != 0 else { return }
         var path = Array(facts.name.prefix { $0 != 0 })
         if first != 0x2f {
@@ -119,7 +125,8 @@ enum UnixSocket: FileKind {
     }
 
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
-        if let target = members.first(where: { isUnreachable($0.usk) }), members.allSatisfy({ $0.usk.peer != 0 || $0.id == target.id }),
+        if let target = members.first(where: { isUnreachable($0.usk) }),
+            members.allSatisfy({ $0.usk.peer != 0 || $0.id == target.id }),
             target.usk.peer == 0
         {
             return try during(.file("UNIX socket \(target.usk.ino)")) { () throws(Failure) in
@@ -128,7 +135,9 @@ enum UnixSocket: FileKind {
                 try makeSingle(target, connecting: others, context)
             }
         }
-        guard let first = members.first, members.count <= 2 else { throw Failure(.corruptImage, "more than two ends of a socket") }
+        guard let first = members.first, members.count <= 2 else {
+            throw Failure(.corruptImage, "more than two ends of a socket")
+        }
         try during(.file("UNIX socket \(first.usk.ino)")) { () throws(Failure) in
             if members.count == 2 {
                 try makePair(first, members[1], context)
@@ -144,7 +153,8 @@ enum UnixSocket: FileKind {
         var pair: (Int32, Int32) = (-1, -1)
         let type = Int(one.usk.type & 0xf) | 0o2000000
         try attempt("create it") { () throws(SystemCallError) in
-            try withAddress(of: &pair) { (pair) throws(SystemCallError) in try systemCall(.socketpair, 1, type, 0, pair) }
+            try withAddress(of: &pair) { (pair) throws(SystemCallError) in try systemCall(.socketpair, 1, type, 0, pair)
+            }
         }
         let here = Descriptor(owning: pair.0)
         let there = Descriptor(owning: pair.1)
@@ -188,7 +198,8 @@ enum UnixSocket: FileKind {
     }
 
     /// Options and name.
-    private static func prepare(_ entry: UnixSkEntry, _ number: Int32, connecting others: [Int32] = []) throws(Failure) {
+    private static func prepare(_ entry: UnixSkEntry, _ number: Int32, connecting others: [Int32] = []) throws(Failure)
+    {
         try SocketOptions.restore(entry.opts, on: number)
         guard !entry.name.isEmpty else { return }
         try SocketName(entry).bind(number, connecting: others)
@@ -216,7 +227,8 @@ enum UnixSocket: FileKind {
     /// Datagram sockets are connected once all of them have their names.
     static func wire(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {
         let socket = entry.usk
-        guard socket.type == datagram, socket.peer != 0, let peer = sockets(context)[socket.peer], peer.usk.peer != socket.ino,
+        guard socket.type == datagram, socket.peer != 0, let peer = sockets(context)[socket.peer],
+            peer.usk.peer != socket.ino,
             !isUnreachable(peer.usk)
         else { return }
         try connect(try context.files.number(entry.id), to: peer.usk, context)
