@@ -12,6 +12,7 @@ enum Orders {
     /// Dumps the tree. Returns what was counted and timed, for `--display-stats`.
     static func dump(_ session: borrowing Session) throws(Failure) -> Statistics {
         let options = session.options
+        try refuseOutside(options)
         guard let tree = options.tree else { throw Failure(.usage, "which tree? The option --tree PID is missing") }
         var request = DumpRequest(root: tree, images: session.imagesPath)
         request.policy.ghostLimit = options.ghostLimit
@@ -37,6 +38,7 @@ enum Orders {
     /// Restores the tree and lets it go. Returns the root's pid and the figures.
     static func restore(_ session: borrowing Session) throws(Failure) -> (root: TaskID, statistics: Statistics) {
         let options = session.options
+        try refuseOutside(options)
         var request = RestoreRequest(images: session.imagesPath)
         request.policy.shellJob = options.shellJob
         request.policy.ghostLimit = options.ghostLimit
@@ -54,6 +56,13 @@ enum Orders {
         request.faults = session.faults
         let outcome = try Engine.restore(request, log: session.log)
         return (outcome.root, outcome.statistics)
+    }
+
+    /// What would be wrong to pass over in silence: resources that come from, or stay, outside of the tree.
+    private static func refuseOutside(_ options: Options) throws(Failure) {
+        for (name, isUsed) in [
+            ("--external", !options.external.isEmpty), ("--inherit-fd", !options.inheritedDescriptors.isEmpty),
+        ] where isUsed { throw Failure(.unsupported, "\(name) is not supported yet") }
     }
 
     /// Waits until the restored root ends, as a restore without `--restore-detached` does.
