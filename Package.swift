@@ -95,7 +95,9 @@ let package = Package(
         // Floor 8: the public library: options, API.
         .target(
             name: "Brumate",
-            dependencies: ["CLinux", "Linux", "Diagnostics", "ImageFormat", "Kinds", "Engine", logging, system],
+            dependencies: [
+                "CLinux", "Linux", "Diagnostics", "Procfs", "ImageFormat", "Kinds", "Engine", logging, system,
+            ],
             swiftSettings: strict),
         // Floor 9: the executable.
         .executableTarget(

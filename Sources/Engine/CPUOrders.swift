@@ -1,5 +1,6 @@
 public import Diagnostics
 internal import ImageFormat
+public import Kinds
 public import SystemPackage
 internal import Tasks
 
@@ -9,7 +10,7 @@ public enum CPUOrders {
     public static func dump(to images: FilePath) throws(Failure) { try CPU.dump(to: try ImageDirectory(images)) }
 
     /// Compares this machine with the image in a directory.
-    public static func check(_ images: FilePath, _ capabilities: [String]) throws(Failure) {
+    public static func check(_ images: FilePath, _ capabilities: CPUCapabilities) throws(Failure) {
         let images = try ImageSet(images)
         guard images.has(.cpuInformation) else {
             throw Failure(

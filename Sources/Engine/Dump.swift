@@ -60,43 +60,33 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
         Server.prepare()
         try request.scripts.run(.preDump, images: images.directory.number, root: request.root)
         let started = ContinuousClock.now
-        let tree = try freeze(request.root, deadline: started + request.timeout)
-        context.statistics[.freezing] = ContinuousClock.now - started
-        let figures = try DumpOrder(context: context, tree: tree.processes).run(request, started: started)
-        switch request.afterwards {
-        case .killed: tree.thaw(.killed)
-        case .running: tree.thaw(.running)
-        case .stopped: tree.thaw(.stopped)
+        while true {
+            let tree = try FrozenTree.freeze(request.root, deadline: started + request.timeout)
+            context.statistics[.freezing] = ContinuousClock.now - started
+            let order = DumpOrder(context: context, tree: tree.processes)
+            try order.collect()
+            guard order.isHealing else {
+                let figures = try order.run(request, started: started)
+                switch request.afterwards {
+                case .killed: tree.thaw(.killed)
+                case .running: tree.thaw(.running)
+                case .stopped: tree.thaw(.stopped)
+                }
+                return figures
+            }
+            tree.thaw(.running)
+            guard ContinuousClock.now < started + request.timeout else {
+                throw Failure(
+                    .denied, "task \(request.root) does not recover from an earlier dump that was killed",
+                    advice: "Try again")
+            }
+            context.processes = []
+            pause(nanoseconds: 1_000_000)
         }
-        return figures
     } catch {
         FileDump.abandon(context)
         images.discard()
         throw error
-    }
-}
-
-/// Stops a tree. Tasks that still cure themselves after the death of another controller are given time for it.
-private func freeze(_ root: TaskID, deadline: ContinuousClock.Instant) throws(Failure) -> FrozenTree {
-    while true {
-        let tree = try FrozenTree.freeze(root, deadline: deadline)
-        let isHealing = tree.processes.contains { process in
-            guard let leader = process.threads.first, let registers = try? leader.registers(),
-                let vdso = try? VMA.readPlain(of: process.id).first(where: { $0.isNamed("[vdso]") })
-            else { return false }
-            return process.threads.contains { thread in
-                (thread === leader ? registers : (try? thread.registers()) ?? registers).ip >= vdso.range.start.rawValue
-                    && Server.isHealing((try? thread.registers()) ?? registers, vdso: vdso.range)
-            }
-        }
-        if !isHealing { return tree }
-        tree.thaw(.running)
-        guard ContinuousClock.now < deadline else {
-            throw Failure(
-                .denied, "task \(root) does not recover from an earlier dump that was killed", advice: "Try again")
-        }
-        var pause: (Int, Int) = (0, 1_000_000)
-        _ = try? withAddress(of: &pause) { (address) throws(SystemCallError) in try systemCall(.nanosleep, address, 0) }
     }
 }
 
@@ -114,10 +104,6 @@ private struct DumpOrder {
 
     func run(_ request: DumpRequest, started: ContinuousClock.Instant) throws(Failure) -> Statistics {
         let log = context.log
-        try context.faults.pass(.dumpFrozen)
-        log.debug("stopped \(tree.count) processes")
-        for frozen in tree where !frozen.isZombie { context.processes.append(try collect(frozen)) }
-        log.debug("collected what /proc tells")
         try checkSession(request)
         var sharing = ObjectSharing()
         for process in context.processes { try sharing.identify(process) }
@@ -140,7 +126,6 @@ private struct DumpOrder {
         }
         log.debug("dumped \(context.files.count) files")
         try context.faults.pass(.dumpFiles)
-        try context.faults.pass(.dumpPages)
         try MemoryDump.finish(context)
         try writeTree()
         try files.finish()
@@ -155,8 +140,24 @@ private struct DumpOrder {
         return context.statistics
     }
 
+    /// Reads what /proc tells of the whole tree.
+    func collect() throws(Failure) {
+        try context.faults.pass(.dumpFrozen)
+        context.log.debug("stopped \(tree.count) processes")
+        for frozen in tree where !frozen.isZombie { context.processes.append(try collect(frozen)) }
+        context.log.debug("collected what /proc tells")
+    }
+
+    /// Whether a task still cures itself after the death of another controller. It needs to run for that.
+    var isHealing: Bool {
+        context.processes.contains { process in
+            guard let vdso = process.mappings.first(where: { $0.isNamed("[vdso]") }) else { return false }
+            return process.threads.contains { Server.isHealing($0.registers, vdso: vdso.range) }
+        }
+    }
+
     /// Reads what /proc tells of a stopped process.
-    func collect(_ frozen: FrozenProcess) throws(Failure) -> DumpedProcess {
+    private func collect(_ frozen: FrozenProcess) throws(Failure) -> DumpedProcess {
         let status = try TaskStatus.read(of: frozen.id)
         return try during(.dumping(frozen.id, status.name)) { () throws(Failure) in
             let pidfd = try attempt("open a pidfd") { () throws(SystemCallError) in
@@ -201,7 +202,7 @@ private struct DumpOrder {
         let code =
             process.mappings.filter { $0.isNamed("[vdso]") }
             + process.mappings.filter { !$0.isShared && $0.protection & 5 == 5 && !$0.isNamed("[vdso]") }
-        let hole = try freeRange(in: process, size: Server.runwaySize)
+        let hole = try RestorePlan.hole(in: process.mappings.map(\.range), size: Server.runwaySize)
         let server = try Server.start(
             in: leader.tracee, registers: leader.registers, mask: leader.signalMask, memory: process.memory,
             code: code.map(\.range), hole: hole.start, faults: context.faults)
@@ -241,32 +242,23 @@ private struct DumpOrder {
     private func questionThread(
         _ thread: DumpedThread, _ process: DumpedProcess, _ server: borrowing Server
     ) throws(Failure) {
-        do throws(Failure) {
+        try during(.thread(thread.tracee.id)) { () throws(Failure) in
             var batch = Batch()
             let parts = try TaskDump.ask(thread, &batch)
             let results = try server.run(
                 batch, in: thread.tracee, registers: thread.registers, mask: thread.signalMask, memory: process.memory)
             try parts.take(results, context)
-        } catch {
-            var failure = error
-            failure.enter(.thread(thread.tracee.id))
-            throw failure
         }
-    }
-
-    func freeRange(in process: DumpedProcess, size: UInt64) throws(Failure) -> AddressRange {
-        try RestorePlan.hole(in: process.mappings.map(\.range), size: size)
     }
 
     /// Writes pstree, and core and ids of every process.
     func writeTree() throws(Failure) {
         let living = Dictionary(uniqueKeysWithValues: context.processes.map { ($0.id, $0) })
         let image = try context.images.create(.processTree)
-        let processes = tree
-        for frozen in processes {
+        for frozen in tree {
             var entry = PstreeEntry()
             entry.pid = UInt32(bitPattern: frozen.id.rawValue)
-            entry.ppid = frozen === processes.first ? 0 : UInt32(bitPattern: frozen.parent.rawValue)
+            entry.ppid = frozen === tree.first ? 0 : UInt32(bitPattern: frozen.parent.rawValue)
             if let process = living[frozen.id] {
                 entry.pgid = UInt32(bitPattern: process.stat.group.rawValue)
                 entry.sid = UInt32(bitPattern: process.stat.session.rawValue)

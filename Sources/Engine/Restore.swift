@@ -162,10 +162,7 @@ final class RestoreOrder {
                         .conflict, "the pid \(id) is taken by another task (\(holder.name))",
                         advice: "End that task, or restore into a new pid namespace")
                 }
-                var pause: (Int, Int) = (0, 500_000)
-                _ = try? withAddress(of: &pause) { (address) throws(SystemCallError) in
-                    try systemCall(.nanosleep, address, 0)
-                }
+                pause(nanoseconds: 500_000)
             }
         }
     }
@@ -440,9 +437,7 @@ final class RestoreOrder {
         for puppet in puppets.values { while puppet.tracee.isAttached, (try? puppet.tracee.wait()) != nil {} }
         FileRestore.abandon(context)
         if madePidFile, let path = request.pidFile {
-            _ = try? withPath(path) { (address) throws(SystemCallError) in
-                try systemCall(.unlinkat, Int(currentDirectory), address, 0)
-            }
+            _ = try? removeName(path)
         }
     }
 }

@@ -42,10 +42,7 @@ public final class ImageDirectory {
     }
 
     private func remove(_ name: String) throws(SystemCallError) {
-        let number = Int(directory.number)
-        try withPath(FilePath(name)) { (address) throws(SystemCallError) in
-            try systemCall(.unlinkat, number, address, 0)
-        }
+        try removeName(FilePath(name), in: directory.number)
     }
 
     /// A number for a new pages file.
@@ -126,9 +123,7 @@ public final class ImageDirectory {
     private func removeSharedPages() {
         guard let old = try? listDirectory(FilePath(ImageDirectory.shared), in: directory.number) else { return }
         for name in old { _ = try? remove(ImageDirectory.shared + "/" + name.string) }
-        _ = try? withCString(ImageDirectory.shared) { (name) throws(SystemCallError) in
-            try systemCall(.unlinkat, Int(directory.number), name, 0x200)
-        }
+        _ = try? removeName(FilePath(ImageDirectory.shared), isDirectory: true, in: directory.number)
     }
 
     /// Removes what was written: the dump failed.

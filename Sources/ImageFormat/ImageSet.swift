@@ -140,16 +140,10 @@ public final class ImageReader {
         }
         if offset < windowStart || offset + count > windowStart + window.count {
             var fresh = [UInt8](repeating: 0, count: min(max(count, 1 << 16), size - offset))
-            let (number, at) = (Int(file.number), offset)
+            let (number, at) = (file.number, UInt64(offset))
             let got = try attempt("read \(name.fileName)") { () throws(SystemCallError) in
                 try fresh.withAddress { (address, count) throws(SystemCallError) in
-                    var done = 0
-                    while done < count {
-                        let got = try systemCall(.pread64, number, address + done, count - done, at + done)
-                        if got == 0 { break }
-                        done += got
-                    }
-                    return done
+                    try readFully(number, into: address, count: count, at: at)
                 }
             }
             guard got >= count else {

@@ -105,15 +105,10 @@ public final class DumpContext {
     public var files: [FileEntry] = []
     /// Open file descriptions met so far, and ids for files.img.
     public var fileIndex = SharingIndex(.file)
-    private var states: [ObjectIdentifier: AnyObject] = [:]
+    private var memories = Memories()
 
     /// What a kind remembers during one dump; made at first use.
-    public func state<State: AnyObject>(_ type: State.Type, _ make: () -> State) -> State {
-        if let known = states[ObjectIdentifier(type)] as? State { return known }
-        let fresh = make()
-        states[ObjectIdentifier(type)] = fresh
-        return fresh
-    }
+    public func state<State: AnyObject>(_ type: State.Type, _ make: () -> State) -> State { memories.of(type, make) }
 
     /// Starts a dump.
     public init(policy: DumpPolicy, images: ImageDirectory, log: Logger, faults: Faults) {

@@ -50,8 +50,6 @@ public final class OpenFile {
 
 /// A kind of open file: dump and restore side by side.
 public protocol FileKind: SendableMetatype {
-    /// The kind in words, for messages.
-    static var name: String { get }
     /// Whether a file under dump is of this kind.
     static func claims(_ facts: FileFacts) -> Bool
     /// Dumps it.

@@ -136,15 +136,10 @@ public final class RestoreContext {
     public var files = FileTable()
     /// The tree under restore, parents first, zombies included.
     public var processes: [RestoredProcess] = []
-    private var states: [ObjectIdentifier: AnyObject] = [:]
+    private var memories = Memories()
 
     /// What a kind remembers during one restore; made at first use.
-    public func state<State: AnyObject>(_ type: State.Type, _ make: () -> State) -> State {
-        if let known = states[ObjectIdentifier(type)] as? State { return known }
-        let fresh = make()
-        states[ObjectIdentifier(type)] = fresh
-        return fresh
-    }
+    public func state<State: AnyObject>(_ type: State.Type, _ make: () -> State) -> State { memories.of(type, make) }
 
     /// Carries descriptors into puppets; set before the tree is grown.
     public var courier: Courier?

@@ -85,32 +85,29 @@ struct AddressSpace {
         let wanted = plan.areas.filter { !$0.status.isDisjoint(with: [.vdso, .vvar]) }
         let moves = try self.moves(placement, to: wanted)
         var stays = kept.keys.map { plan.areas[$0].range } + [puppet.runway]
+        if moves.allSatisfy({ $0.0.range == $0.1 }) {
+            unmap(except: stays + moves.map(\.1), &batch)
+            return placement
+        }
+        // Places may overlap, so all go aside first.
+        let taken = plan.areas.map(\.range) + stays + placement.mappings.map(\.range)
+        let parking = try RestorePlan.hole(in: taken, size: 1 << 20)
+        stays.append(parking)
         var final = MemoryRestore.Placement(mappings: [])
-        let isInPlace = moves.allSatisfy { $0.0.range == $0.1 }
-        if isInPlace {
-            stays += moves.map(\.1)
-            final = placement
-        } else {
-            let taken = plan.areas.map(\.range) + stays + placement.mappings.map(\.range)
-            let parking = try RestorePlan.hole(in: taken, size: 1 << 20)
-            stays.append(parking)
-            var at = parking.start
-            var parked: [(Address, AddressRange)] = []
-            for (mapping, place) in moves {
-                move(mapping.range, to: at, &batch)
-                parked.append((at, place))
-                var moved = mapping
-                moved.range = place
-                final.mappings.append(moved)
-                at = at + mapping.range.length
-            }
-            unmap(except: stays, &batch)
-            for (from, place) in parked {
-                move(AddressRange(start: from, end: from + place.length), to: place.start, &batch)
-            }
-            return final
+        var parked: [(Address, AddressRange)] = []
+        var at = parking.start
+        for (mapping, place) in moves {
+            move(mapping.range, to: at, &batch)
+            parked.append((at, place))
+            var moved = mapping
+            moved.range = place
+            final.mappings.append(moved)
+            at = at + mapping.range.length
         }
         unmap(except: stays, &batch)
+        for (from, place) in parked {
+            move(AddressRange(start: from, end: from + place.length), to: place.start, &batch)
+        }
         return final
     }
 
@@ -292,22 +289,15 @@ struct AddressSpace {
 
     /// The image's vdso must be this kernel's: its functions lie at the same places only then.
     private func checkVdso(_ pieces: [PagePiece]) throws(Failure) {
-        let memory = try TaskMemory(.current)
-        for mapping in try VMA.readPlain(of: .current) where mapping.isNamed("[vdso]") {
-            var at = mapping.range.start
-            for piece in pieces {
-                let bytes = try attempt("read the vdso") { () throws(SystemCallError) in
-                    try memory.read(at, count: Int(piece.range.length))
-                }
-                // Behind the image there may be what a controller left that died.
-                let length = bytes.lastIndex { $0 != 0 }.map { $0 + 1 } ?? 0
-                guard piece.begins(with: Array(bytes[..<length])) else {
-                    throw Failure(
-                        .unsupported, "the vdso of this kernel differs from the image's",
-                        advice: "Restore on the kernel version that the image was made on")
-                }
-                at = at + piece.range.length
+        // Behind the image there may be what a controller left that died.
+        var rest = (OwnVdso.image ?? [])[...]
+        for piece in pieces {
+            guard piece.begins(with: Array(rest.prefix(Int(piece.range.length)))) else {
+                throw Failure(
+                    .unsupported, "the vdso of this kernel differs from the image's",
+                    advice: "Restore on the kernel version that the image was made on")
             }
+            rest = rest.dropFirst(Int(piece.range.length))
         }
     }
 
@@ -324,7 +314,7 @@ struct AddressSpace {
         batch.add(
             .ioctl, .result(opened), .value(0xc018_aa3f), .buffer(interface), doing: "use a userfaultfd", mayFail: true)
         var registered: [Batch.Slot] = []
-        for (index, area) in plan.areas.enumerated() where isFilledQuickly(area, index, fresh) {
+        for area in plan.areas where isFilledQuickly(area, fresh) {
             let request = batch.place(value: (area.range.start.rawValue, area.range.length, UInt64(1), UInt64(0)))
             // The descriptor is fed forward once a call, so it is asked for again by its known number.
             registered.append(
@@ -358,7 +348,7 @@ struct AddressSpace {
         try puppet.run(batch)
     }
 
-    private func isFilledQuickly(_ area: Area, _ index: Int, _ fresh: [PagePiece]) -> Bool {
+    private func isFilledQuickly(_ area: Area, _ fresh: [PagePiece]) -> Bool {
         guard area.isMapped, area.status.contains(.anonymousPrivate) else { return false }
         var (low, high) = (0, fresh.count)
         while low < high {

@@ -99,19 +99,5 @@ extension VMA {
     var isOfKernel: Bool { isNamed("[vdso]") || isNamed("[vvar]") || isNamed("[vvar_vclock]") }
 
     /// Size of its pages in bytes, if they are huge.
-    func hugePageSize(of task: TaskID) throws(Failure) -> UInt64? {
-        guard flags.contains("ht") else { return nil }
-        let text = try procText(of: task, "smaps")
-        var inside = false
-        let header = Array("\(range) ".utf8)
-        let key = Array("KernelPageSize:".utf8)
-        for line in text.split(separator: 0x0a) {
-            if line.starts(with: header) { inside = true }
-            if inside, line.starts(with: key) {
-                let digits = line.dropFirst(key.count).filter { $0 >= 0x30 && $0 <= 0x39 }
-                return UInt64(String(decoding: digits, as: UTF8.self)).map { $0 << 10 }
-            }
-        }
-        return 2 << 20
-    }
+    var hugePageSize: UInt64? { flags.contains("ht") ? kernelPageSize ?? 2 << 20 : nil }
 }

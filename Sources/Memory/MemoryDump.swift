@@ -142,7 +142,7 @@ public enum MemoryDump {
         for (code, advice) in [
             ("rr", 1), ("sr", 2), ("dc", 10), ("mg", 12), ("hg", 14), ("nh", 15), ("dd", 16), ("wf", 18),
         ] as [(StaticString, UInt64)] where mapping.flags.contains(code) { entry.madv |= 1 << advice }
-        if let size = try mapping.hugePageSize(of: process.id) {
+        if let size = mapping.hugePageSize {
             flags |= size.trailingZeroBitCount << MapFlags.hugeShift
         }
 
@@ -251,6 +251,7 @@ public enum MemoryDump {
         let pagemap = Pagemap(pagesID: id, runs: runs)
         let image = try context.images.create(.pages(pagemap.pagesID))
         context.statistics[.memoryDump] += ContinuousClock.now - started
+        try context.faults.pass(.dumpPages)
         let writing = ContinuousClock.now
         try writePages(
             stretches,

@@ -49,10 +49,6 @@ public enum MemoryRestore {
     /// What the kernel made in a task: [vvar], [vvar_vclock] and [vdso], in the order of addresses.
     struct Placement {
         var mappings: [VMA]
-        var range: AddressRange {
-            AddressRange(
-                start: mappings.first?.range.start ?? Address(0), end: mappings.last?.range.end ?? Address(0))
-        }
     }
 }
 

@@ -79,12 +79,9 @@ public struct PagePiece: Sendable {
 
     /// Writes the pages into a file at the offset that their addresses say.
     func copy(toFile number: Int32) throws(Failure) {
-        let (source, length, start) = (source, Int(range.length), Int(range.start.rawValue))
+        let (source, range) = (source, range)
         try attempt("fill shared memory") { () throws(SystemCallError) in
-            var done = 0
-            while done < length {
-                done += try systemCall(.pwrite64, Int(number), source + done, length - done, start + done)
-            }
+            try writeFully(number, from: source, count: Int(range.length), at: range.start.rawValue)
         }
     }
 }
@@ -96,15 +93,15 @@ public struct PageLocator: Sendable {
 
     /// Locates the pages of a process.
     public init(_ images: ImageSet, process: Int32, _ pagemap: Pagemap) throws(Failure) {
-        pieces = try PageLocator.locate(images, .pagemap(process), pagemap, depth: 0)
+        pieces = try PageLocator.locate(images, .pagemap(process), pagemap)
     }
 
     /// Locates the pages of a piece of shared memory.
     init(_ images: ImageSet, shared: UInt64, _ pagemap: Pagemap) throws(Failure) {
-        pieces = try PageLocator.locate(images, .sharedPagemap(shared), pagemap, depth: 0)
+        pieces = try PageLocator.locate(images, .sharedPagemap(shared), pagemap)
     }
 
-    private static func locate(_ images: ImageSet, _ name: ImageName, _ pagemap: Pagemap, depth: Int) throws(Failure)
+    private static func locate(_ images: ImageSet, _ name: ImageName, _ pagemap: Pagemap) throws(Failure)
         -> [PagePiece]
     {
         var found: [PagePiece] = []
@@ -127,7 +124,7 @@ public struct PageLocator: Sendable {
                     guard let parent = images.parent else {
                         throw Failure(.corruptImage, "\(name.fileName) refers to parent images, and there are none")
                     }
-                    above = try locate(parent, name, try Pagemap.read(name, from: parent), depth: depth + 1)
+                    above = try locate(parent, name, try Pagemap.read(name, from: parent))
                 }
                 let pieces = above ?? []
                 var at = run.range.start

@@ -37,10 +37,10 @@ struct Chunk: Sendable {
     static let mostStretches = 1024
 
     /// Cuts stretches into chunks that fit a bounce buffer.
-    static func cut(_ lengths: [UInt64], size: Int = BounceBuffer.size, from start: UInt64 = 0) -> [Chunk] {
+    static func cut(_ lengths: [UInt64], size: Int = BounceBuffer.size) -> [Chunk] {
         var chunks: [Chunk] = []
-        var offset = start
-        var current = Chunk(first: 0, skip: 0, length: 0, offset: start)
+        var offset: UInt64 = 0
+        var current = Chunk(first: 0, skip: 0, length: 0, offset: 0)
         var members = 0
         for (index, length) in lengths.enumerated() {
             var done: UInt64 = 0

@@ -22,15 +22,14 @@ public enum PageSource: Sendable {
 /// - Parameters:
 ///   - stretches: what to copy, ascending.
 ///   - file: the pages file.
-///   - start: where in the file to begin.
 /// - Throws: a full disk, or `vanished` if the task dies.
 public func writePages(
-    _ stretches: [PageStretch], from source: PageSource, to file: Int32, at start: UInt64 = 0
+    _ stretches: [PageStretch], from source: PageSource, to file: Int32
 ) throws(Failure) {
     let total = stretches.reduce(0) { $0 + $1.range.length }
     guard total > 0 else { return }
-    try reserve(file, start, total)
-    let chunks = Chunk.cut(stretches.map(\.range.length), from: start)
+    try reserve(file, total)
+    let chunks = Chunk.cut(stretches.map(\.range.length))
     let dealer = Dealer(chunks.count)
     // A thread costs more than copying a few megabytes.
     let threads = total < 8 << 20 ? 1 : Workers.count
@@ -40,25 +39,16 @@ public func writePages(
             let chunk = chunks[index]
             try fill(buffer.address, chunk, stretches, source)
             try attempt("write pages", advice: "Check that the disk has room") { () throws(SystemCallError) in
-                var done = 0
-                while done < chunk.length {
-                    done += try systemCall(
-                        .pwrite64, Int(file), buffer.address + done, chunk.length - done, Int(chunk.offset) + done)
-                }
+                try writeFully(file, from: buffer.address, count: chunk.length, at: chunk.offset)
             }
         }
     }
 }
 
 /// Preallocates on disk file systems; on tmpfs that would zero every page first.
-private func reserve(_ file: Int32, _ start: UInt64, _ total: UInt64) throws(Failure) {
-    var words = [UInt64](repeating: 0, count: 16)
-    let type =
-        (try? words.withAddress { (address, _) throws(SystemCallError) in
-            try systemCall(.fstatfs, Int(file), address)
-        }).map { _ in words[0] }
-    if total >= 1 << 20, type != 0x0102_1994 {  // TMPFS_MAGIC
-        do throws(SystemCallError) { try systemCall(.fallocate, Int(file), 0, Int(start), Int(total)) } catch {
+private func reserve(_ file: Int32, _ total: UInt64) throws(Failure) {
+    if total >= 1 << 20, (try? FileSystem.of(file))?.magic != FileSystem.temporary {
+        do throws(SystemCallError) { try systemCall(.fallocate, Int(file), 0, 0, Int(total)) } catch {
             guard error.errno == .EOPNOTSUPP || error.errno == .ENOSYS || error.errno == .EINVAL else {
                 throw Failure(
                     .denied, "can't get \(total) bytes of disk for pages",
@@ -75,7 +65,7 @@ private func fill(_ address: Int, _ chunk: Chunk, _ stretches: [PageStretch], _ 
     case .file(let number):
         try chunk.forEachPart({ stretches[$0].range.length }) { (index, skip, length, at) throws(Failure) in
             let from = stretches[index].range.start.rawValue + skip
-            let got = try readFully(number, address + at, length, from, what: "shared memory")
+            let got = try read(number, address + at, length, from, what: "shared memory")
             // Past the end of a file that ends within a page there is nothing but zeros.
             if got < length { zero(address + at + got, length - got) }
         }
@@ -86,18 +76,18 @@ private func fill(_ address: Int, _ chunk: Chunk, _ stretches: [PageStretch], _ 
             let wanted = vectors.reduce(0) { $0 + Int($1.length) }
             guard wanted > 0 else { return }
             let got = vectors.count
-            let read = try attempt("read the memory of task \(task)") { () throws(SystemCallError) in
+            let filled = try attempt("read the memory of task \(task)") { () throws(SystemCallError) in
                 try withAddress(ofLocal: address + into, wanted) { (local) throws(SystemCallError) in
                     try vectors.withConstantAddress { (remote, _) throws(SystemCallError) in
                         try systemCall(.process_vm_readv, Int(task.rawValue), local, 1, remote, got, 0)
                     }
                 }
             }
-            if read < wanted {
+            if filled < wanted {
                 // A page that went away or is no longer readable by the task itself: through /proc, in pieces.
                 var at = into
                 for vector in vectors {
-                    let got = try readFully(
+                    let got = try read(
                         memory, address + at, Int(vector.length), vector.base, what: "memory of task \(task)")
                     guard got == Int(vector.length) else {
                         throw Failure(.vanished, "the memory of task \(task) at \(Address(vector.base)) can't be read")
@@ -114,7 +104,7 @@ private func fill(_ address: Int, _ chunk: Chunk, _ stretches: [PageStretch], _ 
                 vectors.append(clinux_iovec(base: from, length: UInt64(length)))
             } else {
                 try flush()
-                let got = try readFully(memory, address + at, length, from, what: "memory of task \(task)")
+                let got = try read(memory, address + at, length, from, what: "memory of task \(task)")
                 guard got == length else {
                     throw Failure(.vanished, "the memory of task \(task) at \(Address(from)) can't be read")
                 }
@@ -132,18 +122,9 @@ private func withAddress<R>(
     return try withAddress(of: &vector, body)
 }
 
-private func readFully(_ file: Int32, _ address: Int, _ length: Int, _ offset: UInt64, what: String) throws(Failure)
-    -> Int
-{
+private func read(_ file: Int32, _ address: Int, _ length: Int, _ offset: UInt64, what: String) throws(Failure) -> Int {
     try attempt("read \(what)") { () throws(SystemCallError) in
-        var done = 0
-        while done < length {
-            let got = try systemCall(
-                .pread64, Int(file), address + done, length - done, Int(bitPattern: UInt(offset)) + done)
-            if got == 0 { break }
-            done += got
-        }
-        return done
+        try readFully(file, into: address, count: length, at: offset)
     }
 }
 

@@ -92,16 +92,10 @@ public struct PagemapScan: ~Copyable {
     /// Which page frame or swap slot holds each page of a range; 0 where the kernel does not say.
     public borrowing func frames(_ range: AddressRange) throws(Failure) -> [UInt64] {
         var words = [UInt64](repeating: 0, count: Int(range.length / pageSize))
-        let (number, offset) = (Int(file.number), Int(range.start.rawValue / pageSize * 8))
+        let (number, offset) = (file.number, range.start.rawValue / pageSize * 8)
         let got = try attempt("read the pagemap of task \(task)") { () throws(SystemCallError) in
             try words.withAddress { (address, count) throws(SystemCallError) in
-                var done = 0
-                while done < count {
-                    let part = try systemCall(.pread64, number, address + done, count - done, offset + done)
-                    if part == 0 { break }
-                    done += part
-                }
-                return done
+                try readFully(number, into: address, count: count, at: offset)
             }
         }
         // Frame or slot in 55 bits, swapped and present; the others may differ between those who share a page.

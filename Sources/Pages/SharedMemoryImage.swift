@@ -26,25 +26,15 @@ public enum SharedMemoryImage {
 
     /// Where a file has data, in whole pages (`SEEK_DATA`).
     static func data(in file: Int32, size: UInt64, granularity: UInt64) throws(Failure) -> [AddressRange] {
-        var found: [AddressRange] = []
-        var at: UInt64 = 0
         let end = (size + granularity - 1) / granularity * granularity
-        while at < end {
-            let start: UInt64
-            do throws(SystemCallError) {
-                start = UInt64(try systemCall(.lseek, Int(file), Int(at), 3))
-            } catch {
-                if error.errno == .ENXIO { break }
-                if error.errno == .EINVAL { return [AddressRange(0, end)] }  // no such seek here
-                throw Failure(.denied, "can't find the data of shared memory", cause: error)
-            }
-            let hole = try attempt("find the data of shared memory") { () throws(SystemCallError) in
-                UInt64(try systemCall(.lseek, Int(file), Int(start), 4))
-            }
-            let first = max(start & ~(granularity - 1), found.last?.end.rawValue ?? 0)
-            let last = (max(hole, start + 1) + granularity - 1) / granularity * granularity
+        let ranges = try attempt("find the data of shared memory") { () throws(SystemCallError) in
+            try dataRanges(of: file, size: end)
+        }
+        var found: [AddressRange] = []
+        for range in ranges {
+            let first = max(range.start.rawValue & ~(granularity - 1), found.last?.end.rawValue ?? 0)
+            let last = (range.end.rawValue + granularity - 1) / granularity * granularity
             if last > first { found.append(AddressRange(first, last)) }
-            at = max(last, at + granularity)
         }
         return found
     }

@@ -82,17 +82,4 @@ struct BounceBuffer: ~Copyable {
             try Mapping(length: size, flags: 0x8022)  // PRIVATE | ANONYMOUS | POPULATE
         }
     }
-
-    /// Whether two stretches of two buffers are equal.
-    borrowing func equals(_ other: borrowing BounceBuffer, at offset: Int, count: Int) -> Bool {
-        precondition(
-            offset >= 0 && count >= 0 && offset + count <= memory.length && offset + count <= other.memory.length)
-        return unsafe clinux_equal(memory.pointer + offset, other.memory.pointer + offset, count) != 0
-    }
-
-    /// Whether a stretch is all zero.
-    borrowing func isZero(at offset: Int, count: Int) -> Bool {
-        precondition(offset >= 0 && count >= 0 && offset + count <= memory.length)
-        return unsafe clinux_is_zero(memory.pointer + offset, count) != 0
-    }
 }

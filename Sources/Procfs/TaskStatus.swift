@@ -123,6 +123,8 @@ public struct TaskStat: Sendable {
     public func field(_ number: Int) -> Int64 { values.indices.contains(number - 4) ? values[number - 4] : 0 }
     private func unsigned(_ number: Int) -> UInt64 { UInt64(bitPattern: field(number)) }
 
+    /// Whether the task has ended: a zombie, or about to be reaped.
+    public var isEnded: Bool { state == 0x5a || state == 0x58 }
     /// The parent.
     public var parent: TaskID { TaskID(Int32(truncatingIfNeeded: field(4))) }
     /// The process group.

@@ -48,6 +48,8 @@ public struct VMA: Hashable, Sendable {
     public var name: [UInt8]
     /// Flags, if they were read from smaps.
     public var flags = VMFlags()
+    /// Size of its pages in bytes, if it was read from smaps.
+    public var kernelPageSize: UInt64?
 
     /// The name as text, for messages.
     public var text: String { String(decoding: name, as: UTF8.self) }
@@ -81,6 +83,7 @@ public struct VMA: Hashable, Sendable {
         var all: [VMA] = []
         var start = 0
         let flagLine = Array("VmFlags:".utf8)
+        let pageSizeLine = Array("KernelPageSize:".utf8)
         while start < text.count {
             let end = text[start...].firstIndex(of: 0x0a) ?? text.count
             let line = text[start..<end]
@@ -88,6 +91,9 @@ public struct VMA: Hashable, Sendable {
             guard let first = line.first else { continue }
             if first == 0x56, line.starts(with: flagLine) {
                 if !all.isEmpty { all[all.count - 1].flags = VMFlags(line.dropFirst(flagLine.count)) }
+            } else if first == 0x4b, line.starts(with: pageSizeLine) {
+                var fields = Fields(line.dropFirst(pageSizeLine.count))
+                if !all.isEmpty { all[all.count - 1].kernelPageSize = fields.number().map { $0 << 10 } }
             } else if Fields.digit(first) != nil, first < 0x41 || first >= 0x61, let mapping = VMA(line) {
                 all.append(mapping)
             }

@@ -1,5 +1,6 @@
 public import Diagnostics
 public import Linux
+internal import Procfs
 
 /// A process whose threads all rest in their stop.
 public final class FrozenProcess {
@@ -97,27 +98,14 @@ public struct FrozenTree: ~Copyable {
         return children
     }
 
-    /// State letter, parent and exit code from /proc/PID/stat, nil if the task is gone.
-    private static func stat(_ id: TaskID) -> (state: UInt8, parent: TaskID, exitCode: Int32, signal: Int32)? {
-        guard let text = try? readWholeFile("/proc/\(id.rawValue)/stat"), let close = text.lastIndex(of: 0x29) else {
-            return nil
-        }
-        let fields = text[(close + 1)...].split(separator: 0x20)
-        guard fields.count > 49, let state = fields[0].first else { return nil }
-        func number(_ index: Int) -> Int32 {
-            Int32(String(decoding: fields[index], as: UTF8.self).filter { $0 != "\n" }) ?? 0
-        }
-        return (state, TaskID(number(1)), number(49), number(35))
-    }
-
     private static func stop(
         _ id: TaskID, parent: TaskID, isRoot: Bool, deadline: ContinuousClock.Instant
     ) throws(Failure) -> FrozenProcess? {
-        guard let stat = stat(id) else {
+        guard let stat = try? TaskStat.read(of: id) else {
             if isRoot { throw Failure(.vanished, "there is no task \(id)", advice: "Check the pid given with --tree") }
             return nil
         }
-        if stat.state == 0x5a || stat.state == 0x58 {  // Z, X
+        if stat.isEnded {
             if isRoot { throw Failure(.unsupported, "task \(id) is a zombie", advice: "Dump its parent instead") }
             if let threads = try? listNumbers("/proc/\(id.rawValue)/task"), threads.count > 1 {
                 throw Failure(.unsupported, "the leader of task \(id) has exited while other threads live on")
@@ -141,7 +129,8 @@ public struct FrozenTree: ~Copyable {
                         fresh.append(try FrozenTree.seize(TaskID(number)))
                     } catch {
                         // One that is about to be reaped is refused with EPERM.
-                        if error.errno == .ESRCH || isEnding(id, TaskID(number)) { continue }
+                        let stat = try? TaskStat.read(of: id, thread: TaskID(number))
+                        if error.errno == .ESRCH || stat?.isEnded ?? true { continue }
                         FrozenTree.release([fresh], .running)
                         throw refusal(TaskID(number), error)
                     }
@@ -158,7 +147,7 @@ public struct FrozenTree: ~Copyable {
         process.threads.removeAll { !$0.isAttached }
         guard let leader = process.threads.firstIndex(where: { $0.id == id }) else {
             FrozenTree.release([process.threads], .running)
-            if let now = FrozenTree.stat(id), now.state == 0x5a, process.threads.isEmpty, !isRoot {
+            if let now = try? TaskStat.read(of: id), now.isEnded, process.threads.isEmpty, !isRoot {
                 return FrozenProcess(id: id, parent: parent, threads: [], exitCode: now.exitCode)
             }
             if isRoot || !process.threads.isEmpty {
@@ -168,13 +157,6 @@ public struct FrozenTree: ~Copyable {
         }
         if leader != 0 { process.threads.swapAt(0, leader) }
         return process
-    }
-
-    private static func isEnding(_ process: TaskID, _ thread: TaskID) -> Bool {
-        guard let text = try? readWholeFile("/proc/\(process.rawValue)/task/\(thread.rawValue)/stat"),
-            let close = text.lastIndex(of: 0x29), close + 2 < text.count
-        else { return true }
-        return text[close + 2] == 0x5a || text[close + 2] == 0x58
     }
 
     private static func seize(_ id: TaskID) throws(SystemCallError) -> Tracee {
@@ -201,10 +183,7 @@ public struct FrozenTree: ~Copyable {
                             .denied, "thread \(tracee.id) of task \(process.id) does not stop: it sleeps in the kernel",
                             advice: "Give more time with --timeout SECONDS")
                     }
-                    var pause: (Int, Int) = (0, 100_000)
-                    _ = try? withAddress(of: &pause) { (address) throws(SystemCallError) in
-                        try systemCall(.nanosleep, address, 0)
-                    }
+                    pause(nanoseconds: 100_000)
                 } else {
                     _ = try? systemCall(.sched_yield)
                 }
@@ -229,15 +208,9 @@ public struct FrozenTree: ~Copyable {
     }
 
     private static func refusal(_ id: TaskID, _ error: SystemCallError) -> Failure {
-        if let status = try? readWholeFile("/proc/\(id.rawValue)/status") {
-            for line in status.split(separator: 0x0a) where line.starts(with: Array("TracerPid:".utf8)) {
-                let tracer = String(decoding: line.dropFirst(10), as: UTF8.self).filter { $0 != "\t" }
-                if tracer != "0" {
-                    return Failure(
-                        .denied, "task \(id) is being traced by task \(tracer)", advice: "End the debugger first",
-                        cause: error)
-                }
-            }
+        if let tracer = try? TaskStatus.read(of: id).tracer, tracer.rawValue != 0 {
+            return Failure(
+                .denied, "task \(id) is being traced by task \(tracer)", advice: "End the debugger first", cause: error)
         }
         return Failure(
             .denied, "can't take control of task \(id)",

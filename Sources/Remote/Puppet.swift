@@ -83,7 +83,7 @@ public final class NascentTree {
             var tries = 0
             while outcome == -17, tries < NascentTree.mostTries {
                 tries += 1
-                NascentTree.pause()
+                pause(nanoseconds: NascentTree.retryInterval)
                 outcome = unsafe clinux_spawn(&arguments, executable.number, "brumate-seed", &failed)
             }
         }
@@ -106,11 +106,8 @@ public final class NascentTree {
     /// A pid stays taken for a moment after its task has left /proc, and for as long as it names a session or group.
     static let mostTries = 200
 
-    /// Waits a millisecond.
-    static func pause() {
-        var pause: (Int, Int) = (0, 1_000_000)
-        _ = try? withAddress(of: &pause) { (address) throws(SystemCallError) in try systemCall(.nanosleep, address, 0) }
-    }
+    /// Nanoseconds between two tries.
+    static let retryInterval = 1_000_000
 
     static func cloneFailure(_ id: TaskID, _ error: SystemCallError) -> Failure {
         if error.errno == .EEXIST {
@@ -205,17 +202,24 @@ public final class Puppet {
     @discardableResult
     public func run(_ batch: consuming Batch) throws(Failure) -> Results {
         if batch.isEmpty { return Results(values: [], data: batch.data) }
-        let loaded = try LoadedBatch(batch, into: tree.memory, at: 0, base: tree.runway.start)
-        try attempt("run system calls in task \(id)") { () throws(SystemCallError) in
-            try tracee.setRegisters(base.looping(at: tree.code, first: loaded.first, end: loaded.end))
-            try tracee.resume()
-        }
+        let loaded = try begin(batch)
         let stop = try tracee.wait()
         guard stop == .signal(5) else {
             let place = (try? tracee.registers()).map { "\(Address($0.ip))" } ?? "?"
             throw Failure(.bug, "task \(id) stopped with \(stop) at \(place) in a batch")
         }
         return try loaded.results(tree.memory, of: id)
+    }
+
+    /// Places a batch in the runway and lets the task run it.
+    private func begin(_ batch: consuming Batch) throws(Failure) -> LoadedBatch {
+        let loaded = try LoadedBatch(batch, into: tree.memory, at: 0, base: tree.runway.start)
+        let (first, end) = (loaded.first, loaded.end)
+        try attempt("run system calls in task \(id)") { () throws(SystemCallError) in
+            try tracee.setRegisters(base.looping(at: tree.code, first: first, end: end))
+            try tracee.resume()
+        }
+        return loaded
     }
 
     /// Creates tasks, all stopped before their first instruction.
@@ -244,7 +248,7 @@ public final class Puppet {
         for (request, slot) in zip(requests, slots) {
             guard results.success(slot) != nil else {
                 if results[slot] == -17, tries < NascentTree.mostTries {
-                    NascentTree.pause()
+                    pause(nanoseconds: NascentTree.retryInterval)
                     made += try clone([request], tries: tries + 1)
                     continue
                 }
@@ -263,11 +267,7 @@ public final class Puppet {
     public func exit(status: Int) throws(Failure) {
         var batch = Batch()
         batch.add(.exit_group, .value(status), doing: "end")
-        let loaded = try LoadedBatch(batch, into: tree.memory, at: 0, base: tree.runway.start)
-        try attempt("end task \(id)") { () throws(SystemCallError) in
-            try tracee.setRegisters(base.looping(at: tree.code, first: loaded.first, end: loaded.end))
-            try tracee.resume()
-        }
+        _ = try begin(batch)
     }
 
     /// Puts a thread to sleep in a system call and stops it there, so that the kernel holds a fresh restart block.

@@ -28,33 +28,13 @@ public struct Server: ~Copyable {
     /// Bytes of the runway.
     public static let runwaySize: UInt64 = 512 << 10
 
-    /// The zero bytes behind the vdso's image: where they begin, in bytes from the vdso's start. The same in every task
-    /// of this kernel, so it is found in our own.
-    private static let paddingOffset: UInt64? = {
-        guard let maps = try? readWholeFile("/proc/self/maps"), let memory = try? TaskMemory(.current) else {
-            return nil
-        }
-        for line in maps.split(separator: 0x0a) where line.suffix(6).elementsEqual("[vdso]".utf8) {
-            let ends = line.prefix { $0 != 0x20 }.split(separator: 0x2d).compactMap {
-                UInt64(String(decoding: $0, as: UTF8.self), radix: 16)
-            }
-            guard ends.count == 2, let image = try? memory.read(Address(ends[0]), count: Int(ends[1] - ends[0])) else {
-                return nil
-            }
-            return UInt64(zeros(of: image))
-        }
-        return nil
-    }()
+    /// The zero bytes behind the vdso's image: where they begin, in bytes from the vdso's start.
+    private static let paddingOffset: UInt64? = OwnVdso.image.map { UInt64(rounded($0.count)) }
 
     /// Finds out, before anything is stopped, what is the same for all tasks.
     public static func prepare() { _ = (paddingOffset, Code.server.count) }
 
-    /// Where an image ends in zeros for good, rounded up.
-    private static func zeros(of image: [UInt8]) -> Int {
-        var zeros = image.count
-        while zeros > 0 && image[zeros - 1] == 0 { zeros -= 1 }
-        return (zeros + 15) & ~15
-    }
+    private static func rounded(_ length: Int) -> Int { (length + 15) & ~15 }
 
     /// Where the server's code can be placed: zero bytes at the end of executable memory. The vdso has them in every
     /// process; a task that has unmapped it has them at the end of a program's text. What a dead controller left behind
@@ -70,7 +50,7 @@ public struct Server: ~Copyable {
             let length = min(range.length, 2 * pageSize)
             let start = Address(range.end.rawValue - length)
             guard let image = try? task.read(start, count: Int(length)) else { continue }
-            let first = zeros(of: image)
+            let first = rounded(OwnVdso.end(of: image))
             if first + Code.server.count <= image.count { return start + UInt64(first) }
         }
         throw Failure(.unsupported, "no executable memory of task \(task.task) has room for the server of system calls")
@@ -265,10 +245,7 @@ public struct Server: ~Copyable {
             if now.r14 == 1 { break }
             try attempt("resume task \(leader.id)") { () throws(SystemCallError) in try leader.resume() }
             // On a shared CPU a stop that follows at once would hit it before its first instruction, for ever.
-            var pause: (Int, Int) = (0, 20_000)
-            _ = try? withAddress(of: &pause) { (address) throws(SystemCallError) in
-                try systemCall(.nanosleep, address, 0)
-            }
+            pause(nanoseconds: 20_000)
         }
         try attempt("give task \(leader.id) its registers back") { () throws(SystemCallError) in
             try leader.setRegisters(registers)

@@ -22,15 +22,10 @@ public struct TaskMemory: ~Copyable, Sendable {
     /// Reads bytes, all or an error.
     public borrowing func read(_ address: Address, count: Int) throws(SystemCallError) -> [UInt8] {
         var bytes = [UInt8](repeating: 0, count: count)
-        let number = Int(file.number)
+        let number = file.number
         try bytes.withAddress { (buffer, count) throws(SystemCallError) in
-            var done = 0
-            while done < count {
-                let got = try systemCall(
-                    .pread64, number, buffer + done, count - done, Int(bitPattern: UInt(address.rawValue)) + done)
-                if got == 0 { throw SystemCallError(.pread64, .EFAULT) }
-                done += got
-            }
+            let got = try readFully(number, into: buffer, count: count, at: address.rawValue)
+            if got < count { throw SystemCallError(.pread64, .EFAULT) }
         }
         return bytes
     }
@@ -44,13 +39,9 @@ public struct TaskMemory: ~Copyable, Sendable {
 
     /// Writes bytes, all or an error.
     public borrowing func write(_ bytes: [UInt8], at address: Address) throws(SystemCallError) {
-        let number = Int(file.number)
+        let number = file.number
         try bytes.withConstantAddress { (buffer, count) throws(SystemCallError) in
-            var done = 0
-            while done < count {
-                done += try systemCall(
-                    .pwrite64, number, buffer + done, count - done, Int(bitPattern: UInt(address.rawValue)) + done)
-            }
+            try writeFully(number, from: buffer, count: count, at: address.rawValue)
         }
     }
 }

@@ -73,17 +73,16 @@ enum Attributes: TaskPart {
             more.userDispatch = dispatch
         }
         thread.core.threadCore.brumate = more
-        let personality = (try? procText(of: thread.process.id, "task/\(thread.tracee.id.rawValue)/personality")) ?? []
-        let persona = UInt32(String(decoding: personality.prefix { $0 != 0x0a }, as: UTF8.self), radix: 16) ?? 0
-        guard thread.isLeader else { return }
-        try dumpProcess(question, results, thread, persona)
+        if thread.isLeader { try dumpProcess(question, results, thread) }
     }
 
     private static func dumpProcess(
-        _ question: Question, _ results: Results, _ thread: DumpedThread, _ persona: UInt32
+        _ question: Question, _ results: Results, _ thread: DumpedThread
     ) throws(Failure) {
         let process = thread.process
-        thread.core.tc.personality = persona
+        let personality = (try? procText(of: process.id, "personality")) ?? []
+        thread.core.tc.personality =
+            UInt32(String(decoding: personality.prefix { $0 != 0x0a }, as: UTF8.self), radix: 16) ?? 0
         thread.core.tc.exitCode = 0
         thread.core.tc.flags = UInt32(truncatingIfNeeded: process.stat.flags)
         thread.core.tc.taskState = process.frozen.stopSignal == nil ? 1 : 3

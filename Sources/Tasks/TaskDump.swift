@@ -57,6 +57,6 @@ public enum TaskDump {
     public static func finish(_ context: DumpContext) throws(Failure) {
         try Seccomp.finish(context)
         try Clocks.dump(context)
-        if !context.policy.cpuCapabilities.isEmpty { try CPU.dump(to: context.images) }
+        if context.policy.recordsCPU { try CPU.dump(to: context.images) }
     }
 }

@@ -10,7 +10,7 @@ public enum TaskRestore {
     /// Reads what tasks share, before anything is created.
     public static func load(_ context: RestoreContext) throws(Failure) {
         try Seccomp.load(context)
-        if !context.policy.cpuCapabilities.isEmpty { try CPU.check(context.images, context.policy.cpuCapabilities) }
+        try CPU.check(context.images, context.policy.cpuCapabilities)
     }
 
     /// Does everything of a stage for a thread: its own calls in one batch, then what we do from outside.

@@ -1,5 +1,6 @@
 internal import CLinux
 internal import Linux
+internal import Procfs
 internal import SystemPackage
 
 /// Probes of memory management.
@@ -115,10 +116,7 @@ enum MemoryProbe {
     }
 
     private static func lengthOfMapping(at start: UInt64) throws(SystemCallError) -> Int? {
-        for line in try ProcProbe.text("/proc/self/maps").split(separator: "\n") {
-            let bounds = line.prefix { $0 != " " }.split(separator: "-").compactMap { UInt64($0, radix: 16) }
-            if bounds.count == 2, bounds[0] == start { return Int(bounds[1] - bounds[0]) }
-        }
-        return nil
+        let mappings = VMA.parse(try readWholeFile("/proc/self/maps"))
+        return mappings.first { $0.range.start.rawValue == start }.map { Int($0.range.length) }
     }
 }

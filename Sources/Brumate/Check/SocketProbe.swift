@@ -15,16 +15,6 @@ enum SocketProbe {
         Descriptor(owning: Int32(try systemCall(.socket, domain, type | closeOnExec, code)))
     }
 
-    private static func set(_ socket: borrowing Descriptor, _ level: Int, _ option: Int, _ value: Int32)
-        throws(SystemCallError)
-    {
-        let number = Int(socket.number)
-        var value = value
-        try withAddress(of: &value) { (address) throws(SystemCallError) in
-            try systemCall(.setsockopt, number, level, option, address, 4)
-        }
-    }
-
     /// Whether a socket's namespace can be opened.
     static func tellsNamespace() throws(SystemCallError) -> Bool {
         let socket = try socket(internet, datagram)
@@ -60,18 +50,14 @@ enum SocketProbe {
     /// Whether fixed buffer sizes can be told from automatic ones (`SO_BUF_LOCK`).
     static func locksBuffers() throws(SystemCallError) -> Bool {
         let socket = try socket(internet, stream)
-        let number = Int(socket.number)
-        var answer: [Int32] = [0, 4]
-        try answer.withAddress { (address, _) throws(SystemCallError) in
-            try systemCall(.getsockopt, number, 1, 72, address, address + 4)
-        }
+        _ = try socketOption(socket.number, 72)
         return true
     }
 
     /// Whether an IPv6 socket can be bound to an address that is not there yet (`IPV6_FREEBIND`).
     static func bindsFreely() throws(SystemCallError) -> Bool {
         let socket = try socket(10, stream)
-        try set(socket, 41, 78, 1)
+        try setSocketOption(socket.number, level: 41, 78, 1)
         return true
     }
 
@@ -89,8 +75,8 @@ enum SocketProbe {
             try systemCall(.connect, connecting, place, 16)
         }
         try systemCall(.shutdown, connecting, 1)
-        try set(client, 6, 19, 1)  // TCP_REPAIR
-        try set(client, 6, 19, 0)
+        try setSocketOption(client.number, level: 6, 19, 1)  // TCP_REPAIR
+        try setSocketOption(client.number, level: 6, 19, 0)
         return true
     }
 }

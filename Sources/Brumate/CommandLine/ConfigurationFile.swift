@@ -13,12 +13,8 @@ enum ConfigurationFile {
         var number = 0
         for line in text.split(separator: UInt8(ascii: "\n"), omittingEmptySubsequences: false) {
             number += 1
-            do throws(Failure) {
+            try during(.step("line \(number)")) { () throws(Failure) in
                 if let setting = try setting(in: line) { out.append(setting) }
-            } catch {
-                var failure = error
-                failure.enter(.step("line \(number)"))
-                throw failure
             }
         }
         return out
@@ -31,11 +27,7 @@ enum ConfigurationFile {
             if error.errno == .ENOENT || error.errno == .ENOTDIR { return nil }
             throw Failure(.usage, "can't read configuration file \(path)", cause: error)
         }
-        do { return try settings(in: text) } catch {
-            var failure = error
-            failure.enter(.step("configuration file \(path)"))
-            throw failure
-        }
+        return try during(.step("configuration file \(path)")) { () throws(Failure) in try settings(in: text) }
     }
 
     /// The setting in one line, if any.

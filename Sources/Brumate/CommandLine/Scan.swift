@@ -13,11 +13,7 @@ struct Setting: Sendable {
 
     /// Sets the option's field.
     func apply(to options: inout Options) throws(Failure) {
-        do { try option.apply(&options, argument, isOn) } catch {
-            var failure = error
-            failure.enter(.step("option \(spelling)"))
-            throw failure
-        }
+        try during(.step("option \(spelling)")) { () throws(Failure) in try option.apply(&options, argument, isOn) }
     }
 }
 

@@ -1,4 +1,5 @@
 internal import Diagnostics
+internal import Kinds
 
 /// One option: how it is written, what it means, what it sets, and since when it works.
 ///

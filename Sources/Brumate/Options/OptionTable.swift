@@ -1,4 +1,5 @@
 internal import Diagnostics
+internal import Kinds
 internal import Linux
 
 /// The issues that bring what is still missing, as their users would call them.

@@ -1,3 +1,4 @@
+public import Kinds
 public import Linux
 public import SystemPackage
 
@@ -268,24 +269,7 @@ extension Options {
     }
 
     /// Which CPU features are written and compared.
-    public struct CPUCapabilities: OptionSet, Hashable, Sendable {
-        /// The bits, by CRIU's values.
-        public var rawValue: UInt32
-        /// Wraps bits.
-        public init(rawValue: UInt32) { self.rawValue = rawValue }
-        /// The floating point unit's frame fits.
-        public static let fpu = CPUCapabilities(rawValue: 1)
-        /// The features are exactly the same.
-        public static let cpu = CPUCapabilities(rawValue: 2)
-        /// All instructions are there.
-        public static let instructions = CPUCapabilities(rawValue: 4)
-        /// The image of CPU features is written, or read.
-        public static let image = CPUCapabilities(rawValue: 8)
-        /// All three comparisons.
-        public static let all: CPUCapabilities = [.fpu, .cpu, .instructions]
-        /// What CRIU compares when nothing is said.
-        public static let `default`: CPUCapabilities = [.fpu, .instructions]
-    }
+    public typealias CPUCapabilities = Kinds.CPUCapabilities
 
     /// Two words that belong together.
     public struct KeyedValue: Hashable, Sendable {

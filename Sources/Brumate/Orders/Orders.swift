@@ -17,13 +17,8 @@ enum Orders {
         var request = DumpRequest(root: tree, images: session.imagesPath)
         request.policy.ghostLimit = options.ghostLimit
         request.policy.linkRemap = options.linkRemap
-        request.policy.fileLocks = options.fileLocks
-        request.policy.evasiveDevices = options.evasiveDevices
         request.policy.shellJob = options.shellJob
-        request.policy.recordsBuildID = options.fileValidation == .buildID
-        if options.cpuCapabilities.contains(.image) { request.policy.cpuCapabilities = words(options.cpuCapabilities) }
-        request.policy.external = options.external
-        request.policy.root = options.root
+        request.policy.recordsCPU = options.cpuCapabilities.contains(.image)
         switch options.ending {
         case .default: request.afterwards = .killed
         case .running: request.afterwards = .running
@@ -42,13 +37,8 @@ enum Orders {
         var request = RestoreRequest(images: session.imagesPath)
         request.policy.shellJob = options.shellJob
         request.policy.ghostLimit = options.ghostLimit
-        request.policy.checksBuildID = options.fileValidation == .buildID
         request.policy.checksPermissions = !options.skipFilePermissionCheck
-        request.policy.cpuCapabilities = words(options.cpuCapabilities)
-        request.policy.external = options.external
-        request.policy.inheritedDescriptors = options.inheritedDescriptors.map { ($0.key, $0.number) }
-        request.policy.root = options.root
-        request.policy.evasiveDevices = options.evasiveDevices
+        request.policy.cpuCapabilities = options.cpuCapabilities
         request.asSibling = options.restoreSibling
         request.leaveStopped = options.ending == .stopped
         request.pidFile = options.pidfile
@@ -84,14 +74,6 @@ enum Orders {
 
     /// Compares this machine's CPU features with the image.
     static func cpuCheck(_ session: borrowing Session) throws(Failure) {
-        try CPUOrders.check(session.imagesPath, words(session.options.cpuCapabilities))
-    }
-
-    private static func words(_ capabilities: Options.CPUCapabilities) -> [String] {
-        var words: [String] = []
-        if capabilities.contains(.cpu) { words.append("cpu") }
-        if capabilities.contains(.fpu) { words.append("fpu") }
-        if capabilities.contains(.instructions) { words.append("ins") }
-        return words.isEmpty ? ["none"] : words
+        try CPUOrders.check(session.imagesPath, session.options.cpuCapabilities)
     }
 }

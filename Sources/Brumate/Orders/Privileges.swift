@@ -1,5 +1,6 @@
 internal import Diagnostics
 internal import Linux
+internal import Procfs
 
 /// The rights that every order needs.
 enum Privileges {
@@ -9,14 +10,8 @@ enum Privileges {
     /// Fails without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, and for users other than root who have not said that they
     /// know what that means.
     static func require(unprivileged: Bool) throws(Failure) {
-        let status = try attempt("read /proc/self/status") { () throws(SystemCallError) in
-            String(decoding: try readWholeFile("/proc/self/status"), as: UTF8.self)
-        }
-        var capabilities: UInt64 = 0
-        for line in status.split(separator: "\n") where line.hasPrefix("CapEff:") {
-            capabilities = line.split(separator: "\t").last.flatMap { UInt64($0, radix: 16) } ?? 0
-        }
-        guard capabilities & (systemAdministrator | checkpointRestore) != 0 else {
+        guard try TaskStatus.read(of: .current).effectiveCapabilities & (systemAdministrator | checkpointRestore) != 0
+        else {
             throw Failure(
                 .denied, "neither CAP_SYS_ADMIN nor CAP_CHECKPOINT_RESTORE is ours",
                 advice: "Run as root, or give the program one: setcap cap_checkpoint_restore+eip FILE")

@@ -234,13 +234,6 @@ static inline void clinux_robust_unlock(void *word) { pthread_mutex_unlock((pthr
 
 // Whether two stretches of memory hold the same bytes.
 static inline int clinux_equal(const void *a, const void *b, size_t count) { return __builtin_memcmp(a, b, count) == 0; }
-// Whether a stretch of memory is all zero.
-static inline int clinux_is_zero(const void *start, size_t count) {
-    const uint64_t *word = (const uint64_t *)start;
-    for (size_t i = 0; i < count / 8; i++)
-        if (word[i]) return 0;
-    return 1;
-}
 
 #if defined(__x86_64__)
 #include <cpuid.h>

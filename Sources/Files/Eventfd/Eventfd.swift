@@ -6,7 +6,6 @@ internal import Procfs
 
 /// A counter (`eventfd2(2)`).
 enum Eventfd: FileKind {
-    static let name = "eventfd"
 
     static func claims(_ facts: FileFacts) -> Bool { facts.text == "anon_inode:[eventfd]" }
 
@@ -36,7 +35,7 @@ enum Eventfd: FileKind {
                 let made = Descriptor(owning: Int32(try systemCall(.eventfd2, 0, 0o2000000)))
                 // The call takes 32 bits only; a write takes all.
                 if entry.counter > 0 { try writeAll([UInt8](bytesOf: entry.counter), to: made.number) }
-                try systemCall(.fcntl, Int(made.number), 4, Int(entry.flags & ~0o2000003))
+                try setStatusFlags(made.number, entry.flags)
                 return made
             }
             try context.files.add(member.id, made)

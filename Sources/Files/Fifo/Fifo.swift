@@ -7,7 +7,6 @@ internal import SystemPackage
 
 /// A pipe with a name in a file system. In files.img it is two entries: the path as a regular file, and the pipe.
 enum Fifo: FileKind {
-    static let name = "fifo"
 
     static func claims(_ facts: FileFacts) -> Bool {
         facts.status.kind == .fifo && facts.begins(with: "/")
@@ -51,7 +50,7 @@ enum Fifo: FileKind {
                 let made = try attempt("open the fifo") { () throws(SystemCallError) in
                     let mode = OpenFlags(rawValue: flags & 3 | OpenFlags.nonBlocking.rawValue)
                     let made = try openFile(FilePath(bytes: Array(entry.name)), mode)
-                    try systemCall(.fcntl, Int(made.number), 4, Int(flags & ~0o2000003))
+                    try setStatusFlags(made.number, entry.flags)
                     return made
                 }
                 try context.files.add(member.id, made)

@@ -8,7 +8,6 @@ internal import Procfs
 
 /// A file in memory (`memfd_create(2)`).
 enum Memfd: FileKind {
-    static let name = "memfd"
     private static let prefix = "/memfd:"
     private static let suffix = " (deleted)"
 
@@ -62,11 +61,9 @@ enum Memfd: FileKind {
         entry.shmid = shared
         entry.inodeID = UInt64(id)
         let (seals, granularity) = try attempt("read the seals of the memfd") { () throws(SystemCallError) in
-            var words = [UInt64](repeating: 0, count: 16)
-            try words.withAddress { (address, _) throws(SystemCallError) in
-                try systemCall(.fstatfs, Int(number), address)
-            }
-            return (try systemCall(.fcntl, Int(number), 1034), words[0] == 0x9584_58f6 ? words[1] : pageSize)
+            let system = try FileSystem.of(number)
+            let granularity = system.magic == FileSystem.hugePages ? system.blockSize : pageSize
+            return (try systemCall(.fcntl, Int(number), 1034), granularity)
         }
         entry.seals = UInt32(seals)
         if granularity > pageSize {
@@ -88,6 +85,19 @@ enum Memfd: FileKind {
 
     static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 { UInt64(entry.memfd.inodeID) }
 
+    /// The inodes of the image.
+    private final class RestoredInodes {
+        private var entries: [UInt64: MemfdInodeEntry]?
+
+        func entry(_ id: UInt64, _ context: RestoreContext) throws(Failure) -> MemfdInodeEntry? {
+            if let entries { return entries[id] }
+            var read: [UInt64: MemfdInodeEntry] = [:]
+            for entry in try context.images.loadAll(.memfd, as: MemfdInodeEntry.self) { read[entry.inodeID] = entry }
+            entries = read
+            return read[id]
+        }
+    }
+
     private static func anonymous(_ inode: MemfdInodeEntry) throws(Failure) -> Descriptor {
         let logarithm = UInt64(inode.hugetlbFlag >> 26 & 0x3f)
         let huge: UInt64? = inode.hugetlbFlag & 4 == 0 ? nil : logarithm == 0 ? 2 << 20 : 1 << logarithm
@@ -97,8 +107,8 @@ enum Memfd: FileKind {
 
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
         guard let first = members.first else { return }
-        let all = try context.images.loadAll(.memfd, as: MemfdInodeEntry.self)
-        guard let inode = all.first(where: { $0.inodeID == UInt64(first.memfd.inodeID) }) else {
+        let known = context.state(RestoredInodes.self) { RestoredInodes() }
+        guard let inode = try known.entry(UInt64(first.memfd.inodeID), context) else {
             throw Failure(.corruptImage, "memfd.img has no inode \(first.memfd.inodeID)")
         }
         let text = String(decoding: inode.name, as: UTF8.self)

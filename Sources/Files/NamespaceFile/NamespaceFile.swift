@@ -6,7 +6,6 @@ internal import Procfs
 
 /// A descriptor of a namespace (`/proc/PID/ns/…`). Only the tree's own namespaces can be dumped yet.
 enum NamespaceFile: FileKind {
-    static let name = "namespace"
 
     /// Names in /proc/PID/ns and the `CLONE_NEW*` bits.
     private static let kinds: [(name: String, flag: UInt32)] = [

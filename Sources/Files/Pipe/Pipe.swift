@@ -6,7 +6,6 @@ internal import Procfs
 
 /// A pipe without a name.
 enum Pipe: FileKind {
-    static let name = "pipe"
 
     static func claims(_ facts: FileFacts) -> Bool { facts.status.kind == .fifo && facts.begins(with: "pipe:[") }
 

@@ -13,9 +13,13 @@ final class PipeContents {
         var bytes: [UInt8]
     }
 
-    private var pipes: [UInt32: Contents] = [:]
-    private var fifos: [UInt32: Contents] = [:]
-    private var order: [(id: UInt32, isFifo: Bool)] = []
+    /// A pipe: unnamed ones and fifos are numbered apart.
+    private struct Key: Hashable {
+        let id: UInt32, isFifo: Bool
+    }
+
+    private var known: [Key: Contents] = [:]
+    private var order: [Key] = []
     private var lens: (reading: Int32, writing: Int32)?
 
     /// The largest pipe that is read from an image, twice the kernel's default limit for users.
@@ -35,7 +39,8 @@ final class PipeContents {
 
     /// Reads size and contents, if this is the first sight of the pipe, and leaves both as they are.
     func dump(_ id: UInt32, through file: OpenFile, isFifo: Bool) throws(Failure) {
-        guard (isFifo ? fifos : pipes)[id] == nil else { return }
+        let key = Key(id: id, isFifo: isFifo)
+        guard known[key] == nil else { return }
         let number = Int(file.handle.number)
         var entry = PipeDataEntry()
         entry.pipeID = id
@@ -52,9 +57,8 @@ final class PipeContents {
             if waiting > 0 { (contents, entry.packets) = try copy(file, Int(waiting), size) }
         }
         entry.bytes = UInt32(contents.count)
-        let found = Contents(entry: entry, bytes: contents)
-        if isFifo { fifos[id] = found } else { pipes[id] = found }
-        order.append((id, isFifo))
+        known[key] = Contents(entry: entry, bytes: contents)
+        order.append(key)
     }
 
     /// Duplicates what is in the pipe into one of ours (`tee(2)`) and reads that.
@@ -111,9 +115,9 @@ final class PipeContents {
     func finish(_ context: DumpContext) throws(Failure) {
         let pipesImage = try context.images.create(.pipesData)
         let fifosImage = try context.images.create(.fifoData)
-        for (id, isFifo) in order {
-            guard let contents = (isFifo ? fifos : pipes)[id] else { continue }
-            let image = isFifo ? fifosImage : pipesImage
+        for key in order {
+            guard let contents = known[key] else { continue }
+            let image = key.isFifo ? fifosImage : pipesImage
             try image.append(contents.entry)
             try image.append(raw: contents.bytes)
         }
@@ -125,28 +129,27 @@ final class PipeContents {
 
     static func load(_ context: RestoreContext) throws(Failure) {
         let contents = of(context)
-        contents.pipes = try load(.pipesData, context)
-        contents.fifos = try load(.fifoData, context)
+        try contents.load(.pipesData, isFifo: false, context)
+        try contents.load(.fifoData, isFifo: true, context)
     }
 
-    private static func load(_ name: ImageName, _ context: RestoreContext) throws(Failure) -> [UInt32: Contents] {
-        guard context.images.has(name) else { return [:] }
-        return try during(.image(name.fileName)) { () throws(Failure) in
+    private func load(_ name: ImageName, isFifo: Bool, _ context: RestoreContext) throws(Failure) {
+        guard context.images.has(name) else { return }
+        try during(.image(name.fileName)) { () throws(Failure) in
             let reader = try context.images.open(name)
-            var found: [UInt32: Contents] = [:]
             while let entry = try reader.next(PipeDataEntry.self) {
-                guard entry.bytes <= largest else {
+                guard entry.bytes <= PipeContents.largest else {
                     throw Failure(.corruptImage, "a pipe with \(entry.bytes) bytes makes no sense")
                 }
-                found[entry.pipeID] = Contents(entry: entry, bytes: try reader.read(Int(entry.bytes)))
+                known[Key(id: entry.pipeID, isFifo: isFifo)] = Contents(
+                    entry: entry, bytes: try reader.read(Int(entry.bytes)))
             }
-            return found
         }
     }
 
     /// Sets the size of a pipe and writes its contents.
     func restore(_ id: UInt32, isFifo: Bool, writing: Int32) throws(Failure) {
-        guard let contents = (isFifo ? fifos : pipes)[id] else { return }
+        guard let contents = known[Key(id: id, isFifo: isFifo)] else { return }
         let number = Int(writing)
         try attempt("set the size of the pipe to \(contents.entry.size)", advice: "Raise /proc/sys/fs/pipe-max-size") {
             () throws(SystemCallError) in

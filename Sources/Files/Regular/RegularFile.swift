@@ -8,7 +8,6 @@ internal import SystemPackage
 
 /// A file with a path: regular, directory, device without state, an entry of /proc, or anything opened with O_PATH.
 enum RegularFile: FileKind {
-    static let name = "file"
 
     static func claims(_ facts: FileFacts) -> Bool {
         guard facts.begins(with: "/") else { return false }

@@ -24,7 +24,6 @@ final class Remaps {
     }
 
     private static let deleted = " (deleted)"
-    private static let procMagic: UInt64 = 0x9fa0
 
     static func of(_ context: DumpContext) -> Remaps { context.state(Remaps.self) { Remaps() } }
 
@@ -56,11 +55,7 @@ final class Remaps {
     }
 
     private func isProc(_ number: Int32) -> Bool {
-        var words = [UInt64](repeating: 0, count: 16)
-        _ = try? words.withAddress { (address, _) throws(SystemCallError) in
-            try systemCall(.fstatfs, Int(number), address)
-        }
-        return words[0] == Remaps.procMagic
+        (try? FileSystem.of(number))?.magic == FileSystem.proc
     }
 
     /// Where paths lead, for files that are open many times.
@@ -141,20 +136,9 @@ final class Remaps {
 
     private func data(of number: Int32, size: UInt64) throws(Failure) -> [AddressRange] {
         let reading = try reopen(number)
-        var found: [AddressRange] = []
-        var at: UInt64 = 0
-        while at < size {
-            do throws(SystemCallError) {
-                let start = try systemCall(.lseek, Int(reading.number), Int(at), 3)  // SEEK_DATA
-                let end = try systemCall(.lseek, Int(reading.number), start, 4)
-                found.append(AddressRange(UInt64(start), min(UInt64(end), size)))
-                at = UInt64(end)
-            } catch {
-                if error.errno == .ENXIO { break }
-                throw Failure(.denied, "can't read the unlinked file", cause: error)
-            }
+        return try attempt("read the unlinked file") { () throws(SystemCallError) in
+            try dataRanges(of: reading.number, size: size)
         }
-        return found
     }
 
     private func copy(_ pieces: [AddressRange], of number: Int32, to image: ImageWriter) throws(Failure) {
@@ -206,7 +190,7 @@ final class Remaps {
             }
             let slash = path.lastIndex(of: 0x2f) ?? 0
             let number = context.fileIndex.newID()
-            // Named by the inode: a dump that lets the tree run on leaves the name, and the next one finds it again.
+            // Named by the inode, so that what a killed dump left is found again instead of being in the way.
             let name = Array(path[...slash]) + Array("link_remap.\(status.inode)".utf8)
             let ours = file.handle.number
             let isThere = (try? FileStatus.read(path: name, followsLink: false)).map {
@@ -256,10 +240,7 @@ final class Remaps {
             context?.log.warning(
                 "\(String(decoding: name, as: UTF8.self)) is removed, as the tree runs on: this image can't be restored without it"
             )
-
-            _ = try? withCString(name) { (address) throws(SystemCallError) in
-                try systemCall(.unlinkat, Int(currentDirectory), address, 0)
-            }
+            _ = try? removeName(FilePath(bytes: name))
         }
     }
 }

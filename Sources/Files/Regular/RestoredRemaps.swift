@@ -119,10 +119,7 @@ final class RestoredRemaps {
         func put(_ bytes: [UInt8], _ offset: UInt64) throws(Failure) {
             try attempt("write the ghost file", advice: "Check that the disk has room") { () throws(SystemCallError) in
                 try bytes.withConstantAddress { (address, count) throws(SystemCallError) in
-                    var done = 0
-                    while done < count {
-                        done += try systemCall(.pwrite64, number, address + done, count - done, Int(offset) + done)
-                    }
+                    try writeFully(Int32(number), from: address, count: count, at: offset)
                 }
             }
         }
@@ -225,9 +222,7 @@ final class RestoredRemaps {
     /// Removes all names that were only for the restore, the latest first.
     func removeNames() {
         for (path, isDirectory) in names.reversed() {
-            _ = try? withCString(path) { (address) throws(SystemCallError) in
-                try systemCall(.unlinkat, Int(currentDirectory), address, isDirectory ? 0x200 : 0)
-            }
+            _ = try? removeName(FilePath(bytes: path), isDirectory: isDirectory)
         }
         names = []
     }

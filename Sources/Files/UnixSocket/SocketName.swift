@@ -33,9 +33,7 @@ struct SocketName {
         let path = name.first == 0x2f ? Array(name.prefix { $0 != 0 }) : directory + [0x2f] + name.prefix { $0 != 0 }
         if let status = try? FileStatus.read(path: path, followsLink: false), status.kind == .socket {
             try attempt("remove the old socket file") { () throws(SystemCallError) in
-                try withCString(path) { (path) throws(SystemCallError) in
-                    try systemCall(.unlinkat, Int(currentDirectory), path, 0)
-                }
+                try removeName(FilePath(bytes: path))
             }
         }
         if name.first == 0x2f {
@@ -94,14 +92,8 @@ struct SocketName {
                 }
             }
         }
-        _ = try? withCString(root + inside) { (path) throws(SystemCallError) in
-            try systemCall(.unlinkat, Int(currentDirectory), path, 0)
-        }
-        for path in made.reversed() {
-            _ = try? withCString(path) { (path) throws(SystemCallError) in
-                try systemCall(.unlinkat, Int(currentDirectory), path, 0x200)
-            }
-        }
+        _ = try? removeName(FilePath(bytes: root + inside))
+        for path in made.reversed() { _ = try? removeName(FilePath(bytes: path), isDirectory: true) }
         try outcome.get()
     }
 

@@ -16,13 +16,13 @@ final class SocketQueues {
     /// Reads a queue and leaves it as it is (`MSG_PEEK` with `SO_PEEK_OFF`).
     func dump(_ number: Int32, id: UInt32, isStream: Bool) throws(Failure) {
         let before = try attempt("read the socket's peek offset") { () throws(SystemCallError) in
-            try SocketOptions.integer(number, 42)
+            try socketOption(number, 42)
         }
-        try attempt("set the socket's peek offset") { () throws(SystemCallError) in try SocketOptions.set(number, 42, 0)
+        try attempt("set the socket's peek offset") { () throws(SystemCallError) in try setSocketOption(number, 42, 0)
         }
         let outcome = Result { () throws(Failure) in try peek(number, id, isStream) }
         try attempt("set the socket's peek offset") { () throws(SystemCallError) in
-            try SocketOptions.set(number, 42, before)
+            try setSocketOption(number, 42, before)
         }
         try outcome.get()
     }

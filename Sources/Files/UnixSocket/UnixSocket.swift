@@ -8,7 +8,6 @@ internal import SystemPackage
 
 /// A UNIX domain socket.
 enum UnixSocket: FileKind {
-    static let name = "UNIX socket"
     private static let established: UInt32 = 1, closed: UInt32 = 7, listening: UInt32 = 10
     private static let stream: UInt32 = 1, datagram: UInt32 = 2
 
@@ -25,7 +24,7 @@ enum UnixSocket: FileKind {
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry {
         let number = file.handle.number
         let (domain, type) = try attempt("ask what socket it is") { () throws(SystemCallError) in
-            (try SocketOptions.integer(number, 39), try SocketOptions.integer(number, 3))
+            (try socketOption(number, 39), try socketOption(number, 3))
         }
         guard domain == 1 else {
             throw Failure(
@@ -211,7 +210,7 @@ enum UnixSocket: FileKind {
             if entry.hasShutdown, entry.shutdown.rawValue > 0, entry.state == established {
                 try systemCall(.shutdown, Int(number), entry.shutdown.rawValue - 1)
             }
-            try systemCall(.fcntl, Int(number), 4, Int(entry.flags & ~0o2000003))
+            try setStatusFlags(number, entry.flags)
         }
     }
 

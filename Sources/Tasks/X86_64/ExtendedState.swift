@@ -1,5 +1,4 @@
 #if arch(x86_64)
-    internal import CLinux
     internal import Diagnostics
     internal import ImageMessages
     internal import Linux
@@ -16,10 +15,7 @@
             let size: Int
 
             init?(_ bit: Int) {
-                var words: [UInt32] = [0, 0, 0, 0]
-                unsafe words.withUnsafeMutableBufferPointer { buffer in
-                    if let base = buffer.baseAddress { unsafe clinux_cpuid(0xd, UInt32(bit), base) }
-                }
+                let words = CPU.cpuid(0xd, UInt32(bit))
                 guard words[0] > 0, words[1] >= 576 else { return nil }
                 self.bit = bit
                 size = Int(words[0])
