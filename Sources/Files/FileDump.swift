@@ -140,8 +140,7 @@ public final class FileDump: FileDumper {
         try Remaps.of(context).finish(context)
         if context.policy.removesLinkRemaps { Remaps.of(context).removeNames(context) }
         try PipeContents.of(context).finish(context)
-        try Memfd.finish(context)
-        try UnixSocket.finish(context)
+        for kind in fileKinds { try kind.finish(context) }
     }
 
     /// Takes back what a failed dump left on file systems.

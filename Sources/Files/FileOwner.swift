@@ -64,14 +64,4 @@ extension FileEntry {
         self.type = UInt32(type.rawValue)
         self.id = id
     }
-
-    /// The owner, whatever the kind.
-    var owner: FownEntry? {
-        if hasReg { return reg.fown }
-        if hasPipe { return pipe.fown }
-        if hasMemfd { return memfd.fown }
-        if hasEfd { return efd.fown }
-        if hasUsk { return usk.fown }
-        return nil
-    }
 }

@@ -22,6 +22,7 @@ public enum FileRestore {
         }
         try RestoredRemaps.of(context).load(context)
         try PipeContents.load(context)
+        for kind in fileKinds { try kind.load(context) }
     }
 
     /// Which kind each entry is of, as an index into the registry.
@@ -131,16 +132,23 @@ public enum FileRestore {
     /// Joins files to other objects: owners, and what the kinds ask for.
     public static func wire(_ context: RestoreContext) throws(Failure) {
         let kinds = Kinds.of(context)
-        for entry in context.entries.values {
-            if let owner = entry.owner, owner.signum != 0 || owner.pid != 0, context.files.contains(entry.id) {
-                try FileOwner.restore(owner, on: try context.files.number(entry.id))
+        for (id, index) in kinds.byID {
+            guard let entry = context.entries[id] else { continue }
+            let kind = fileKinds[index]
+            if let owner = kind.owner(entry), owner.signum != 0 || owner.pid != 0, context.files.contains(id) {
+                try FileOwner.restore(owner, on: try context.files.number(id))
             }
-            if let kind = kinds.byID[entry.id] { try fileKinds[kind].wire(entry, context) }
+            try kind.wire(entry, context)
         }
     }
 
-    /// Removes names that only the restore needed.
-    public static func settle(_ context: RestoreContext) throws(Failure) { RestoredRemaps.of(context).removeNames() }
+    /// Removes what only the restore needed: names of ghosts, and whatever the kinds have.
+    public static func settle(_ context: RestoreContext) throws(Failure) {
+        RestoredRemaps.of(context).removeNames()
+        for (id, index) in Kinds.of(context).byID {
+            if let entry = context.entries[id] { try fileKinds[index].settle(entry, context) }
+        }
+    }
 
     /// Takes back what a failed restore left on file systems.
     public static func abandon(_ context: RestoreContext) {

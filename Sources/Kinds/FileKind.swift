@@ -54,6 +54,10 @@ public protocol FileKind: SendableMetatype {
     static func claims(_ facts: FileFacts) -> Bool
     /// Dumps it.
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry
+    /// Writes what the kind's files have in common, once all files are dumped.
+    static func finish(_ context: DumpContext) throws(Failure)
+    /// Reads and checks the kind's own images, before anything is created.
+    static func load(_ context: RestoreContext) throws(Failure)
     /// Whether an entry of files.img is of this kind.
     static func restores(_ entry: FileEntry) -> Bool
     /// Entries with the same key are made together: the two ends of a pipe.
@@ -62,6 +66,8 @@ public protocol FileKind: SendableMetatype {
     static func comesAfterTasks(_ entry: FileEntry) -> Bool
     /// Makes the descriptions of a group and puts them into `context.files`. May depend on no other file.
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure)
+    /// Who gets signals for the file, if the kind's entries say.
+    static func owner(_ entry: FileEntry) -> FownEntry?
     /// Joins it to other objects once all files are made and all descriptor tables are filled.
     static func wire(_ entry: FileEntry, _ context: RestoreContext) throws(Failure)
     /// Cleans up what only the restore needed, after everything else: unlinks a ghost file.
@@ -69,6 +75,12 @@ public protocol FileKind: SendableMetatype {
 }
 
 extension FileKind {
+    /// Nothing.
+    public static func finish(_ context: DumpContext) throws(Failure) {}
+    /// Nothing.
+    public static func load(_ context: RestoreContext) throws(Failure) {}
+    /// Nobody.
+    public static func owner(_ entry: FileEntry) -> FownEntry? { nil }
     /// By itself.
     public static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 { UInt64(entry.id) }
     /// No.

@@ -28,6 +28,8 @@ enum Eventfd: FileKind {
 
     static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.eventfd.rawValue) && entry.hasEfd }
 
+    static func owner(_ entry: FileEntry) -> FownEntry? { entry.efd.fown }
+
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
         for member in members {
             let entry = member.efd

@@ -83,6 +83,8 @@ enum Memfd: FileKind {
 
     static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.memfd.rawValue) && entry.hasMemfd }
 
+    static func owner(_ entry: FileEntry) -> FownEntry? { entry.memfd.fown }
+
     static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 { UInt64(entry.memfd.inodeID) }
 
     /// The inodes of the image.

@@ -24,6 +24,8 @@ enum Pipe: FileKind {
 
     static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.pipe.rawValue) && entry.hasPipe }
 
+    static func owner(_ entry: FileEntry) -> FownEntry? { entry.pipe.fown }
+
     static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 { UInt64(entry.pipe.pipeID) }
 
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {

@@ -43,6 +43,8 @@ enum RegularFile: FileKind {
 
     static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.reg.rawValue) && entry.hasReg }
 
+    static func owner(_ entry: FileEntry) -> FownEntry? { entry.reg.fown }
+
     static func comesAfterTasks(_ entry: FileEntry) -> Bool {
         entry.hasReg && entry.reg.name.starts(with: "/proc/".utf8)
     }

@@ -97,6 +97,8 @@ enum UnixSocket: FileKind {
 
     static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.unixsk.rawValue) && entry.hasUsk }
 
+    static func owner(_ entry: FileEntry) -> FownEntry? { entry.usk.fown }
+
     /// The two ends of a connection are made together.
     static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 {
         let socket = entry.usk
