@@ -96,7 +96,7 @@ let package = Package(
         .target(
             name: "Brumate",
             dependencies: [
-                "CLinux", "Linux", "Diagnostics", "Procfs", "ImageFormat", "Kinds", "Engine", logging, system,
+                "CLinux", "Linux", "Diagnostics", "Procfs", "ImageFormat", "Remote", "Kinds", "Engine", logging, system,
             ],
             swiftSettings: strict),
         // Floor 9: the executable.

@@ -7,7 +7,7 @@ public import Linux
 public import Logging
 internal import Memory
 internal import Procfs
-internal import Remote
+public import Remote
 public import SystemPackage
 internal import Tasks
 
@@ -20,16 +20,9 @@ public struct DumpRequest: Sendable {
     /// What is allowed.
     public var policy = DumpPolicy()
     /// What becomes of the tree after a successful dump.
-    public enum Afterwards: Sendable {
-        /// It is killed.
-        case killed
-        /// It runs on.
-        case running
-        /// It stays stopped.
-        case stopped
-    }
-    /// What becomes of the tree after a successful dump.
-    public var afterwards = Afterwards.killed
+    public var afterwards = FrozenTree.Ending.killed
+    /// The images are on the disk before the dump counts as successful (off with `--no-sync`).
+    public var isSynced = true
     /// How long stopping the tree may take.
     public var timeout: Duration = .seconds(10)
     /// Action scripts.
@@ -63,16 +56,19 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
         while true {
             let tree = try FrozenTree.freeze(request.root, deadline: started + request.timeout)
             context.statistics[.freezing] = ContinuousClock.now - started
-            let order = DumpOrder(context: context, tree: tree.processes)
+            let order = DumpOrder(context: context, tree: tree.processes, files: FileDump(context))
             try order.collect()
             guard order.isHealing else {
-                let figures = try order.run(request, started: started)
-                switch request.afterwards {
-                case .killed: tree.thaw(.killed)
-                case .running: tree.thaw(.running)
-                case .stopped: tree.thaw(.stopped)
+                try order.run(request)
+                // Nothing more is needed of a tree that goes on, unless a script wants to see it stand still.
+                if request.afterwards == .running, request.scripts.isEmpty {
+                    tree.thaw(.running)
+                    try order.complete(request, started: started)
+                } else {
+                    try order.complete(request, started: started)
+                    tree.thaw(request.afterwards)
                 }
-                return figures
+                return context.statistics
             }
             tree.thaw(.running)
             guard ContinuousClock.now < started + request.timeout else {
@@ -101,13 +97,14 @@ private struct LeaderAnswer {
 private struct DumpOrder {
     let context: DumpContext
     let tree: [FrozenProcess]
+    let files: FileDump
 
-    func run(_ request: DumpRequest, started: ContinuousClock.Instant) throws(Failure) -> Statistics {
+    /// Collects everything that needs the tree to stand still.
+    func run(_ request: DumpRequest) throws(Failure) {
         let log = context.log
         try checkSession(request)
         var sharing = ObjectSharing()
         for process in context.processes { try sharing.identify(process) }
-        let files = FileDump(context)
         context.fileDumper = files
         for process in context.processes {
             try during(.dumping(process.id, process.name)) { () throws(Failure) in
@@ -126,18 +123,25 @@ private struct DumpOrder {
         }
         log.debug("dumped \(context.files.count) files")
         try context.faults.pass(.dumpFiles)
-        try MemoryDump.finish(context)
+        MemoryDump.finish(context)
         try writeTree()
         try files.finish()
         try TaskDump.finish(context)
+        log.debug("collected the tree")
+    }
+
+    /// Makes the image complete.
+    func complete(_ request: DumpRequest, started: ContinuousClock.Instant) throws(Failure) {
+        let images = context.images
+        if request.afterwards == .running, request.scripts.isEmpty { context.statistics[.frozen] = ContinuousClock.now - started }
+        try images.writeOut()
         try context.faults.pass(.dumpCommit)
-        try request.scripts.run(.postDump, images: context.images.directory.number, root: request.root)
-        context.statistics[.frozen] = ContinuousClock.now - started
-        try context.images.write(.dumpStatistics, [statisticsEntry(dump: context.statistics)])
-        log.debug("wrote the tree")
-        try context.images.commit(inventory())
-        log.debug("the image is complete")
-        return context.statistics
+        try images.commit(inventory(), synced: request.isSynced)
+        try request.scripts.run(.postDump, images: images.directory.number, root: request.root)
+        if context.statistics[.frozen] == .zero { context.statistics[.frozen] = ContinuousClock.now - started }
+        try images.write(.dumpStatistics, [statisticsEntry(dump: context.statistics)])
+        try images.writeOut()
+        context.log.debug("the image is complete")
     }
 
     /// Reads what /proc tells of the whole tree.
@@ -236,6 +240,7 @@ private struct DumpOrder {
         let memory = try MemoryDump.ask(leader, &batch)
         let parts = try TaskDump.ask(leader, &batch)
         let results = try server.run(batch)
+        if leader.process.ownsFiles { try files.listTable(of: leader.process, server) }
         return LeaderAnswer(question: memory, parts: parts, results: results)
     }
 
@@ -254,7 +259,7 @@ private struct DumpOrder {
     /// Writes pstree, and core and ids of every process.
     func writeTree() throws(Failure) {
         let living = Dictionary(uniqueKeysWithValues: context.processes.map { ($0.id, $0) })
-        let image = try context.images.create(.processTree)
+        let image = context.images.create(.processTree)
         for frozen in tree {
             var entry = PstreeEntry()
             entry.pid = UInt32(bitPattern: frozen.id.rawValue)

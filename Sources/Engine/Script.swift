@@ -41,6 +41,9 @@ public struct Scripts: Sendable {
         self.notify = notify
     }
 
+    /// Whether nobody wants to be told.
+    var isEmpty: Bool { paths.isEmpty && notify == nil }
+
     /// Runs all scripts for an action.
     ///
     /// - Parameters:

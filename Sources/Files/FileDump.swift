@@ -4,6 +4,8 @@ internal import ImageMessages
 public import Kinds
 public import Linux
 public import Procfs
+public import Remote
+internal import SystemPackage
 
 /// Dumps the descriptor tables of a tree, and files on behalf of mappings and directories.
 public final class FileDump: FileDumper {
@@ -26,52 +28,151 @@ public final class FileDump: FileDumper {
     /// Begins to dump the files of a tree.
     public init(_ context: DumpContext) { self.context = context }
 
-    /// Dumps the descriptor table of a process into `fdinfo-ID.img`, and each file that was not met before.
-    public func dumpTable(of process: DumpedProcess) throws(Failure) {
+    /// Lists the descriptors of a process and asks its leader, in as few batches as possible, which close on exec.
+    public func listTable(of process: DumpedProcess, _ server: borrowing Server) throws(Failure) {
         let numbers = try attempt("list the descriptors", code: .vanished) { () throws(SystemCallError) in
             try listNumbers("/proc/\(process.id.rawValue)/fd")
         }
-        let table = try context.images.create(.descriptors(process.ids.filesID))
+        var start = 0
+        while start < numbers.count {
+            let end = min(start + FileDump.mostQuestions, numbers.count)
+            var batch = Batch()
+            var slots: [Batch.Slot] = []
+            for number in numbers[start..<end] {
+                slots.append(
+                    batch.add(.fcntl, .value(Int(number)), .value(1), doing: "read the flags of a descriptor"))  // F_GETFD
+            }
+            let results = try server.run(batch)
+            for (number, slot) in zip(numbers[start..<end], slots) {
+                process.descriptors.append((number, results[slot] & 1 == 1))
+            }
+            start = end
+        }
+    }
+
+    /// How many calls fit in a batch for certain.
+    private static let mostQuestions = 4096
+
+    /// Dumps the descriptor table of a process into `fdinfo-ID.img`, and each file that was not met before.
+    public func dumpTable(of process: DumpedProcess) throws(Failure) {
+        let table = context.images.create(.descriptors(process.ids.filesID))
         let folder = try attempt("open the list of descriptors", code: .vanished) { () throws(SystemCallError) in
             try openFile("/proc/\(process.id.rawValue)/fdinfo", [.directory])
         }
         let information = folder.number
-        for number in numbers {
+        for (number, closesOnExec) in process.descriptors {
             try during(.descriptor(number)) { () throws(Failure) in
-                try table.append(try dump(number, of: process, information))
+                var entry = try dump(number, of: process, information)
+                entry.flags = closesOnExec ? 1 : 0
+                try table.append(entry)
             }
         }
         try table.finish()
     }
 
-    private func dump(_ number: Int32, of process: DumpedProcess, _ information: Int32) throws(Failure) -> FdinfoEntry {
+    /// Copies of descriptors that stay open, so that others are compared with our own table, which is cheaper.
+    private var kept: [OpenFile] = []
+
+    /// Half of what we may have open.
+    private let mostKept: Int = {
+        var limit: (UInt64, UInt64) = (0, 0)
+        _ = try? withAddress(of: &limit) { (address) throws(SystemCallError) in
+            try systemCall(.prlimit64, 0, 7, 0, address)  // RLIMIT_NOFILE
+        }
+        return Int(clamping: min(limit.0, 1 << 20) / 2)
+    }()
+
+    private func dump(_ number: Int32, of process: DumpedProcess, _ folder: Int32) throws(Failure) -> FdinfoEntry {
         let pidfd = Int(process.pidfd.number)
-        let handle = try attempt("copy the descriptor") { () throws(SystemCallError) in
+        let handle = try attempt(
+            "copy the descriptor", advice: "Raise brumate's own limit on open files (RLIMIT_NOFILE)"
+        ) { () throws(SystemCallError) in
             Descriptor(owning: Int32(try systemCall(.pidfd_getfd, pidfd, Int(number), 0)))
         }
         let ours = handle.number
-        let (status, target) = try attempt("look at the file") { () throws(SystemCallError) in
-            (try FileStatus.read(in: ours), try readLink("/proc/self/fd/\(ours)").bytes)
-        }
-        let facts = FileFacts(status: status, target: target, information: try .read(in: information, number))
-        guard !facts.information.lines.contains(where: { $0.starts(with: "lock:".utf8) }) else {
+        let status = try attempt("look at the file") { () throws(SystemCallError) in try FileStatus.read(in: ours) }
+        let information = try look(at: ours, status, folder, number)
+        guard !information.lines.contains(where: { $0.starts(with: "lock:".utf8) }) else {
             throw Failure(
-                .unsupported, "\(facts.text) has a file lock or lease, which can't be dumped yet",
+                .unsupported, "the file has a lock or lease, which can't be dumped yet",
                 advice: "Release it before the dump")
         }
         var entry = FdinfoEntry()
         entry.fd = UInt32(number)
-        entry.flags = facts.information.flags & 0o2000000 != 0 ? 1 : 0
+        let keeps = kept.count < mostKept
         let found = try context.fileIndex.id(
-            of: process.id, number, like: [status.device, status.inode, UInt64(status.mode), UInt64(facts.statusFlags)])
+            of: .current, ours,
+            like: [
+                status.device, status.inode, UInt64(status.mode),
+                UInt64(UInt32(bitPattern: information.flags) & ~0o2000000), information.position,
+            ],
+            lasting: keeps ? nil : (process.id, number))
         entry.id = found.id
         if found.isNew {
+            let facts = FileFacts(status: status, target: try target(of: ours), information: information)
             let file = OpenFile(id: found.id, facts: facts, handle: handle, owner: process, number: number)
+            if keeps { kept.append(file) }
             types[found.id] = try during(.file(facts.text)) { () throws(Failure) in try describe(file) }
         }
         guard let type = types[found.id] else { throw Failure(.bug, "a file without a type") }
         entry.type = type
         return entry
+    }
+
+    /// What fdinfo says. It costs as much to read as all the rest, so it is made up for files without lines of their own.
+    private func look(
+        at ours: Int32, _ status: FileStatus, _ folder: Int32, _ number: Int32
+    ) throws(Failure) -> DescriptorInformation {
+        var position: UInt64 = 0
+        switch status.kind {
+        case .regular, .directory:
+            if try lockedInodes().contains(status.inode) { return try .read(in: folder, number) }
+            position = (try? systemCall(.lseek, Int(ours), 0, 1)).map { UInt64($0) } ?? 0
+        case .fifo, .socket, .symbolicLink: break
+        // null, zero, full, random, urandom.
+        case .characterDevice where status.representedMajor == 1 && [3, 5, 7, 8, 9].contains(status.representedMinor):
+            break
+        default: return try .read(in: folder, number)
+        }
+        let flags = try attempt("read the flags of the file") { () throws(SystemCallError) in
+            try systemCall(.fcntl, Int(ours), 3)  // F_GETFL
+        }
+        return DescriptorInformation(
+            position: position, flags: Int32(truncatingIfNeeded: flags), mountID: status.mountID)
+    }
+
+    /// A number of ours on which one file after the other is looked at, and what /proc calls it: a fresh number would
+    /// make /proc build a fresh entry for every file.
+    private lazy var lens: Result<(number: Int32, link: FilePath), Failure> = Result { () throws(Failure) in
+        let number = try attempt("open /dev/null") { () throws(SystemCallError) in try openFile("/dev/null").release() }
+        return (number, FilePath("/proc/self/fd/\(number)"))
+    }
+
+    deinit { if case .success(let lens) = lens { _ = try? systemCall(.close, Int(lens.number)) } }
+
+    /// The path of an open file of ours.
+    private func target(of number: Int32) throws(Failure) -> [UInt8] {
+        let lens = try lens.get()
+        return try attempt("look at the file") { () throws(SystemCallError) in
+            try systemCall(.dup3, Int(number), Int(lens.number), 0o2000000)
+            return try readLink(lens.link).bytes
+        }
+    }
+
+    private var locked: Set<UInt64>?
+
+    /// Inodes that somebody has a lock or lease on.
+    private func lockedInodes() throws(Failure) -> Set<UInt64> {
+        if let locked { return locked }
+        var found: Set<UInt64> = []
+        let text = try attempt("read /proc/locks") { () throws(SystemCallError) in try readWholeFile("/proc/locks") }
+        // N: POSIX ADVISORY WRITE PID MAJOR:MINOR:INODE START END, with an arrow before those that wait.
+        for word in text.split(whereSeparator: { $0 == 0x20 || $0 == 0x0a }) {
+            let parts = word.split(separator: 0x3a)
+            if parts.count == 3, let inode = UInt64(String(decoding: parts[2], as: UTF8.self)) { found.insert(inode) }
+        }
+        locked = found
+        return found
     }
 
     private func describe(_ file: OpenFile) throws(Failure) -> UInt32 {
@@ -114,9 +215,7 @@ public final class FileDump: FileDumper {
         if let id = unopened[key] { return id }
         let id = context.fileIndex.newID()
         unopened[key] = id
-        var information = DescriptorInformation([])
-        information.flags = flags.rawValue
-        information.mountID = status.mountID
+        let information = DescriptorInformation(flags: flags.rawValue, mountID: status.mountID)
         let facts = FileFacts(status: status, target: target, information: information)
         let file = OpenFile(id: id, facts: facts, handle: handle, owner: process, number: -1)
         _ = try during(.file(facts.text)) { () throws(Failure) in try describe(file) }
@@ -134,7 +233,7 @@ public final class FileDump: FileDumper {
 
     /// Writes everything that is shared between tables.
     public func finish() throws(Failure) {
-        let files = try context.images.create(.files)
+        let files = context.images.create(.files)
         for entry in context.files { try files.append(entry) }
         try files.finish()
         try Remaps.of(context).finish(context)

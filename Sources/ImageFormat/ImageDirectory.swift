@@ -7,7 +7,8 @@ public import SystemPackage
 
 /// An image directory under construction.
 ///
-/// The inventory is written last, under another name, synced and renamed: a directory without it is no image.
+/// Small images stay in memory until `writeOut`, so that no file is created while a tree stands still. The inventory is
+/// written last, under another name, synced and renamed: a directory without it is no image.
 public final class ImageDirectory {
     /// The directory.
     public let directory: Descriptor
@@ -15,6 +16,12 @@ public final class ImageDirectory {
     public let path: FilePath
     private var written: [String] = []
     private var nextPages: UInt32 = 1
+    private var held: [(name: ImageName, bytes: [UInt8])] = []
+    private var heldBytes = 0
+    private var shared: [(name: ImageName, pagemap: Pagemap)] = []
+
+    /// Most bytes that wait in memory, of one image and of all.
+    public static let largestHeld = 1 << 20, mostHeld = 16 << 20
 
     /// Opens a directory for a new set of images. An older inventory in it is removed first: from here on the directory
     /// holds no valid image.
@@ -36,8 +43,7 @@ public final class ImageDirectory {
         }
         do throws(SystemCallError) { try remove("parent") } catch {}
         removeSharedPages()
-        let probe = try create(ImageName(".brumate-probe", 0))
-        try probe.finish()
+        _ = try createFile(ImageName(".brumate-probe", 0))
         do throws(SystemCallError) { try remove(".brumate-probe") } catch {}
     }
 
@@ -51,29 +57,68 @@ public final class ImageDirectory {
         return nextPages
     }
 
-    /// Creates an image and writes its magic.
-    public func create(_ name: ImageName) throws(Failure) -> ImageWriter {
+    /// Creates a file for raw contents.
+    public func createFile(_ name: ImageName) throws(Failure) -> Descriptor {
         let folder = directory.number
         let file = try attempt("create the image \(name.fileName) in \(path.string)") { () throws(SystemCallError) in
             try openFile(name.fileName, [.readWrite, .create, .truncate], mode: 0o644, in: folder)
         }
         if !name.isService { written.append(name.fileName) }
-        return ImageWriter(file, name)
+        return file
+    }
+
+    /// Begins an image with its magic. It appears in the directory at `writeOut`, or when it has become large.
+    public func create(_ name: ImageName) -> ImageWriter { ImageWriter(name, in: self) }
+
+    /// Whether so many bytes of one image may wait in memory.
+    public func canHold(_ count: Int) -> Bool {
+        count <= ImageDirectory.largestHeld && heldBytes + count <= ImageDirectory.mostHeld
+    }
+
+    /// Keeps the contents of an image in memory until `writeOut`.
+    public func hold(_ name: ImageName, _ bytes: [UInt8]) throws(Failure) {
+        if heldBytes + bytes.count > ImageDirectory.mostHeld { try writeHeld() }
+        held.append((name, bytes))
+        heldBytes += bytes.count
+    }
+
+    private func writeHeld() throws(Failure) {
+        for (name, bytes) in held {
+            let file = try createFile(name)
+            try write(bytes, to: file.number, name)
+        }
+        held = []
+        heldBytes = 0
+    }
+
+    fileprivate func write(_ bytes: [UInt8], to file: Int32, _ name: ImageName) throws(Failure) {
+        try attempt("write the image \(name.fileName)", advice: "Check that the disk has room") {
+            () throws(SystemCallError) in
+            try writeAll(bytes, to: file)
+        }
     }
 
     /// Writes an image of some messages.
     public func write(_ name: ImageName, _ messages: [any Message]) throws(Failure) {
-        let writer = try create(name)
+        let writer = create(name)
         for message in messages { try writer.append(message) }
         try writer.finish()
     }
 
-    /// Makes the set valid: everything is synced, then the inventory appears at once.
-    public func commit(_ inventory: InventoryEntry) throws(Failure) {
+    /// Writes everything that waits in memory.
+    public func writeOut() throws(Failure) {
+        try writeHeld()
+        try linkShared()
+    }
+
+    /// Makes the set valid: the inventory appears at once, after everything else.
+    ///
+    /// - Parameter synced: everything is on the disk before the inventory is, and the inventory before this returns.
+    public func commit(_ inventory: InventoryEntry, synced: Bool) throws(Failure) {
         let staging = ImageName("." + ImageName.inventory.fileName, ImageName.inventory.magic)
-        let writer = try create(staging)
-        try writer.append(inventory)
-        try writer.finish()
+        try write(staging, [inventory])
+        try writeOut()
+        if synced { try sync() }
         let folder = directory.number
         try attempt("finish the image in \(path.string)") { () throws(SystemCallError) in
             try withPath(FilePath(staging.fileName)) { (from) throws(SystemCallError) in
@@ -81,28 +126,54 @@ public final class ImageDirectory {
                     try systemCall(.renameat2, Int(folder), from, Int(folder), to, 0)
                 }
             }
+            if synced { try systemCall(.fsync, Int(folder)) }
+        }
+        written.append(ImageName.inventory.fileName)
+    }
+
+    /// Above so many bytes that others have still to write, our files are synced one by one.
+    private static let muchForeignData: UInt64 = 256 << 20
+
+    /// Brings all files of the set to the disk. One `syncfs(2)` costs a fraction of an `fsync(2)` for each file, unless
+    /// the machine has much else to write.
+    private func sync() throws(Failure) {
+        let number = Int(directory.number)
+        let ours = written
+        try attempt("sync the image in \(path.string)", advice: "Check the disk, or pass --no-sync") {
+            () throws(SystemCallError) in
+            guard try unwrittenBytes() > ImageDirectory.muchForeignData else {
+                try systemCall(.syncfs, number)
+                return
+            }
+            for name in ours {
+                let file = try openFile(name, in: Int32(number))
+                try systemCall(.fsync, Int(file.number))
+            }
+            try systemCall(.fsync, number)
         }
     }
 
     /// Where pages lie that several processes share: a parent image of our own making.
-    private static let shared = "shared-pages"
+    private static let sharedFolder = "shared-pages"
 
-    /// Makes a parent image that consists of page maps whose pages are in this directory.
+    /// Makes a parent image that consists of page maps whose pages are in this directory, at `writeOut`.
     ///
     /// Page maps can refer to pages of their own file, or of the same process in the parent image. So a process that
     /// shares pages with a relative gets a page map there that is the relative's, and the pages file is linked.
-    public func share(_ pagemaps: [(name: ImageName, pagemap: Pagemap)]) throws(Failure) {
-        guard !pagemaps.isEmpty else { return }
+    public func share(_ pagemaps: [(name: ImageName, pagemap: Pagemap)]) { shared += pagemaps }
+
+    private func linkShared() throws(Failure) {
+        guard !shared.isEmpty else { return }
         let here = Int(directory.number)
-        try attempt("create \(ImageDirectory.shared) in \(path.string)") { () throws(SystemCallError) in
-            try withCString(ImageDirectory.shared) { (name) throws(SystemCallError) in
+        try attempt("create \(ImageDirectory.sharedFolder) in \(path.string)") { () throws(SystemCallError) in
+            try withCString(ImageDirectory.sharedFolder) { (name) throws(SystemCallError) in
                 try systemCall(.mkdirat, here, name, 0o755)
             }
         }
-        let parent = try ImageDirectory(path.appending(ImageDirectory.shared))
+        let parent = try ImageDirectory(path.appending(ImageDirectory.sharedFolder))
         let there = Int(parent.directory.number)
         var linked: Set<UInt32> = []
-        for (name, pagemap) in pagemaps {
+        for (name, pagemap) in shared {
             try pagemap.write(name, to: parent)
             guard linked.insert(pagemap.pagesID).inserted else { continue }
             try attempt("link shared pages in \(path.string)") { () throws(SystemCallError) in
@@ -111,44 +182,58 @@ public final class ImageDirectory {
                 }
             }
         }
+        try parent.writeOut()
         try attempt("link the parent image in \(path.string)") { () throws(SystemCallError) in
-            try withCString(ImageDirectory.shared) { (target) throws(SystemCallError) in
+            try withCString(ImageDirectory.sharedFolder) { (target) throws(SystemCallError) in
                 try withCString("parent") { (name) throws(SystemCallError) in
                     try systemCall(.symlinkat, target, here, name)
                 }
             }
         }
+        shared = []
     }
 
     private func removeSharedPages() {
-        guard let old = try? listDirectory(FilePath(ImageDirectory.shared), in: directory.number) else { return }
-        for name in old { _ = try? remove(ImageDirectory.shared + "/" + name.string) }
-        _ = try? removeName(FilePath(ImageDirectory.shared), isDirectory: true, in: directory.number)
+        let folder = ImageDirectory.sharedFolder
+        guard let old = try? listDirectory(FilePath(folder), in: directory.number) else { return }
+        for name in old { _ = try? remove(folder + "/" + name.string) }
+        _ = try? removeName(FilePath(folder), isDirectory: true, in: directory.number)
     }
 
-    /// Removes what was written: the dump failed.
+    /// Removes what was written: the dump failed. The inventory goes first.
     public func discard() {
+        (held, heldBytes, shared) = ([], 0, [])
+        for name in written.reversed() { do throws(SystemCallError) { try remove(name) } catch {} }
         do throws(SystemCallError) { try remove("parent") } catch {}
         removeSharedPages()
-        for name in written { do throws(SystemCallError) { try remove(name) } catch {} }
     }
+}
+
+/// Bytes that the machine has still to write to its disks.
+private func unwrittenBytes() throws(SystemCallError) -> UInt64 {
+    var total: UInt64 = 0
+    for line in try readWholeFile("/proc/meminfo").split(separator: 0x0a)
+    where line.starts(with: "Dirty:".utf8) || line.starts(with: "Writeback:".utf8) {
+        let digits = line.filter { $0 >= 0x30 && $0 <= 0x39 }
+        total += (UInt64(String(decoding: digits, as: UTF8.self)) ?? 0) << 10
+    }
+    return total
 }
 
 /// Writes one image file through a buffer.
 public final class ImageWriter {
-    private let file: Descriptor
+    private let folder: ImageDirectory
     private let name: ImageName
+    private var file: Int32?
     private var buffer: [UInt8] = []
-    private var isOpen = true
 
-    init(_ file: consuming Descriptor, _ name: ImageName) {
-        self.file = file
+    init(_ name: ImageName, in folder: ImageDirectory) {
+        self.folder = folder
         self.name = name
         for word in name.header { buffer += [UInt8](bytesOf: word.littleEndian) }
     }
 
-    /// The descriptor, for raw contents. `flush` first.
-    public var number: Int32 { file.number }
+    deinit { if let file { _ = try? systemCall(.close, Int(file)) } }
 
     /// Appends a message with its length.
     public func append(_ message: any Message) throws(Failure) {
@@ -158,30 +243,29 @@ public final class ImageWriter {
         }
         buffer += [UInt8](bytesOf: UInt32(bytes.count).littleEndian)
         buffer += bytes
-        if buffer.count > 1 << 16 { try flush() }
+        try spill()
     }
 
     /// Appends raw bytes.
     public func append(raw bytes: [UInt8]) throws(Failure) {
         buffer += bytes
-        if buffer.count > 1 << 16 { try flush() }
+        try spill()
     }
 
-    /// Writes out what is buffered.
-    public func flush() throws(Failure) {
-        guard !buffer.isEmpty else { return }
-        let (bytes, number) = (buffer, file.number)
-        try attempt("write the image \(name.fileName)", advice: "Check that the disk has room") {
-            () throws(SystemCallError) in
-            try writeAll(bytes, to: number)
-        }
+    private func spill() throws(Failure) {
+        if buffer.count > ImageDirectory.largestHeld { try flush() }
+    }
+
+    private func flush() throws(Failure) {
+        if file == nil { file = try folder.createFile(name).release() }
+        if let file { try folder.write(buffer, to: file, name) }
         buffer.removeAll(keepingCapacity: true)
     }
 
-    /// Writes out everything.
+    /// Hands the image over: to the file if it has one, else to the directory, which writes it later.
     public func finish() throws(Failure) {
-        try flush()
-        isOpen = false
+        if file == nil { try folder.hold(name, buffer) } else { try flush() }
+        buffer = []
     }
 }
 

@@ -57,7 +57,7 @@ public struct Pagemap: Sendable {
 
     /// Writes it.
     public func write(_ name: ImageName, to images: ImageDirectory) throws(Failure) {
-        let writer = try images.create(name)
+        let writer = images.create(name)
         var head = PagemapHead()
         head.pagesID = pagesID
         try writer.append(head)

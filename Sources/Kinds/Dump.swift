@@ -53,6 +53,8 @@ public final class DumpedProcess {
     public var threads: [DumpedThread] = []
     /// Ids of what it shares with others.
     public var ids = TaskKobjIdsEntry()
+    /// Its descriptors, ascending, and which of them close on exec; empty where another process of the table has them.
+    public var descriptors: [(number: Int32, closesOnExec: Bool)] = []
     /// Whether this process is the first with its descriptor table, so that the table is dumped here.
     public var ownsFiles = true
 

@@ -27,7 +27,8 @@ public struct SharingIndex {
     }
 
     private let object: Object
-    private var buckets: [[UInt64]: [Representative]] = [:]
+    private var places: [[UInt64]: Int] = [:]
+    private var buckets: [[Representative]] = []
     private var last: UInt32 = 0
 
     /// An empty index.
@@ -45,14 +46,23 @@ public struct SharingIndex {
     ///   - task: a task that has it.
     ///   - number: for files, the descriptor number in the task.
     ///   - key: facts that are equal wherever the object is seen; objects of different keys are never compared.
+    ///   - lasting: who has the object for as long as the index is used, if `task` will not.
     public mutating func id(
-        of task: TaskID, _ number: Int32 = 0, like key: [UInt64] = []
+        of task: TaskID, _ number: Int32 = 0, like key: [UInt64] = [], lasting: (task: TaskID, number: Int32)? = nil
     ) throws(Failure) -> (id: UInt32, isNew: Bool) {
+        let place: Int
+        if let known = places[key] {
+            place = known
+        } else {
+            place = buckets.count
+            places[key] = place
+            buckets.append([])
+        }
         var low = 0
-        var high = buckets[key]?.count ?? 0
+        var high = buckets[place].count
         while low < high {
             let middle = (low + high) / 2
-            guard let other = buckets[key]?[middle] else { break }
+            let other = buckets[place][middle]
             let order = try attempt("compare kernel objects of the tasks \(task) and \(other.task)") {
                 () throws(SystemCallError) in
                 try systemCall(
@@ -67,8 +77,8 @@ public struct SharingIndex {
             }
         }
         let id = newID()
-        // In place: a copy of a large bucket for every file would make the cost quadratic.
-        buckets[key, default: []].insert(Representative(task: task, number: number, id: id), at: low)
+        let (holder, held) = lasting ?? (task, number)
+        buckets[place].insert(Representative(task: holder, number: held, id: id), at: low)
         return (id, true)
     }
 }

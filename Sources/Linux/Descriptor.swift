@@ -162,10 +162,10 @@ extension FilePath {
 extension Array {
     /// Calls `body` with the address and the size in bytes of the elements, for a system call to write or read.
     @discardableResult
-    public mutating func withAddress<R>(_ body: (Int, Int) throws(SystemCallError) -> R) throws(SystemCallError) -> R
+    public mutating func withAddress<R, E: Error>(_ body: (Int, Int) throws(E) -> R) throws(E) -> R
     where Element: BitwiseCopyable {
-        let outcome: Result<R, SystemCallError> = unsafe withUnsafeMutableBytes { buffer in
-            do throws(SystemCallError) {
+        let outcome: Result<R, E> = unsafe withUnsafeMutableBytes { buffer in
+            do throws(E) {
                 return .success(try body(Int(bitPattern: buffer.baseAddress), buffer.count))
             } catch {
                 return .failure(error)

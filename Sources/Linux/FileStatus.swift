@@ -40,16 +40,19 @@ public struct FileStatus: Hashable, Sendable {
     }
     /// The file's type; nil for anonymous inodes, which have none.
     public var kind: Kind? { Kind(rawValue: mode & 0o170000) }
-    /// Major and minor number of `representedDevice`.
-    public var representedMajor: UInt32 {
-        UInt32(representedDevice >> 8 & 0xfff) | UInt32(representedDevice >> 32) & ~0xfff
+    /// Major number of `representedDevice`.
+    public var representedMajor: UInt32 { FileStatus.major(representedDevice) }
+    /// Minor number of `representedDevice`.
+    public var representedMinor: UInt32 { FileStatus.minor(representedDevice) }
+
+    private static func major(_ device: UInt64) -> UInt32 { UInt32(device >> 8 & 0xfff) | UInt32(device >> 32) & ~0xfff }
+    private static func minor(_ device: UInt64) -> UInt32 {
+        UInt32(device & 0xff) | UInt32(truncatingIfNeeded: device >> 12) & ~0xff
     }
 
     /// `device` in the kernel's own encoding: 12 bits of major and 20 of minor number.
     public var kernelDevice: UInt32 {
-        let major = UInt32(device >> 8 & 0xfff) | UInt32(device >> 32) & ~0xfff
-        let minor = UInt32(device & 0xff) | UInt32(truncatingIfNeeded: device >> 12) & ~0xff
-        return major << 20 | minor & 0xfffff
+        FileStatus.major(device) << 20 | FileStatus.minor(device) & 0xfffff
     }
 
     /// Encodes a device number as the C library does.

@@ -95,7 +95,7 @@ public enum MemoryDump {
     }
 
     /// Writes what processes share. Shared memory is written where its file is met.
-    public static func finish(_ context: DumpContext) throws(Failure) { try SharedPages.of(context).finish(context) }
+    public static func finish(_ context: DumpContext) { SharedPages.of(context).finish(context) }
 
     /// Whether tasks see [vsyscall]: the same for all.
     private static let hasVsyscall: Bool = {
@@ -249,15 +249,13 @@ public enum MemoryDump {
             context.statistics.pagesSkippedParent += runs.reduce(0) { $0 + ($1.isInParent ? $1.pages : 0) }
         }
         let pagemap = Pagemap(pagesID: id, runs: runs)
-        let image = try context.images.create(.pages(pagemap.pagesID))
         context.statistics[.memoryDump] += ContinuousClock.now - started
         try context.faults.pass(.dumpPages)
         let writing = ContinuousClock.now
         try writePages(
             stretches,
             from: .task(process.id, memory: process.memory.number, sharesPages: sharesPages(process, context)),
-            to: image.number)
-        try image.finish()
+            to: context.images, .pages(id))
         try pagemap.write(.pagemap(process.id.rawValue), to: context.images)
         context.statistics.pagesWritten += pagemap.presentPages
         context.statistics[.memoryWrite] += ContinuousClock.now - writing

@@ -82,5 +82,5 @@ final class SharedPages {
     }
 
     /// Writes the page maps of those who refer to a base.
-    func finish(_ context: DumpContext) throws(Failure) { try context.images.share(referring) }
+    func finish(_ context: DumpContext) { context.images.share(referring) }
 }

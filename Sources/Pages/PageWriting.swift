@@ -1,6 +1,6 @@
 internal import CLinux
 public import Diagnostics
-internal import ImageFormat
+public import ImageFormat
 public import Linux
 
 /// Where pages are read from.
@@ -14,21 +14,35 @@ public enum PageSource: Sendable {
     case file(Int32)
 }
 
-/// Copies pages of a source to a file, in order and without gaps.
+/// Copies pages of a source to a pages file, in order and without gaps.
 ///
-/// Several threads work in parallel with buffers that stay in the cache: reading and writing at fixed places of a
+/// Few pages wait in memory until the directory is written out. Of many, several threads work in parallel with buffers that stay in the cache: reading and writing at fixed places of a
 /// preallocated file is faster than splicing or mapping (kernel-facts, section 3).
 ///
 /// - Parameters:
 ///   - stretches: what to copy, ascending.
-///   - file: the pages file.
+///   - name: the pages file.
 /// - Throws: a full disk, or `vanished` if the task dies.
 public func writePages(
-    _ stretches: [PageStretch], from source: PageSource, to file: Int32
+    _ stretches: [PageStretch], from source: PageSource, to images: ImageDirectory, _ name: ImageName
 ) throws(Failure) {
     let total = stretches.reduce(0) { $0 + $1.range.length }
-    guard total > 0 else { return }
-    try reserve(file, total)
+    guard total <= UInt64(ImageDirectory.largestHeld), images.canHold(Int(total)) else {
+        let image = try images.createFile(name)
+        try reserve(image.number, total)
+        return try copy(stretches, total, from: source, to: image.number)
+    }
+    var bytes = [UInt8](repeating: 0, count: Int(total))
+    let chunks = Chunk.cut(stretches.map(\.range.length), size: Int(total))
+    try bytes.withAddress { (address, _) throws(Failure) in
+        for chunk in chunks { try fill(address + Int(chunk.offset), chunk, stretches, source) }
+    }
+    try images.hold(name, bytes)
+}
+
+private func copy(
+    _ stretches: [PageStretch], _ total: UInt64, from source: PageSource, to file: Int32
+) throws(Failure) {
     let chunks = Chunk.cut(stretches.map(\.range.length))
     let dealer = Dealer(chunks.count)
     // A thread costs more than copying a few megabytes.

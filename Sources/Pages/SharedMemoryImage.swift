@@ -17,9 +17,7 @@ public enum SharedMemoryImage {
         let pagemap = Pagemap(
             pagesID: images.newPagesID(),
             runs: stretches.map { PageRun(address: $0.range.start, pages: $0.range.length / pageSize) })
-        let pages = try images.create(.pages(pagemap.pagesID))
-        try writePages(stretches, from: .file(file), to: pages.number)
-        try pages.finish()
+        try writePages(stretches, from: .file(file), to: images, .pages(pagemap.pagesID))
         try pagemap.write(.sharedPagemap(id), to: images)
         return pagemap.presentPages
     }

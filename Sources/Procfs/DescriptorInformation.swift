@@ -14,6 +14,11 @@ public struct DescriptorInformation: Sendable {
     /// The remaining lines, which depend on the kind.
     public var lines: [[UInt8]] = []
 
+    /// What was found out by other means; no lines.
+    public init(position: UInt64 = 0, flags: Int32, mountID: Int32) {
+        (self.position, self.flags, self.mountID) = (position, flags, mountID)
+    }
+
     /// Reads the text.
     public init(_ text: [UInt8]) {
         for line in text.split(separator: 0x0a) {

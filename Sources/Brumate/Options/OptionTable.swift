@@ -36,6 +36,10 @@ extension Option {
         .value("images-dir", "D", "DIR", .general, "Where the images are; default: the working directory.") {
             $0.imagesDirectory = $1.path
         },
+        .flag(
+            "sync", nil, .general, .ours,
+            "A dump is successful only once its images are on the disk (default); --no-sync leaves that to the system."
+        ) { $0.sync = $1 },
         .value(
             "work-dir", "W", "DIR", .general, "Where logs, pidfiles and statistics go; default: the images directory."
         ) {

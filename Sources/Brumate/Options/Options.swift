@@ -37,6 +37,8 @@ public struct Options: Sendable, Equatable {
     public var previousImagesDirectory: FilePath?
     /// Where log, pidfile and statistics go and scripts run; by default the images directory (`--work-dir`).
     public var workDirectory: FilePath?
+    /// A dump is successful only once it is on the disk (`--sync`).
+    public var sync = true
     /// Images go through a stream program (`--stream`).
     public var stream = false
     /// Take pages away from the parent, or from the image while restoring (`--auto-dedup`).

@@ -3,6 +3,7 @@ internal import Engine
 internal import ImageFormat
 internal import Kinds
 internal import Linux
+internal import Remote
 internal import SystemPackage
 
 /// The seam to the engine: each order as a function over a session.
@@ -17,6 +18,7 @@ enum Orders {
         var request = DumpRequest(root: tree, images: session.imagesPath)
         request.policy.ghostLimit = options.ghostLimit
         request.policy.linkRemap = options.linkRemap
+        request.isSynced = options.sync
         request.policy.shellJob = options.shellJob
         request.policy.recordsCPU = options.cpuCapabilities.contains(.image)
         switch options.ending {

@@ -113,8 +113,8 @@ final class PipeContents {
     }
 
     func finish(_ context: DumpContext) throws(Failure) {
-        let pipesImage = try context.images.create(.pipesData)
-        let fifosImage = try context.images.create(.fifoData)
+        let pipesImage = context.images.create(.pipesData)
+        let fifosImage = context.images.create(.fifoData)
         for key in order {
             guard let contents = known[key] else { continue }
             let image = key.isFifo ? fifosImage : pipesImage

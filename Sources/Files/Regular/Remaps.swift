@@ -128,7 +128,7 @@ final class Remaps {
         case .directory, .fifo: break
         default: throw Failure(.unsupported, "an unlinked file of this type can't be dumped")
         }
-        let image = try context.images.create(.ghost(ghost))
+        let image = context.images.create(.ghost(ghost))
         try image.append(entry)
         if !pieces.isEmpty { try copy(pieces, of: ours, to: image) }
         try image.finish()

@@ -73,7 +73,7 @@ final class SocketQueues {
 
     func finish(_ context: DumpContext) throws(Failure) {
         guard !dumped.isEmpty else { return }
-        let image = try context.images.create(.socketQueues)
+        let image = context.images.create(.socketQueues)
         for (entry, bytes) in dumped {
             try image.append(entry)
             try image.append(raw: bytes)
