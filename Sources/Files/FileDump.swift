@@ -5,7 +5,6 @@ public import Kinds
 public import Linux
 public import Procfs
 public import Remote
-internal import SystemPackage
 
 /// Dumps the descriptor tables of a tree, and files on behalf of mappings and directories.
 public final class FileDump: FileDumper {
@@ -143,9 +142,9 @@ public final class FileDump: FileDumper {
 
     /// A number of ours on which one file after the other is looked at, and what /proc calls it: a fresh number would
     /// make /proc build a fresh entry for every file.
-    private lazy var lens: Result<(number: Int32, link: FilePath), Failure> = Result { () throws(Failure) in
+    private lazy var lens: Result<(number: Int32, link: String), Failure> = Result { () throws(Failure) in
         let number = try attempt("open /dev/null") { () throws(SystemCallError) in try openFile("/dev/null").release() }
-        return (number, FilePath("/proc/self/fd/\(number)"))
+        return (number, "/proc/self/fd/\(number)")
     }
 
     deinit { if case .success(let lens) = lens { _ = try? systemCall(.close, Int(lens.number)) } }
@@ -155,7 +154,7 @@ public final class FileDump: FileDumper {
         let lens = try lens.get()
         return try attempt("look at the file") { () throws(SystemCallError) in
             try systemCall(.dup3, Int(number), Int(lens.number), 0o2000000)
-            return try readLink(lens.link).bytes
+            return try linkTarget(lens.link)
         }
     }
 
@@ -209,7 +208,7 @@ public final class FileDump: FileDumper {
         let handle = try attempt("open \(path)") { () throws(SystemCallError) in try openFile(path, [.path]) }
         let ours = handle.number
         let (status, target) = try attempt("look at \(path)") { () throws(SystemCallError) in
-            (try FileStatus.read(in: ours), try readLink(path).bytes)
+            (try FileStatus.read(in: ours), try linkTarget(path))
         }
         let key = Unopened(device: status.device, inode: status.inode, flags: flags.rawValue, target: target)
         if let id = unopened[key] { return id }

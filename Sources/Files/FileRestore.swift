@@ -14,11 +14,15 @@ public enum FileRestore {
             guard context.entries.updateValue(entry, forKey: entry.id) == nil else {
                 throw Failure(.corruptImage, "files.img has two files with the id \(entry.id)")
             }
-            guard let kind = fileKinds.firstIndex(where: { $0.restores(entry) }) else {
+            let likely = kinds.byType[entry.type]
+            let isLikely = likely.map { fileKinds[$0].restores(entry) } ?? false
+            guard let kind = isLikely ? likely : fileKinds.firstIndex(where: { $0.restores(entry) }) else {
                 let name = FdTypes(rawValue: Int(entry.type)).map { "\($0)" } ?? "\(entry.type)"
                 throw Failure(.unsupported, "the image holds a file of the type \(name), which can't be restored yet")
             }
+            kinds.byType[entry.type] = kind
             kinds.byID[entry.id] = kind
+            if fileKinds[kind].comesAfterTasks(entry) { kinds.afterTasks.append(entry.id) }
         }
         try RestoredRemaps.of(context).load(context)
         try PipeContents.load(context)
@@ -28,34 +32,43 @@ public enum FileRestore {
     /// Which kind each entry is of, as an index into the registry.
     private final class Kinds {
         var byID: [UInt32: Int] = [:]
+        /// The kind that an entry of a type was of before.
+        var byType: [UInt32: Int] = [:]
+        /// Files that can be made only once the tasks exist.
+        var afterTasks: [UInt32] = []
         static func of(_ context: RestoreContext) -> Kinds { context.state(Kinds.self) { Kinds() } }
     }
 
-    private struct Group: Hashable {
-        let kind: Int, key: UInt64
+    /// Makes all file descriptions that don't depend on tasks.
+    public static func make(_ context: RestoreContext) throws(Failure) {
+        let kinds = Kinds.of(context)
+        let late = Set(kinds.afterTasks)
+        try make(kinds.byID.keys.filter { !late.contains($0) }, kinds, context)
     }
 
-    /// Makes all file descriptions that don't depend on tasks.
-    public static func make(_ context: RestoreContext) throws(Failure) { try make(afterTasks: false, context) }
-
-    private static func make(afterTasks: Bool, _ context: RestoreContext) throws(Failure) {
-        let kinds = Kinds.of(context)
-        var groups: [Group: [UInt32]] = [:]
-        for (id, index) in kinds.byID {
-            guard let entry = context.entries[id], fileKinds[index].comesAfterTasks(entry) == afterTasks else {
-                continue
-            }
-            groups[Group(kind: index, key: fileKinds[index].group(entry, context)), default: []].append(id)
+    /// Makes files, those of one group together.
+    private static func make(_ ids: [UInt32], _ kinds: Kinds, _ context: RestoreContext) throws(Failure) {
+        var members: [(kind: Int, group: UInt64, entry: FileEntry)] = []
+        members.reserveCapacity(ids.count)
+        for id in ids {
+            guard let kind = kinds.byID[id], let entry = context.entries[id] else { continue }
+            members.append((kind, fileKinds[kind].group(entry, context), entry))
         }
-        for group in groups.keys.sorted(by: { ($0.kind, $0.key) < ($1.kind, $1.key) }) {
-            let members = (groups[group] ?? []).sorted().compactMap { context.entries[$0] }
-            try fileKinds[group.kind].make(members, context)
+        members.sort { ($0.kind, $0.group, $0.entry.id) < ($1.kind, $1.group, $1.entry.id) }
+        var start = 0
+        while start < members.count {
+            let (kind, group, _) = members[start]
+            var end = start + 1
+            while end < members.count, members[end].kind == kind, members[end].group == group { end += 1 }
+            try fileKinds[kind].make(members[start..<end].map(\.entry), context)
+            start = end
         }
     }
 
     /// Fills the descriptor tables and sets directories.
     public static func fill(_ context: RestoreContext) throws(Failure) {
-        try make(afterTasks: true, context)
+        let kinds = Kinds.of(context)
+        try make(kinds.afterTasks, kinds, context)
         var filled: Set<UInt32> = []
         var placed: Set<UInt32> = []
         guard let courier = context.courier else { throw Failure(.bug, "no courier") }

@@ -91,18 +91,38 @@ public let currentDirectory: Int32 = -100
 public func openFile(
     _ path: FilePath, _ flags: OpenFlags = .readOnly, mode: UInt32 = 0o600, in directory: Int32 = currentDirectory
 ) throws(SystemCallError) -> Descriptor {
-    let raw = try withPath(path) { (address) throws(SystemCallError) in
+    Descriptor(
+        owning: try withPath(path) { (address) throws(SystemCallError) in
+            try openFile(at: address, flags, mode, directory)
+        })
+}
+
+/// Opens a path of raw bytes.
+public func openFile(
+    _ path: [UInt8], _ flags: OpenFlags = .readOnly, mode: UInt32 = 0o600, in directory: Int32 = currentDirectory
+) throws(SystemCallError) -> Descriptor {
+    Descriptor(
+        owning: try withCString(path) { (address) throws(SystemCallError) in
+            try openFile(at: address, flags, mode, directory)
+        })
+}
+
+private func openFile(
+    at address: Int, _ flags: OpenFlags, _ mode: UInt32, _ directory: Int32
+) throws(SystemCallError) -> Int32 {
+    Int32(
         try systemCall(
-            .openat, Int(directory), address, Int(flags.union([.closeOnExec, .largeFile]).rawValue), Int(mode))
-    }
-    return Descriptor(owning: Int32(raw))
+            .openat, Int(directory), address, Int(flags.union([.closeOnExec, .largeFile]).rawValue), Int(mode)))
 }
 
 /// Opens a path that is known to be text, such as one in /proc.
 public func openFile(
     _ path: String, _ flags: OpenFlags = .readOnly, mode: UInt32 = 0o600, in directory: Int32 = currentDirectory
 ) throws(SystemCallError) -> Descriptor {
-    try openFile(FilePath(path), flags, mode: mode, in: directory)
+    Descriptor(
+        owning: try withCString(path) { (address) throws(SystemCallError) in
+            try openFile(at: address, flags, mode, directory)
+        })
 }
 
 /// Reads a whole file whose path is known to be text.
@@ -122,16 +142,25 @@ public func readLink(_ path: String, in directory: Int32 = currentDirectory) thr
 
 /// The target of a symbolic link, or of a magic link in /proc (`readlinkat(2)`).
 public func readLink(_ path: FilePath, in directory: Int32 = currentDirectory) throws(SystemCallError) -> FilePath {
+    FilePath(
+        bytes: try withPath(path) { (address) throws(SystemCallError) in try linkTarget(at: address, directory) })
+}
+
+/// The target of a link as raw bytes.
+public func linkTarget(_ path: String, in directory: Int32 = currentDirectory) throws(SystemCallError) -> [UInt8] {
+    try withCString(path) { (address) throws(SystemCallError) in try linkTarget(at: address, directory) }
+}
+
+private func linkTarget(at address: Int, _ directory: Int32) throws(SystemCallError) -> [UInt8] {
     var room = 512
     while true {
         var bytes = [UInt8](repeating: 0, count: room)
-        let length = try withPath(path) { (address) throws(SystemCallError) in
-            try bytes.withAddress { (buffer, count) throws(SystemCallError) in
-                try systemCall(.readlinkat, Int(directory), address, buffer, count)
-            }
+        let length = try bytes.withAddress { (buffer, count) throws(SystemCallError) in
+            try systemCall(.readlinkat, Int(directory), address, buffer, count)
         }
         if length < room {
-            return FilePath(bytes: bytes[..<length])
+            bytes.removeLast(room - length)
+            return bytes
         }
         room *= 4
     }

@@ -66,17 +66,17 @@ public struct FileStatus: Hashable, Sendable {
     public static func read(
         _ path: String = "", in directory: Int32, followsLink: Bool = true
     ) throws(SystemCallError) -> FileStatus {
-        var room = [UInt64](repeating: 0, count: 32)
+        var room = [32 of UInt64](repeating: 0)
         let flags = path.isEmpty ? 0x1000 : followsLink ? 0 : 0x100  // AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW
         try withCString(path) { (path) throws(SystemCallError) in
-            try room.withAddress { (address, _) throws(SystemCallError) in
+            try withAddress(of: &room) { (address) throws(SystemCallError) in
                 try systemCall(.statx, Int(directory), path, flags, 0x17ff, address)
             }
         }
         return FileStatus(words: room)
     }
 
-    private init(words w: [UInt64]) {
+    private init(words w: [32 of UInt64]) {
         links = UInt32(truncatingIfNeeded: w[2])
         uid = UInt32(truncatingIfNeeded: w[2] >> 32)
         gid = UInt32(truncatingIfNeeded: w[3])

@@ -4,7 +4,6 @@ internal import ImageMessages
 internal import Kinds
 internal import Linux
 internal import Procfs
-internal import SystemPackage
 
 /// A file with a path: regular, directory, device without state, an entry of /proc, or anything opened with O_PATH.
 enum RegularFile: FileKind {
@@ -58,8 +57,7 @@ enum RegularFile: FileKind {
         for member in members where !remaps.isOnlyPath(member.id) {
             let entry = member.reg
             try during(.file(String(decoding: entry.name, as: UTF8.self))) { () throws(Failure) in
-                let path = try remaps.prepare(entry, context)
-                let made = try open(entry, at: path)
+                let made = try open(entry, at: try remaps.prepare(entry, context))
                 try check(entry, made.number, context)
                 try context.files.add(member.id, made)
             }
@@ -81,7 +79,7 @@ enum RegularFile: FileKind {
         return try attempt(
             "open it", code: .conflict, advice: "Put the file back as it was at the dump"
         ) { () throws(SystemCallError) in
-            let made = try openFile(FilePath(bytes: path), flags)
+            let made = try openFile(path, flags)
             if position != 0, !flags.contains(.path) { try systemCall(.lseek, Int(made.number), position, 0) }
             return made
         }
@@ -89,8 +87,8 @@ enum RegularFile: FileKind {
 
     /// Compares an opened file with what the image expects.
     static func check(_ entry: RegFileEntry, _ number: Int32, _ context: RestoreContext) throws(Failure) {
+        if !entry.hasMode && !entry.hasSize || entry.name.starts(with: "/proc/".utf8) { return }
         let status = try attempt("look at the file") { () throws(SystemCallError) in try FileStatus.read(in: number) }
-        if entry.name.starts(with: "/proc/".utf8) { return }
         if entry.hasMode, status.mode & 0o170000 != entry.mode & 0o170000 {
             throw Failure(.conflict, "the file is of another type than at the dump", advice: "Put the old file back")
         }
