@@ -50,7 +50,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
     let context = DumpContext(policy: policy, images: images, log: log, faults: request.faults)
     do throws(Failure) {
         try Preflight.check(request.root, policy)
-        Server.prepare()
+        rehearse(context)
         try request.scripts.run(.preDump, images: images.directory.number, root: request.root)
         let started = ContinuousClock.now
         while true {
@@ -84,6 +84,28 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
         images.discard()
         throw error
     }
+}
+
+/// Does to ourselves, before anything is stopped, what is then done to the tree as far as it needs no stop: what is set up
+/// at first use is set up by then.
+private func rehearse(_ context: DumpContext) {
+    Server.prepare()
+    Heap.reserve(512 << 10)
+    let own = DumpContext(policy: context.policy, images: context.images, log: context.log, faults: Faults())
+    let files = FileDump(own)
+    own.fileDumper = files
+    // A rehearsal that fails harms nothing.
+    _ = try? { () throws(Failure) in
+        let me = FrozenProcess.current
+        let status = try TaskStatus.read(of: me.id)
+        let pidfd = try attempt("open a pidfd") { () throws(SystemCallError) in
+            Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(me.id.rawValue), 0)))
+        }
+        let process = DumpedProcess(
+            me, status: status, stat: try TaskStat.read(of: me.id), mappings: try VMA.read(of: me.id),
+            memory: try TaskMemory(me.id), pidfd: pidfd)
+        try MemoryDump.rehearse(process, own)
+    }()
 }
 
 /// What a process's leader told.
@@ -125,7 +147,6 @@ private struct DumpOrder {
         try context.faults.pass(.dumpFiles)
         MemoryDump.finish(context)
         try writeTree()
-        try files.finish()
         try TaskDump.finish(context)
         log.debug("collected the tree")
     }
@@ -133,7 +154,10 @@ private struct DumpOrder {
     /// Makes the image complete.
     func complete(_ request: DumpRequest, started: ContinuousClock.Instant) throws(Failure) {
         let images = context.images
-        if request.afterwards == .running, request.scripts.isEmpty { context.statistics[.frozen] = ContinuousClock.now - started }
+        if request.afterwards == .running, request.scripts.isEmpty {
+            context.statistics[.frozen] = ContinuousClock.now - started
+        }
+        try files.finish()
         try images.writeOut()
         try context.faults.pass(.dumpCommit)
         try images.commit(inventory(), synced: request.isSynced)

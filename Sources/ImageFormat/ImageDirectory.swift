@@ -16,9 +16,18 @@ public final class ImageDirectory {
     public let path: FilePath
     private var written: [String] = []
     private var nextPages: UInt32 = 1
-    private var held: [(name: ImageName, bytes: [UInt8])] = []
+    private var held: [(name: ImageName, contents: Contents)] = []
     private var heldBytes = 0
     private var shared: [(name: ImageName, pagemap: Pagemap)] = []
+
+    /// What waits in memory. Messages are encoded only when they are written.
+    private enum Contents {
+        case bytes([UInt8])
+        case messages([any Message])
+    }
+
+    /// About what a message takes in memory.
+    private static let messageSize = 4096
 
     /// Most bytes that wait in memory, of one image and of all.
     public static let largestHeld = 1 << 20, mostHeld = 16 << 20
@@ -77,15 +86,25 @@ public final class ImageDirectory {
 
     /// Keeps the contents of an image in memory until `writeOut`.
     public func hold(_ name: ImageName, _ bytes: [UInt8]) throws(Failure) {
-        if heldBytes + bytes.count > ImageDirectory.mostHeld { try writeHeld() }
-        held.append((name, bytes))
-        heldBytes += bytes.count
+        try hold(name, .bytes(bytes), bytes.count)
+    }
+
+    private func hold(_ name: ImageName, _ contents: Contents, _ count: Int) throws(Failure) {
+        if heldBytes + count > ImageDirectory.mostHeld { try writeHeld() }
+        held.append((name, contents))
+        heldBytes += count
     }
 
     private func writeHeld() throws(Failure) {
-        for (name, bytes) in held {
+        for (name, contents) in held {
             let file = try createFile(name)
-            try write(bytes, to: file.number, name)
+            switch contents {
+            case .bytes(let bytes): try write(bytes, to: file.number, name)
+            case .messages(let messages):
+                var bytes = ImageWriter.start(of: name)
+                for message in messages { try ImageWriter.encode(message, name, into: &bytes) }
+                try write(bytes, to: file.number, name)
+            }
         }
         held = []
         heldBytes = 0
@@ -100,9 +119,7 @@ public final class ImageDirectory {
 
     /// Writes an image of some messages.
     public func write(_ name: ImageName, _ messages: [any Message]) throws(Failure) {
-        let writer = create(name)
-        for message in messages { try writer.append(message) }
-        try writer.finish()
+        try hold(name, .messages(messages), messages.count * ImageDirectory.messageSize)
     }
 
     /// Writes everything that waits in memory.
@@ -230,19 +247,31 @@ public final class ImageWriter {
     init(_ name: ImageName, in folder: ImageDirectory) {
         self.folder = folder
         self.name = name
-        for word in name.header { buffer += [UInt8](bytesOf: word.littleEndian) }
+        buffer = ImageWriter.start(of: name)
     }
 
     deinit { if let file { _ = try? systemCall(.close, Int(file)) } }
 
+    /// The bytes that an image begins with.
+    fileprivate static func start(of name: ImageName) -> [UInt8] {
+        name.header.flatMap { [UInt8](bytesOf: $0.littleEndian) }
+    }
+
     /// Appends a message with its length.
-    public func append(_ message: any Message) throws(Failure) {
+    fileprivate static func encode(
+        _ message: any Message, _ name: ImageName, into buffer: inout [UInt8]
+    ) throws(Failure) {
         let bytes: [UInt8]
         do { bytes = try message.serializedBytes() } catch {
             throw Failure(.bug, "can't encode a message of \(name.fileName): \(error)")
         }
         buffer += [UInt8](bytesOf: UInt32(bytes.count).littleEndian)
         buffer += bytes
+    }
+
+    /// Appends a message with its length.
+    public func append(_ message: any Message) throws(Failure) {
+        try ImageWriter.encode(message, name, into: &buffer)
         try spill()
     }
 

@@ -54,7 +54,7 @@ public protocol FileKind: SendableMetatype {
     static func claims(_ facts: FileFacts) -> Bool
     /// Dumps it.
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry
-    /// Writes what the kind's files have in common, once all files are dumped.
+    /// Writes what the kind's files have in common, once all files are dumped. The tree may run again.
     static func finish(_ context: DumpContext) throws(Failure)
     /// Reads and checks the kind's own images, before anything is created.
     static func load(_ context: RestoreContext) throws(Failure)

@@ -45,7 +45,9 @@ public struct FileStatus: Hashable, Sendable {
     /// Minor number of `representedDevice`.
     public var representedMinor: UInt32 { FileStatus.minor(representedDevice) }
 
-    private static func major(_ device: UInt64) -> UInt32 { UInt32(device >> 8 & 0xfff) | UInt32(device >> 32) & ~0xfff }
+    private static func major(_ device: UInt64) -> UInt32 {
+        UInt32(device >> 8 & 0xfff) | UInt32(device >> 32) & ~0xfff
+    }
     private static func minor(_ device: UInt64) -> UInt32 {
         UInt32(device & 0xff) | UInt32(truncatingIfNeeded: device >> 12) & ~0xff
     }

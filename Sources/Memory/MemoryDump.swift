@@ -94,6 +94,18 @@ public enum MemoryDump {
         try context.images.write(.memory(process.id.rawValue), [layout])
     }
 
+    /// Describes the mappings of a process and forgets them.
+    public static func rehearse(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) {
+        try check(process)
+        var layout = try layout(of: process, context)
+        for mapping in process.mappings { layout.vmas.append(try describe(mapping, of: process, heap: 0..<0, context)) }
+        let writer = context.images.create(.memory(0))
+        try writer.append(layout)
+        var core = CoreEntry()
+        (core.tc, core.threadCore) = (TaskCoreEntry(), ThreadCoreEntry())
+        try writer.append(core)
+    }
+
     /// Writes what processes share. Shared memory is written where its file is met.
     public static func finish(_ context: DumpContext) { SharedPages.of(context).finish(context) }
 
@@ -210,12 +222,6 @@ public enum MemoryDump {
         }
     }
 
-    /// Whether a relative may share pages of a process copy-on-write.
-    private static func sharesPages(_ process: DumpedProcess, _ context: DumpContext) -> Bool {
-        // A lone process that is to be killed has nobody to harm: its parent, if it shares pages, keeps them.
-        context.policy.leaveRunning || context.processes.count > 1
-    }
-
     /// Writes the private pages. Returns the guard pages.
     private static func dumpPages(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) -> [AddressRange] {
         let started = ContinuousClock.now
@@ -237,7 +243,7 @@ public enum MemoryDump {
             if mapping.flags.contains("dp") { continue }
             context.statistics.pagesScanned += mapping.range.length / pageSize
             for part in parts(of: findings.pages, in: mapping.range, from: &nextPage) {
-                stretches.append(PageStretch(part, isReadable: mapping.protection & 1 != 0))
+                stretches.append(PageStretch(part, isReadable: mapping.protection & 1 != 0 && !mapping.hasSharedPages))
                 runs.append(PageRun(address: part.start, pages: part.length / pageSize, isLazy: mapping.inode == 0))
             }
             guards += parts(of: findings.guards, in: mapping.range, from: &nextGuard)
@@ -254,7 +260,7 @@ public enum MemoryDump {
         let writing = ContinuousClock.now
         try writePages(
             stretches,
-            from: .task(process.id, memory: process.memory.number, sharesPages: sharesPages(process, context)),
+            from: .task(process.id, memory: process.memory.number),
             to: context.images, .pages(id))
         try pagemap.write(.pagemap(process.id.rawValue), to: context.images)
         context.statistics.pagesWritten += pagemap.presentPages

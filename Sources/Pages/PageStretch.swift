@@ -4,7 +4,8 @@ public import Linux
 public struct PageStretch: Hashable, Sendable {
     /// The addresses, or the offsets in a file.
     public var range: AddressRange
-    /// Whether the task may read them by itself; else they are read through its `/proc/PID/mem`.
+    /// Whether they are read by `process_vm_readv`; else through `/proc/PID/mem`, which also reads what the task itself
+    /// may not, and, unlike the other, leaves pages shared that other tasks share copy-on-write.
     public var isReadable: Bool
 
     /// Describes pages.

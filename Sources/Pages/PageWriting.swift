@@ -5,11 +5,8 @@ public import Linux
 
 /// Where pages are read from.
 public enum PageSource: Sendable {
-    /// A stopped task's memory; a descriptor of its /proc/PID/mem for pages that it may not read itself.
-    ///
-    /// `sharesPages`: other tasks may share its pages copy-on-write. `process_vm_readv` pins pages, which un-shares every
-    /// one of them; /proc/PID/mem does not.
-    case task(TaskID, memory: Int32, sharesPages: Bool)
+    /// A stopped task's memory; a descriptor of its /proc/PID/mem for pages that can't be read by `process_vm_readv`.
+    case task(TaskID, memory: Int32)
     /// A file; addresses are offsets in it.
     case file(Int32)
 }
@@ -83,7 +80,7 @@ private func fill(_ address: Int, _ chunk: Chunk, _ stretches: [PageStretch], _ 
             // Past the end of a file that ends within a page there is nothing but zeros.
             if got < length { zero(address + at + got, length - got) }
         }
-    case .task(let task, let memory, let sharesPages):
+    case .task(let task, let memory):
         var vectors: [clinux_iovec] = []
         var into = 0
         func flush() throws(Failure) {
@@ -114,7 +111,7 @@ private func fill(_ address: Int, _ chunk: Chunk, _ stretches: [PageStretch], _ 
         }
         try chunk.forEachPart({ stretches[$0].range.length }) { (index, skip, length, at) throws(Failure) in
             let from = stretches[index].range.start.rawValue + skip
-            if stretches[index].isReadable && !sharesPages {
+            if stretches[index].isReadable {
                 vectors.append(clinux_iovec(base: from, length: UInt64(length)))
             } else {
                 try flush()

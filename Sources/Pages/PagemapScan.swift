@@ -6,7 +6,7 @@ public import Linux
 public struct PagemapScan: ~Copyable {
     private let file: Descriptor
     private let task: TaskID
-    private var room = [UInt64](repeating: 0, count: 3 * 4096)
+    private var room = [UInt64](repeating: 0, count: 3 * 1024)
     /// `PAGE_IS_GUARD`, 0 where the kernel does not know it.
     private var guardBit: UInt64 = 1 << 8
     private var hasScan = true

@@ -50,6 +50,8 @@ public struct VMA: Hashable, Sendable {
     public var flags = VMFlags()
     /// Size of its pages in bytes, if it was read from smaps.
     public var kernelPageSize: UInt64?
+    /// Whether some of its pages are mapped elsewhere too; true if it was not read from smaps.
+    public var hasSharedPages = true
 
     /// The name as text, for messages.
     public var text: String { String(decoding: name, as: UTF8.self) }
@@ -84,12 +86,20 @@ public struct VMA: Hashable, Sendable {
         var start = 0
         let flagLine = Array("VmFlags:".utf8)
         let pageSizeLine = Array("KernelPageSize:".utf8)
+        let sharedLine = Array("Shared_".utf8)
         while start < text.count {
             let end = text[start...].firstIndex(of: 0x0a) ?? text.count
             let line = text[start..<end]
             start = end + 1
             guard let first = line.first else { continue }
-            if first == 0x56, line.starts(with: flagLine) {
+            if first == 0x53, line.starts(with: sharedLine) {
+                // Shared_Clean, then Shared_Dirty; only the first resets.
+                guard !all.isEmpty, let colon = line.firstIndex(of: 0x3a) else { continue }
+                var fields = Fields(line[(colon + 1)...])
+                let isFirst = line[line.startIndex + sharedLine.count] == 0x43
+                let hasSome = fields.number() != 0
+                all[all.count - 1].hasSharedPages = hasSome || (!isFirst && all[all.count - 1].hasSharedPages)
+            } else if first == 0x56, line.starts(with: flagLine) {
                 if !all.isEmpty { all[all.count - 1].flags = VMFlags(line.dropFirst(flagLine.count)) }
             } else if first == 0x4b, line.starts(with: pageSizeLine) {
                 var fields = Fields(line.dropFirst(pageSizeLine.count))

@@ -24,6 +24,11 @@ public final class FrozenProcess {
         self.exitCode = exitCode
     }
 
+    /// Ourselves, as if we stood still.
+    public static var current: FrozenProcess {
+        FrozenProcess(id: .current, parent: .current, threads: [], exitCode: nil)
+    }
+
     /// Whether it has ended and waits to be reaped.
     public var isZombie: Bool { exitCode != nil }
 }

@@ -151,17 +151,26 @@ public struct Server: ~Copyable {
 
     /// Runs a batch in the leader.
     public borrowing func run(_ batch: consuming Batch) throws(Failure) -> Results {
-        try run(batch, block: 0, by: leader)
+        if batch.isEmpty { return Results(values: [], data: batch.data) }
+        let loaded = try load(batch, block: 0)
+        wake(0)
+        return try answers(loaded, block: 0, by: leader)
     }
 
-    private borrowing func run(_ batch: consuming Batch, block: Int, by thread: Tracee) throws(Failure) -> Results {
-        if batch.isEmpty { return Results(values: [], data: batch.data) }
+    /// Places a batch and the command to run it.
+    private borrowing func load(_ batch: consuming Batch, block: Int) throws(Failure) -> LoadedBatch {
         let loaded = try LoadedBatch(batch, into: memory, at: 4096, base: runway.start)
         memory.store(loaded.first.rawValue, at: block + 24)
         memory.store(loaded.end.rawValue, at: block + 8)
         memory.storeShared(0, at: block + 4)
         memory.storeShared(1, at: block)
-        wake(block)
+        return loaded
+    }
+
+    /// Waits until a batch has run.
+    private borrowing func answers(
+        _ loaded: borrowing LoadedBatch, block: Int, by thread: Tracee
+    ) throws(Failure) -> Results {
         var spins = 0
         while memory.loadShared(at: block + 4) == 0 {
             if spins < 2000 {
@@ -194,7 +203,9 @@ public struct Server: ~Copyable {
         let runway = runway
         let state = registers.saved(runway: runway, mask: mask).flatMap { [UInt8](bytesOf: $0) }
         let code = code
-        memory.store(UInt32(0), at: 256)
+        if batch.isEmpty { return Results(values: [], data: batch.data) }
+        // The command is there before the thread is, which then runs it without waiting.
+        let loaded = try load(batch, block: 256)
         memory.storeShared(1, at: 20)
         try attempt("run system calls in thread \(thread.id)") { () throws(SystemCallError) in
             try task.write(state, at: code + UInt64(Code.threadState))
@@ -203,7 +214,7 @@ public struct Server: ~Copyable {
             try thread.resume()
         }
         let outcome: Result<Results, Failure>
-        do throws(Failure) { outcome = .success(try run(batch, block: 256, by: thread)) } catch {
+        do throws(Failure) { outcome = .success(try answers(loaded, block: 256, by: thread)) } catch {
             outcome = .failure(error)
         }
         try takeBack(thread, registers, mask)

@@ -112,7 +112,7 @@ brumate_server_start:
     jae heal
     mov %rax, %rbx
     mov %rax, %r13
-    mov $2000, %r15d
+    mov $4000, %r15d            // two thousand glances, then two thousand naps
     xor %r14d, %r14d
 wait:
     mov (%rbx), %eax
@@ -126,12 +126,20 @@ wait:
     jne 1f
     dec %r15d                   // the controller never came
     jz unmap
+    cmp $2000, %r15d
+    jae 2f
     NAP
     jmp wait
-1:  WAIT 192
+1:  test %r15d, %r15d           // the next command often comes at once
+    jz 3f
+    dec %r15d
+2:  pause
+    jmp wait
+3:  WAIT 192
     jmp wait
 run:
     RUN
+    mov $1500, %r15d
     jmp wait
 orphaned:
     mov $20000, %r15d
