@@ -28,6 +28,8 @@ public enum FaultPoint: String, CaseIterable, Sendable {
     case restoreFiles = "restore-files"
     /// Restore: credentials are final, nothing released.
     case restoreSealed = "restore-sealed"
+    /// Restore: the tree no longer dies with us, but nothing runs yet. Who dies here leaves a whole tree.
+    case restoreReleasing = "restore-releasing"
 }
 
 /// The faults asked for by the environment variable `BRUMATE_FAULT=point[:fail|kill]`.

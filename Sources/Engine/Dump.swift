@@ -160,7 +160,7 @@ private struct DumpOrder {
         try files.finish()
         try images.writeOut()
         try context.faults.pass(.dumpCommit)
-        try images.commit(inventory(), synced: request.isSynced)
+        try images.commit(inventory(), sync: request.isSynced ? .best() : .none)
         try request.scripts.run(.postDump, images: images.directory.number, root: request.root)
         if context.statistics[.frozen] == .zero { context.statistics[.frozen] = ContinuousClock.now - started }
         try images.write(.dumpStatistics, [statisticsEntry(dump: context.statistics)])

@@ -396,6 +396,7 @@ final class RestoreOrder {
                 for thread in process.threads { try TaskRestore.setFinalState(thread) }
             }
         }
+        try letLive(living.flatMap(\.threads).map(\.puppet.tracee))
         // From here on nothing can fail any more but by a task's death.
         for process in living {
             if let signal = TaskRestore.stopSignal(of: process) ?? (request.leaveStopped ? 19 : nil) {
@@ -406,6 +407,29 @@ final class RestoreOrder {
             for thread in process.threads.dropFirst() { _ = try? thread.puppet.tracee.detach() }
             _ = try? process.puppet.tracee.detach()
         }
+    }
+
+    /// The point of no return: until here all tasks die with us, from here on all live without us.
+    ///
+    /// A task that stands in the stop of a breakpoint would die of it with us all the same, so each goes over to the
+    /// resting stop first, in which it has not run a single instruction. Taking back the kernel's order to kill them is one
+    /// short call for each.
+    private func letLive(_ tracees: [Tracee]) throws(Failure) {
+        for tracee in tracees {
+            try attempt("bring task \(tracee.id) to rest") { () throws(SystemCallError) in
+                try tracee.interrupt()
+                try tracee.resume()
+            }
+        }
+        for tracee in tracees {
+            guard case .event = try tracee.wait() else {
+                throw Failure(.vanished, "task \(tracee.id) was disturbed before it was let go", advice: "Try again")
+            }
+        }
+        try attempt("let the tree live") { () throws(SystemCallError) in
+            for tracee in tracees { try tracee.setOptions(0) }
+        }
+        try context.faults.pass(.restoreReleasing)
     }
 
     // MARK: ending

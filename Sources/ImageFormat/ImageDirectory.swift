@@ -19,6 +19,7 @@ public final class ImageDirectory {
     private var held: [(name: ImageName, contents: Contents)] = []
     private var heldBytes = 0
     private var shared: [(name: ImageName, pagemap: Pagemap)] = []
+    private var sharedSet: ImageDirectory?
 
     /// What waits in memory. Messages are encoded only when they are written.
     private enum Contents {
@@ -52,7 +53,7 @@ public final class ImageDirectory {
         }
         do throws(SystemCallError) { try remove("parent") } catch {}
         removeSharedPages()
-        _ = try createFile(ImageName(".brumate-probe", 0))
+        _ = try createFile(ImageName(".brumate-probe", 0, isService: true))
         do throws(SystemCallError) { try remove(".brumate-probe") } catch {}
     }
 
@@ -130,12 +131,13 @@ public final class ImageDirectory {
 
     /// Makes the set valid: the inventory appears at once, after everything else.
     ///
-    /// - Parameter synced: everything is on the disk before the inventory is, and the inventory before this returns.
-    public func commit(_ inventory: InventoryEntry, synced: Bool) throws(Failure) {
+    /// - Parameter method: unless it is none, everything is on the disk before the inventory is, and the inventory before
+    ///   this returns.
+    public func commit(_ inventory: InventoryEntry, sync method: SyncMethod) throws(Failure) {
         let staging = ImageName("." + ImageName.inventory.fileName, ImageName.inventory.magic)
         try write(staging, [inventory])
         try writeOut()
-        if synced { try sync() }
+        try sync(method)
         let folder = directory.number
         try attempt("finish the image in \(path.string)") { () throws(SystemCallError) in
             try withPath(FilePath(staging.fileName)) { (from) throws(SystemCallError) in
@@ -143,31 +145,29 @@ public final class ImageDirectory {
                     try systemCall(.renameat2, Int(folder), from, Int(folder), to, 0)
                 }
             }
-            if synced { try systemCall(.fsync, Int(folder)) }
+            if method != .none { try systemCall(.fsync, Int(folder)) }
         }
         written.append(ImageName.inventory.fileName)
     }
 
-    /// Above so many bytes that others have still to write, our files are synced one by one.
-    private static let muchForeignData: UInt64 = 256 << 20
-
-    /// Brings all files of the set to the disk. One `syncfs(2)` costs a fraction of an `fsync(2)` for each file, unless
-    /// the machine has much else to write.
-    private func sync() throws(Failure) {
+    /// Brings all files of the set to the disk.
+    private func sync(_ method: SyncMethod) throws(Failure) {
         let number = Int(directory.number)
         let ours = written
         try attempt("sync the image in \(path.string)", advice: "Check the disk, or pass --no-sync") {
             () throws(SystemCallError) in
-            guard try unwrittenBytes() > ImageDirectory.muchForeignData else {
-                try systemCall(.syncfs, number)
-                return
+            switch method {
+            case .none: break
+            case .wholeFileSystem: try systemCall(.syncfs, number)
+            case .eachFile:
+                for name in ours {
+                    let file = try openFile(name, in: Int32(number))
+                    try systemCall(.fsync, Int(file.number))
+                }
+                try systemCall(.fsync, number)
             }
-            for name in ours {
-                let file = try openFile(name, in: Int32(number))
-                try systemCall(.fsync, Int(file.number))
-            }
-            try systemCall(.fsync, number)
         }
+        if method == .eachFile { try sharedSet?.sync(method) }
     }
 
     /// Where pages lie that several processes share: a parent image of our own making.
@@ -208,6 +208,7 @@ public final class ImageDirectory {
             }
         }
         shared = []
+        sharedSet = parent
     }
 
     private func removeSharedPages() {
@@ -219,22 +220,32 @@ public final class ImageDirectory {
 
     /// Removes what was written: the dump failed. The inventory goes first.
     public func discard() {
-        (held, heldBytes, shared) = ([], 0, [])
+        (held, heldBytes, shared, sharedSet) = ([], 0, [], nil)
         for name in written.reversed() { do throws(SystemCallError) { try remove(name) } catch {} }
         do throws(SystemCallError) { try remove("parent") } catch {}
         removeSharedPages()
     }
 }
 
-/// Bytes that the machine has still to write to its disks.
-private func unwrittenBytes() throws(SystemCallError) -> UInt64 {
-    var total: UInt64 = 0
-    for line in try readWholeFile("/proc/meminfo").split(separator: 0x0a)
-    where line.starts(with: "Dirty:".utf8) || line.starts(with: "Writeback:".utf8) {
-        let digits = line.filter { $0 >= 0x30 && $0 <= 0x39 }
-        total += (UInt64(String(decoding: digits, as: UTF8.self)) ?? 0) << 10
+/// How a set of images is brought to the disk.
+public enum SyncMethod: Hashable, Sendable {
+    /// Not at all: the system writes it when it likes.
+    case none
+    /// By one `syncfs(2)`, which costs a fraction of an `fsync(2)` for each file.
+    case wholeFileSystem
+    /// By an `fsync(2)` for each file, which is better where others have much to write.
+    case eachFile
+
+    /// The cheaper way on this machine at this moment.
+    public static func best() -> SyncMethod {
+        var unwritten: UInt64 = 0
+        for line in ((try? readWholeFile("/proc/meminfo")) ?? []).split(separator: 0x0a)
+        where line.starts(with: "Dirty:".utf8) || line.starts(with: "Writeback:".utf8) {
+            let digits = line.filter { $0 >= 0x30 && $0 <= 0x39 }
+            unwritten += (UInt64(String(decoding: digits, as: UTF8.self)) ?? 0) << 10
+        }
+        return unwritten > 256 << 20 ? .eachFile : .wholeFileSystem
     }
-    return total
 }
 
 /// Writes one image file through a buffer.

@@ -27,6 +27,7 @@ import Testing
         let images = try ImageDirectory(FilePath(path))
         let runs = (0..<8).map { PageRun(address: Address(0x1000 + UInt64($0) * 0x10000), pages: UInt64($0 + 1)) }
         try Pagemap(pagesID: 1, runs: runs).write(.pagemap(1), to: images)
+        try images.writeOut()
         let name = path + "/pagemap-1.img"
         let good = try readWholeFile(name)
         let set = try ImageSet(FilePath(path))

@@ -322,6 +322,17 @@ struct `Nothing is lost when an order fails` {
         #expect(program.ask() == "ok")
     }
 
+    @Test func `a restore that dies while it lets the tree go leaves it whole, one that fails leaves nothing`() throws {
+        let program = try Program(Self.counter)
+        try #require(try program.dump() == 0)
+        #expect(try program.restore(fault: "restore-releasing:fail") != 0)
+        #expect(program.isGone)
+        #expect(try program.restore(fault: "restore-releasing:kill") != 0)
+        #expect(program.ask() == "ok")
+        let outcome = try program.cycle()
+        #expect(outcome == "ok")
+    }
+
     @Test func `an unlinked file over the limit is refused with its size and the option`() throws {
         let program = try Program(
             """
