@@ -38,7 +38,9 @@ public final class FileDump: FileDumper {
         let information = folder.number
         for number in numbers {
             try during(.descriptor(number)) { () throws(Failure) in
-                try table.append(try dump(number, of: process, information))
+                let entry = try dump(number, of: process, information)
+                process.files[number] = entry.id
+                try table.append(entry)
             }
         }
         try table.finish()
@@ -134,13 +136,13 @@ public final class FileDump: FileDumper {
 
     /// Writes everything that is shared between tables.
     public func finish() throws(Failure) {
+        for kind in fileKinds { try kind.finish(context) }
         let files = try context.images.create(.files)
         for entry in context.files { try files.append(entry) }
         try files.finish()
         try Remaps.of(context).finish(context)
         if context.policy.removesLinkRemaps { Remaps.of(context).removeNames(context) }
         try PipeContents.of(context).finish(context)
-        for kind in fileKinds { try kind.finish(context) }
     }
 
     /// Takes back what a failed dump left on file systems.
