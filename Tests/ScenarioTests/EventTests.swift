@@ -10,8 +10,11 @@ struct `Descriptors of events` {
         def facts(fd):
             lines = open('/proc/self/fdinfo/%d' % fd).read().splitlines()
             gone = ('ino:', 'mnt_id:', 'eventfd-id:', 'it_value:')
-            return [os.readlink('/proc/self/fd/%d' % fd)] + sorted(l for l in lines if not l.startswith(gone))
-        def watched(fd): return sorted(tuple(l.split()[1:6:2]) for l in facts(fd) if l.startswith('tfd:'))
+            return [os.readlink('/proc/self/fd/%d' % fd)] + sorted(l.split(' ino:')[0] for l in lines if not l.startswith(gone))
+        def table():
+            path = '/proc/self/fd/'
+            numbers = [int(n) for n in os.listdir(path) if os.path.exists(path + n) or os.path.islink(path + n)]
+            return sorted((n, os.get_inheritable(n)) for n in numbers if 'request' not in os.readlink(path + str(n)))
         kept = {}
         def keep(*fds):
             for fd in fds: kept[fd] = facts(fd)
@@ -106,7 +109,7 @@ struct `Descriptors of events` {
             """
             import resource
             resource.setrlimit(resource.RLIMIT_NOFILE, (5000, 5000))
-            e = select.epoll().fileno()
+            e = libc.epoll_create1(0o2000000)
             files = [os.eventfd(0) for _ in range(2000)]
             for n, f in enumerate(files):
                 control(e, f, (IN, IN | ET, IN | EXCLUSIVE, IN | ONESHOT)[n % 4], (2**64 - 1 - n) if n & 1 else n)
@@ -127,7 +130,7 @@ struct `Descriptors of events` {
         let program = try program(
             """
             first = os.pipe()
-            e = select.epoll().fileno()
+            e = libc.epoll_create1(0o2000000)
             def pipe(data, number, replace=None):
                 r, w = os.pipe()
                 if number is not None: os.dup2(r, number, False)
@@ -145,13 +148,11 @@ struct `Descriptors of events` {
             low = os.dup(first[0]); lowest = pipe(6, low)       # the lowest free number
             twice = os.pipe(); d = os.dup(twice[0]); control(e, twice[0], IN, 7); control(e, d, IN, 8); control(e, 701, IN, 9)
             os.set_inheritable(702, True)
-            descriptors = lambda: [(n, os.readlink('/proc/self/fd/' + n), os.get_inheritable(int(n)))
-                for n in os.listdir('/proc/self/fd') if os.path.exists('/proc/self/fdinfo/' + n) and int(n) not in kept]
             keep(e, 702)
-            before = sorted(descriptors())
+            before = table()
             def check():
                 if changed(): return changed()
-                now = sorted(descriptors())
+                now = table()
                 if now != before: return '%s, was %s' % (now, before)
                 if wait(e): return 'spurious: %s' % wait(e)
                 for n, p in enumerate([closed, again, other, same, last, lowest], 1):
@@ -172,7 +173,7 @@ struct `Descriptors of events` {
     @Test func `an epoll whose one-shot entries have fired`() throws {
         let program = try program(
             """
-            e = select.epoll().fileno()
+            e = libc.epoll_create1(0o2000000)
             empty = os.pipe(); half = os.pipe(); a, b = socket.socketpair(); counter = os.eventfd(0)
             timer = libc.timerfd_create(1, 0)
             libc.timerfd_settime(timer, 0, struct.pack('qqqq', 0, 0, 0, 1), None)
@@ -205,7 +206,7 @@ struct `Descriptors of events` {
         let program = try program(
             """
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-            inner = select.epoll().fileno(); middle = select.epoll().fileno(); outer = select.epoll().fileno()
+            inner = libc.epoll_create1(0o2000000); middle = libc.epoll_create1(0o2000000); outer = libc.epoll_create1(0o2000000)
             r, w = os.pipe(); control(outer, middle, IN, 1); control(middle, inner, IN, 2); control(inner, r, IN, 3)
             mask = struct.pack('Q', 1 << signal.SIGUSR1 - 1)
             signals = libc.signalfd(-1, mask, 0); control(outer, signals, IN | ET, 5)
@@ -220,7 +221,7 @@ struct `Descriptors of events` {
             lone = os.fork()
             if lone == 0:
                 # What the child alone has, under a number that its parent uses for something else.
-                p = os.pipe(); os.dup2(p[0], r); mine = select.epoll().fileno(); control(mine, r, IN, 4); os.close(r)
+                p = os.pipe(); os.dup2(p[0], r); mine = libc.epoll_create1(0o2000000); control(mine, r, IN, 4); os.close(r)
                 open(work + '/lone', 'w').write(str(p[1])); os.write(p[1], b'.')
                 while True:
                     signal.sigwait([signal.SIGUSR1]); open(work + '/lone', 'w').write(str(wait(mine)))
@@ -251,17 +252,17 @@ struct `Descriptors of events` {
     @Test func `an epoll in a table shared by processes`() throws {
         let program = try program(
             """
-            e = select.epoll().fileno(); r, w = os.pipe(); s, t = os.pipe()
+            e = libc.epoll_create1(0o2000000); r, w = os.pipe(); s, t = os.pipe()
             control(e, r, IN, 1); os.dup2(s, 600); control(e, 600, IN, 2); os.close(600)
             SYS_clone, CLONE_FILES = 56, 0x400
             child = libc.syscall(SYS_clone, CLONE_FILES | 17, 0, 0, 0, 0)
             if child == 0:
                 while True: signal.pause()
             keep(e)
-            table = sorted(os.listdir('/proc/self/fd'), key=int)
+            before = table()
             def check():
                 if changed(): return changed()
-                if sorted(os.listdir('/proc/self/fd'), key=int) != table: return 'descriptors'
+                if table() != before: return 'descriptors: %s, were %s' % (table(), before)
                 if libc.syscall(312, os.getpid(), child, 2, 0, 0): return 'the table is not shared'
                 os.write(w, b'.'); os.write(t, b'.')
                 if wait(e) != [(IN, 1), (IN, 2)]: return 'events'
@@ -317,8 +318,8 @@ struct `Descriptors of events` {
                 if now != codes: return 'exit codes %s, were %s' % (now, codes)
                 if not same(of['gone'], of['again']) or not same(of['gone'], of['asThread']): return 'inodes'
                 if same(of['gone'], of['killed']) or same(of['thread'], of['self']): return 'inodes'
-                if len(os.listdir('/proc/self/task/%d/children' % os.getpid()) if False else
-                    open('/proc/self/task/%d/children' % os.getpid()).read().split()) != 2: return 'children'
+                children = open('/proc/self/task/%d/children' % os.getpid()).read().split()
+                if children != [str(living), str(zombie)]: return 'children: %s' % children
                 if os.waitid(os.P_PIDFD, of['zombie'], os.WEXITED).si_status != 3: return 'zombie'
                 if e.poll(0): return 'spurious'
                 signal.pidfd_send_signal(of['self'], 0)
