@@ -297,7 +297,7 @@ struct `Descriptors of events` {
             while not ids: time.sleep(0.001)
             brief.start()
             while len(ids) < 2: time.sleep(0.001)
-            gone = child(lambda: os._exit(9)); killed = child(sleep); os.kill(killed, signal.SIGQUIT)
+            gone = child(lambda: os._exit(9)); killed = child(sleep); os.kill(killed, signal.SIGTERM)
             of = dict(self=opened(os.getpid(), os.O_NONBLOCK), living=opened(living), zombie=opened(zombie),
                 leader=opened(living, THREAD), thread=opened(ids[0], THREAD | os.O_NONBLOCK), ended=opened(ids[1], THREAD),
                 gone=opened(gone), again=opened(gone), asThread=opened(gone, THREAD), killed=opened(killed))
