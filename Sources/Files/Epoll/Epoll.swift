@@ -39,13 +39,45 @@ enum Epoll: FileKind {
     static func finish(_ context: DumpContext) throws(Failure) {
         let files = context.state(Met.self) { Met() }.files
         guard !files.isEmpty else { return }
+        // A signalfd shows everyone his own signals, so we can't look through an epoll that may lead to one.
+        let opaque = Set(context.files.lazy.filter { $0.hasSgfd || $0.hasEpfd }.map(\.id))
         for index in context.files.indices {
             guard context.files[index].hasEpfd, let file = files[context.files[index].id] else { continue }
             let owner = file.owner
-            context.files[index].epfd.tfd = try during(.dumping(owner.id, owner.name)) { () throws(Failure) in
-                try during(.descriptor(file.number)) { () throws(Failure) in try watched(by: file, context) }
+            try during(.dumping(owner.id, owner.name)) { () throws(Failure) in
+                try during(.descriptor(file.number)) { () throws(Failure) in
+                    let entries = try watched(by: file, context)
+                    context.files[index].epfd.tfd = entries
+                    // After the files' contents were dumped: what comes later is not in the image.
+                    if entries.contains(where: isEdgeTriggered),
+                        !entries.contains(where: { opaque.contains($0.fileID) }),
+                        try !isReady(file.handle.number)
+                    {
+                        context.files[index].epfd.idle = true
+                    }
+                }
             }
         }
+    }
+
+    /// Whether events are told as they come (EPOLLET) and more than once (not EPOLLONESHOT).
+    static func isEdgeTriggered(_ entry: EventpollTfdEntry) -> Bool { entry.events >> 30 & 3 == 2 }
+
+    /// Everything that can be waited for: IN, PRI, OUT, ERR, HUP, RDNORM, RDBAND, WRNORM, WRBAND, MSG, RDHUP.
+    static let anything: UInt32 = 0x27df
+
+    /// Whether a file of ours is ready for anything.
+    static func isReady(_ number: Int32) throws(Failure) -> Bool {
+        var poll: (Int32, UInt16, UInt16) = (number, UInt16(anything), 0)  // struct pollfd
+        var now: (Int, Int) = (0, 0)
+        let count = try attempt("look whether a file is ready") { () throws(SystemCallError) in
+            try withAddress(of: &poll) { (poll) throws(SystemCallError) in
+                try withAddress(of: &now) { (now) throws(SystemCallError) in
+                    try systemCall(.ppoll, poll, 1, now, 0, 0)
+                }
+            }
+        }
+        return count > 0
     }
 
     private static func watched(by file: OpenFile, _ context: DumpContext) throws(Failure) -> [EventpollTfdEntry] {

@@ -16,6 +16,8 @@ struct EpollWiring {
         let file: UInt32
         var events: UInt32
         let data: UInt64
+        /// Whether it has told already what can be told now.
+        let isToldOf: Bool
     }
 
     private let id: UInt32
@@ -29,9 +31,6 @@ struct EpollWiring {
 
     /// EPOLLONESHOT.
     private static let oneShot: UInt32 = 1 << 30
-
-    /// Everything that can be waited for: IN, PRI, OUT, ERR, HUP, RDNORM, RDBAND, WRNORM, WRBAND, MSG, RDHUP.
-    private static let anything: UInt32 = 0x27df
 
     /// Calls in one batch.
     private static let most = 4096
@@ -50,19 +49,32 @@ struct EpollWiring {
             guard number < 1 << 30, let known, context.files.contains(known) else {
                 throw Failure(.corruptImage, "it watches the descriptor \(number), which does not exist")
             }
-            watches.append(Watch(number: number, file: known, events: watched.events, data: watched.data))
+            let isToldOf = entry.epfd.idle && Epoll.isEdgeTriggered(watched)
+            watches.append(
+                Watch(
+                    number: number, file: known, events: watched.events, data: watched.data, isToldOf: isToldOf))
         }
         self.watches = watches
     }
 
     func run() throws(Failure) {
-        var (plain, disarmed): ([Watch], [Watch]) = ([], [])
+        var (plain, disarmed, toldOf): ([Watch], [Watch], [Watch]) = ([], [], [])
         for watch in watches {
             // The kernel adds ERR and HUP to whatever is asked for, so only one-shot entries that fired lack them.
             let hasFired = watch.events & EpollWiring.oneShot != 0 && watch.events & ~EpollWiring.modes == 0
-            if hasFired { disarmed.append(watch) } else { plain.append(watch) }
+            if hasFired {
+                disarmed.append(watch)
+            } else if watch.isToldOf {
+                toldOf.append(watch)
+            } else {
+                plain.append(watch)
+            }
         }
         if !disarmed.isEmpty { plain += try disarm(disarmed) }
+        if !toldOf.isEmpty {
+            try add(toldOf)
+            _ = try collect(toldOf.count)
+        }
         try add(plain)
     }
 
@@ -76,7 +88,7 @@ struct EpollWiring {
         for var watch in watches {
             let lure = try Bait(watch.file, context)
             if try isReady(watch.file) {
-                watch.events |= EpollWiring.anything
+                watch.events |= Epoll.anything
                 ready.append(watch)
             } else {
                 others.append(watch)
@@ -109,7 +121,7 @@ struct EpollWiring {
             file = try context.files.number(id)
             if entry.hasTfd { try Timerfd.setTicks(file, 1) }
             let isAsynchronous = entry.pipe.flags & 0o20000 != 0
-            guard entry.hasPipe, entry.pipe.flags & 3 == 0, !isAsynchronous, try !EpollWiring.isReady(file) else {
+            guard entry.hasPipe, entry.pipe.flags & 3 == 0, !isAsynchronous, try !Epoll.isReady(file) else {
                 return nil
             }
             let number = file
@@ -134,24 +146,10 @@ struct EpollWiring {
     private func isReady(_ file: UInt32) throws(Failure) -> Bool {
         // A signalfd would show signals of ours.
         if context.entries[file]?.hasSgfd ?? true { return false }
-        return try EpollWiring.isReady(context.files.number(file))
+        return try Epoll.isReady(context.files.number(file))
     }
 
-    private static func isReady(_ number: Int32) throws(Failure) -> Bool {
-        // struct pollfd and struct timespec.
-        var poll: (Int32, UInt16, UInt16) = (number, UInt16(anything), 0)
-        var now: (Int, Int) = (0, 0)
-        let count = try attempt("look whether a file is ready") { () throws(SystemCallError) in
-            try withAddress(of: &poll) { (poll) throws(SystemCallError) in
-                try withAddress(of: &now) { (now) throws(SystemCallError) in
-                    try systemCall(.ppoll, poll, 1, now, 0, 0)
-                }
-            }
-        }
-        return count > 0
-    }
-
-    /// Takes all events that there are.
+    /// Takes all events that there are, of entries that tell them once.
     private func collect(_ most: Int) throws(Failure) -> Int {
         var room = [UInt8](repeating: 0, count: 16 * most)
         var total = 0
@@ -199,7 +197,11 @@ struct EpollWiring {
                 try holder.table.process.puppet.run(batch)
             }
         }
-        if !homeless.isEmpty { try addHomeless(homeless) }
+        var rest = homeless[...]
+        while !rest.isEmpty {
+            try addHomeless(Array(rest.prefix(EpollWiring.most)))
+            rest = rest.dropFirst(EpollWiring.most)
+        }
     }
 
     private static func add(_ watch: Watch, to epoll: Int32, _ batch: inout Batch) {
@@ -309,7 +311,8 @@ final class DescriptorTables {
     private init(_ context: RestoreContext) {
         let epolls = Set(context.entries.values.lazy.filter(\.hasEpfd).map(\.id))
         var seen: Set<UInt32> = []
-        for process in context.processes where !process.plan.isZombie && seen.insert(process.plan.ids.filesID).inserted {
+        for process in context.processes where !process.plan.isZombie && seen.insert(process.plan.ids.filesID).inserted
+        {
             let table = Table(process)
             if first == nil { first = table }
             var lowest: [UInt32: Int32] = [:]

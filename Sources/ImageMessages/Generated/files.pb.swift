@@ -1542,6 +1542,16 @@ public nonisolated struct EventpollFileEntry: Sendable {
   /// Clears the value of `preferBusyPoll`. Subsequent reads from it will return its default value.
   public mutating func clearPreferBusyPoll() {self._preferBusyPoll = nil}
 
+  /// Ours: no event waited, so edge-triggered entries whose files are ready have told so.
+  public var idle: Bool {
+    get {_idle ?? false}
+    set {_idle = newValue}
+  }
+  /// Returns true if `idle` has been explicitly set.
+  public var hasIdle: Bool {self._idle != nil}
+  /// Clears the value of `idle`. Subsequent reads from it will return its default value.
+  public mutating func clearIdle() {self._idle = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -1552,6 +1562,7 @@ public nonisolated struct EventpollFileEntry: Sendable {
   fileprivate var _busyPollUsecs: UInt32? = nil
   fileprivate var _busyPollBudget: UInt32? = nil
   fileprivate var _preferBusyPoll: Bool? = nil
+  fileprivate var _idle: Bool? = nil
 }
 
 public nonisolated struct SignalfdEntry: Sendable {
@@ -6278,7 +6289,7 @@ nonisolated extension EventpollTfdEntry: SwiftProtobuf.Message, SwiftProtobuf._M
 
 nonisolated extension EventpollFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "EventpollFileEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}tfd\0\u{4}d\u{f}busy_poll_usecs\0\u{3}busy_poll_budget\0\u{3}prefer_busy_poll\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}tfd\0\u{4}d\u{f}busy_poll_usecs\0\u{3}busy_poll_budget\0\u{3}prefer_busy_poll\0\u{1}idle\0")
 
   public var isInitialized: Bool {
     if self._id == nil {return false}
@@ -6302,6 +6313,7 @@ nonisolated extension EventpollFileEntry: SwiftProtobuf.Message, SwiftProtobuf._
       case 1000: try { try decoder.decodeSingularUInt32Field(value: &self._busyPollUsecs) }()
       case 1001: try { try decoder.decodeSingularUInt32Field(value: &self._busyPollBudget) }()
       case 1002: try { try decoder.decodeSingularBoolField(value: &self._preferBusyPoll) }()
+      case 1003: try { try decoder.decodeSingularBoolField(value: &self._idle) }()
       default: break
       }
     }
@@ -6333,6 +6345,9 @@ nonisolated extension EventpollFileEntry: SwiftProtobuf.Message, SwiftProtobuf._
     try { if let v = self._preferBusyPoll {
       try visitor.visitSingularBoolField(value: v, fieldNumber: 1002)
     } }()
+    try { if let v = self._idle {
+      try visitor.visitSingularBoolField(value: v, fieldNumber: 1003)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -6344,6 +6359,7 @@ nonisolated extension EventpollFileEntry: SwiftProtobuf.Message, SwiftProtobuf._
     if lhs._busyPollUsecs != rhs._busyPollUsecs {return false}
     if lhs._busyPollBudget != rhs._busyPollBudget {return false}
     if lhs._preferBusyPoll != rhs._preferBusyPoll {return false}
+    if lhs._idle != rhs._idle {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
