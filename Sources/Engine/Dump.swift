@@ -146,6 +146,7 @@ private struct DumpOrder {
         log.debug("dumped \(context.files.count) files")
         try context.faults.pass(.dumpFiles)
         MemoryDump.finish(context)
+        try files.finish()
         try writeTree()
         try TaskDump.finish(context)
         log.debug("collected the tree")
@@ -157,7 +158,7 @@ private struct DumpOrder {
         if request.afterwards == .running, request.scripts.isEmpty {
             context.statistics[.frozen] = ContinuousClock.now - started
         }
-        try files.finish()
+        try files.write()
         try images.writeOut()
         try context.faults.pass(.dumpCommit)
         try images.commit(inventory(), sync: request.isSynced ? .best() : .none)

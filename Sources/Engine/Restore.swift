@@ -312,17 +312,15 @@ final class RestoreOrder {
 
     // MARK: fill
 
-    /// Descriptors, directories, final memory attributes, threads.
+    /// Final memory attributes, threads, directories, descriptors: some of these refer to threads.
     func fill() throws(Failure) {
         for process in context.processes where !process.plan.isZombie {
             try during(.restoring(process.id, process.name)) { () throws(Failure) in
                 try MemoryRestore.finish(process, context)
+                try cloneThreads(process)
             }
         }
         try FileRestore.fill(context)
-        for process in context.processes where !process.plan.isZombie {
-            try during(.restoring(process.id, process.name)) { () throws(Failure) in try cloneThreads(process) }
-        }
     }
 
     private func cloneThreads(_ process: RestoredProcess) throws(Failure) {
@@ -396,6 +394,7 @@ final class RestoreOrder {
                 for thread in process.threads { try TaskRestore.setFinalState(thread) }
             }
         }
+        try FileRestore.start(context)
         try letLive(living.flatMap(\.threads).map(\.puppet.tracee))
         // From here on nothing can fail any more but by a task's death.
         for process in living {

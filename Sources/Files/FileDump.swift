@@ -63,6 +63,7 @@ public final class FileDump: FileDumper {
             try during(.descriptor(number)) { () throws(Failure) in
                 var entry = try dump(number, of: process, information)
                 entry.flags = closesOnExec ? 1 : 0
+                process.files[number] = entry.id
                 try table.append(entry)
             }
         }
@@ -230,15 +231,17 @@ public final class FileDump: FileDumper {
         try context.images.write(.directories(process.id.rawValue), [entry])
     }
 
-    /// Writes everything that is shared between tables.
-    public func finish() throws(Failure) {
+    /// Completes what depends on other files, while the tree still stands.
+    public func finish() throws(Failure) { for kind in fileKinds { try kind.finish(context) } }
+
+    /// Writes everything that is shared between tables. The tree may run again.
+    public func write() throws(Failure) {
         let files = context.images.create(.files)
         for entry in context.files { try files.append(entry) }
         try files.finish()
         try Remaps.of(context).finish(context)
         if context.policy.removesLinkRemaps { Remaps.of(context).removeNames(context) }
         try PipeContents.of(context).finish(context)
-        for kind in fileKinds { try kind.finish(context) }
     }
 
     /// Takes back what a failed dump left on file systems.

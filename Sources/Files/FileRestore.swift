@@ -71,17 +71,15 @@ public enum FileRestore {
         try make(kinds.afterTasks, kinds, context)
         var filled: Set<UInt32> = []
         var placed: Set<UInt32> = []
-        guard let courier = context.courier else { throw Failure(.bug, "no courier") }
         for process in context.processes where !process.plan.isZombie {
             try during(.restoring(process.id, process.name)) { () throws(Failure) in
                 if placed.insert(process.plan.ids.fsID).inserted { try setDirectories(process, context) }
             }
         }
-        // The courier's socket goes with the last descriptor, in every process that shares the table.
         for process in context.processes where !process.plan.isZombie {
             try during(.restoring(process.id, process.name)) { () throws(Failure) in
                 if filled.insert(process.plan.ids.filesID).inserted {
-                    try fillTable(process.puppet, process.plan.descriptors, context, courier.remote)
+                    try fillTable(process.puppet, process.plan.descriptors, context)
                 }
             }
         }
@@ -108,7 +106,7 @@ public enum FileRestore {
     /// Descriptors arrive in the order of their numbers, each no higher than its place; then each goes up to its place,
     /// the highest first.
     private static func fillTable(
-        _ puppet: Puppet, _ table: [FdinfoEntry], _ context: RestoreContext, _ courier: RemoteDescriptor
+        _ puppet: Puppet, _ table: [FdinfoEntry], _ context: RestoreContext
     ) throws(Failure) {
         let table = table.sorted { $0.fd < $1.fd }
         var numbers: [Int32] = []
@@ -138,14 +136,13 @@ public enum FileRestore {
         for number in arrived where !kept.contains(number.number) {
             batch.add(.close, .descriptor(number), doing: "close a descriptor")
         }
-        batch.add(.close, .descriptor(courier), doing: "close the courier")
         try puppet.run(batch)
     }
 
     /// Joins files to other objects: owners, and what the kinds ask for.
     public static func wire(_ context: RestoreContext) throws(Failure) {
         let kinds = Kinds.of(context)
-        for (id, index) in kinds.byID {
+        for (id, index) in kinds.byID.sorted(by: { ($0.value, $0.key) < ($1.value, $1.key) }) {
             guard let entry = context.entries[id] else { continue }
             let kind = fileKinds[index]
             if let owner = kind.owner(entry), owner.signum != 0 || owner.pid != 0, context.files.contains(id) {
@@ -160,6 +157,13 @@ public enum FileRestore {
         RestoredRemaps.of(context).removeNames()
         for (id, index) in Kinds.of(context).byID {
             if let entry = context.entries[id] { try fileKinds[index].settle(entry, context) }
+        }
+    }
+
+    /// Starts what runs by the clock.
+    public static func start(_ context: RestoreContext) throws(Failure) {
+        for (id, index) in Kinds.of(context).byID {
+            if let entry = context.entries[id] { try fileKinds[index].start(entry, context) }
         }
     }
 

@@ -57,6 +57,8 @@ public final class DumpedProcess {
     public var descriptors: [(number: Int32, closesOnExec: Bool)] = []
     /// Whether this process is the first with its descriptor table, so that the table is dumped here.
     public var ownsFiles = true
+    /// The ids in files.img of its descriptors by number, once its table is dumped; empty if another process owns it.
+    public var files: [Int32: UInt32] = [:]
 
     /// Its process id.
     public var id: TaskID { frozen.id }

@@ -54,7 +54,8 @@ public protocol FileKind: SendableMetatype {
     static func claims(_ facts: FileFacts) -> Bool
     /// Dumps it.
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry
-    /// Writes what the kind's files have in common, once all files are dumped. The tree may run again.
+    /// Completes the kind's entries in `context.files` and writes what its files have in common, once all files are
+    /// dumped and before files.img is written.
     static func finish(_ context: DumpContext) throws(Failure)
     /// Reads and checks the kind's own images, before anything is created.
     static func load(_ context: RestoreContext) throws(Failure)
@@ -68,10 +69,13 @@ public protocol FileKind: SendableMetatype {
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure)
     /// Who gets signals for the file, if the kind's entries say.
     static func owner(_ entry: FileEntry) -> FownEntry?
-    /// Joins it to other objects once all files are made and all descriptor tables are filled.
+    /// Joins it to other objects once all files are made and all descriptor tables are filled. Kinds are wired in the
+    /// order of the registry.
     static func wire(_ entry: FileEntry, _ context: RestoreContext) throws(Failure)
     /// Cleans up what only the restore needed, after everything else: unlinks a ghost file.
     static func settle(_ entry: FileEntry, _ context: RestoreContext) throws(Failure)
+    /// Starts what runs by the clock, as the last act before the tasks are let go.
+    static func start(_ entry: FileEntry, _ context: RestoreContext) throws(Failure)
 }
 
 extension FileKind {
@@ -89,4 +93,6 @@ extension FileKind {
     public static func wire(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {}
     /// Nothing.
     public static func settle(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {}
+    /// Nothing.
+    public static func start(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {}
 }

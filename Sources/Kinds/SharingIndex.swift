@@ -1,6 +1,23 @@
 public import Diagnostics
 public import Linux
 
+/// One entry of an epoll.
+public struct WatchedPlace: Sendable {
+    /// Our descriptor of the epoll.
+    public var epoll: Int32
+    /// The number that the file was watched under.
+    public var number: Int32
+    /// Which of the entries with this number, in the order of fdinfo.
+    public var index: UInt32
+
+    /// Names an entry.
+    public init(epoll: Int32, number: Int32, index: UInt32) {
+        self.epoll = epoll
+        self.number = number
+        self.index = index
+    }
+}
+
 /// Which kernel objects two tasks or descriptors have in common, by kcmp(2).
 ///
 /// kcmp also orders objects (by hidden keys), so each bucket is kept sorted and searched in halves: thousands of
@@ -80,5 +97,44 @@ public struct SharingIndex {
         let (holder, held) = lasting ?? (task, number)
         buckets[place].insert(Representative(task: holder, number: held, id: id), at: low)
         return (id, true)
+    }
+
+    /// Whether a descriptor of a task is what an epoll of ours watches.
+    public static func isWatched(_ task: TaskID, _ number: Int32, by place: WatchedPlace) throws(Failure) -> Bool {
+        try compare(task, number, place) == 0
+    }
+
+    /// The id of what an epoll of ours watches, nil if no descriptor refers to it.
+    ///
+    /// - Parameter inode: its inode number; files with the inode at the second place of their key are tried first.
+    public func id(of place: WatchedPlace, inode: UInt64) throws(Failure) -> UInt32? {
+        for isLikely in [true, false] {
+            for (key, index) in places where (key.count > 1 && key[1] == inode) == isLikely {
+                let bucket = buckets[index]
+                var low = 0
+                var high = bucket.count
+                while low < high {
+                    let middle = (low + high) / 2
+                    let other = bucket[middle]
+                    switch try SharingIndex.compare(other.task, other.number, place) {
+                    case 0: return other.id
+                    case 1: low = middle + 1
+                    case 2: high = middle
+                    default: throw Failure(.kernelTooOld, "kcmp can't order kernel objects")
+                    }
+                }
+            }
+        }
+        return nil
+    }
+
+    private static func compare(_ task: TaskID, _ number: Int32, _ place: WatchedPlace) throws(Failure) -> Int {
+        var slot: (Int32, Int32, UInt32) = (place.epoll, place.number, place.index)  // struct kcmp_epoll_slot
+        let own = Int(TaskID.current.rawValue)
+        return try attempt("compare a file of task \(task) with what an epoll watches") { () throws(SystemCallError) in
+            try withAddress(of: &slot) { (slot) throws(SystemCallError) in
+                try systemCall(.kcmp, Int(task.rawValue), own, 7, Int(number), slot)  // KCMP_EPOLL_TFD
+            }
+        }
     }
 }

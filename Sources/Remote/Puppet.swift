@@ -7,13 +7,13 @@ internal import SystemPackage
 public struct CloneRequest: Sendable {
     /// `CLONE_*` bits besides those that tracing needs.
     public var flags: UInt64
-    /// The pid or tid in our namespace.
-    public var id: TaskID
+    /// The pid or tid in our namespace; nil for any.
+    public var id: TaskID?
     /// The signal its parent gets when it ends.
     public var exitSignal: UInt64
 
     /// Describes a task to be created.
-    public init(id: TaskID, flags: UInt64 = 0, exitSignal: UInt64 = 17) {
+    public init(id: TaskID?, flags: UInt64 = 0, exitSignal: UInt64 = 17) {
         self.id = id
         self.flags = flags
         self.exitSignal = exitSignal
@@ -231,13 +231,15 @@ public final class Puppet {
         var batch = Batch()
         var slots: [Batch.Slot] = []
         for request in requests {
-            let id = batch.place(value: request.id.rawValue)
+            let id = batch.place(value: request.id?.rawValue ?? 0)
             var arguments = clinux_clone_args()
             arguments.flags = request.flags | 0x2000  // CLONE_PTRACE
             arguments.exit_signal = request.flags & 0x18000 != 0 ? 0 : request.exitSignal  // not with PARENT or THREAD
-            arguments.set_tid_size = 1
+            arguments.set_tid_size = request.id == nil ? 0 : 1
             let place = batch.place(value: arguments)
-            batch.point(place, at: MemoryLayout<clinux_clone_args>.offset(of: \.set_tid) ?? 0, to: id)
+            if request.id != nil {
+                batch.point(place, at: MemoryLayout<clinux_clone_args>.offset(of: \.set_tid) ?? 0, to: id)
+            }
             slots.append(
                 batch.add(
                     .clone3, .buffer(place), .value(MemoryLayout<clinux_clone_args>.size), doing: "create a task",
@@ -246,17 +248,18 @@ public final class Puppet {
         let results = try run(batch)
         var made: [Puppet] = []
         for (request, slot) in zip(requests, slots) {
-            guard results.success(slot) != nil else {
+            guard let number = results.success(slot) else {
                 if results[slot] == -17, tries < NascentTree.mostTries {
                     pause(nanoseconds: NascentTree.retryInterval)
                     made += try clone([request], tries: tries + 1)
                     continue
                 }
                 throw NascentTree.cloneFailure(
-                    request.id, SystemCallError(.clone3, Errno(rawValue: Int32(-results[slot]))))
+                    request.id ?? TaskID(0), SystemCallError(.clone3, Errno(rawValue: Int32(-results[slot]))))
             }
             let isThread = request.flags & 0x10000 != 0
-            let puppet = Puppet(try Tracee.adopt(request.id), process: isThread ? process : request.id, tree: tree)
+            let id = request.id ?? TaskID(Int32(truncatingIfNeeded: number))
+            let puppet = Puppet(try Tracee.adopt(id), process: isThread ? process : id, tree: tree)
             puppet.base = base
             made.append(puppet)
         }
@@ -268,6 +271,29 @@ public final class Puppet {
         var batch = Batch()
         batch.add(.exit_group, .value(status), doing: "end")
         _ = try begin(batch)
+    }
+
+    /// Ends the process with a status as wait(2) reports it, and waits for the end.
+    public func end(as status: UInt32) throws(Failure) {
+        let signal = Int32(status & 0x7f)
+        if signal == 0 {
+            try exit(status: Int(status >> 8 & 0xff))
+        } else {
+            try attempt("end it as it ended") { () throws(SystemCallError) in
+                try tracee.setSignalMask(0)
+                try systemCall(.tgkill, Int(process.rawValue), Int(id.rawValue), Int(signal))
+            }
+            // SIGKILL has ended it already.
+            _ = try? tracee.resume()
+        }
+        while tracee.isAttached {
+            switch try tracee.wait() {
+            case .signal(let number):
+                try attempt("end it as it ended") { () throws(SystemCallError) in try tracee.resume(signal: number) }
+            case .ended: break
+            default: _ = try? systemCall(.kill, Int(process.rawValue), 9)  // The signal is none that ends a task.
+            }
+        }
     }
 
     /// Puts a thread to sleep in a system call and stops it there, so that the kernel holds a fresh restart block.

@@ -48,7 +48,12 @@ enum Registrations: TaskPart {
     static func recreate(
         _ thread: RestoredThread, _ stage: Stage, _ batch: inout Batch, _ context: RestoreContext
     ) throws(Failure) {
-        guard stage == .thread, thread.core.hasThreadCore else { return }
+        guard stage == .thread else { return }
+        if thread.isLeader, let courier = context.courier {
+            // Whoever else shares the table finds it closed.
+            batch.add(.close, .descriptor(courier.remote), doing: "close the courier", mayFail: true)
+        }
+        guard thread.core.hasThreadCore else { return }
         let core = thread.core.threadCore
         let comm = core.hasComm ? Array(core.comm) : thread.process.plan.cores.first.map { Array($0.tc.comm) } ?? []
         let name = batch.place(string: comm.prefix(15))

@@ -24,29 +24,11 @@ public enum TaskRestore {
     /// Lets a process end with its code, so that it stays as a zombie. Its parent must not ignore SIGCHLD.
     public static func bury(_ process: RestoredProcess) throws(Failure) {
         guard let code = process.plan.cores.first?.tc.exitCode else { return }
-        let tracee = process.puppet.tracee
-        let signal = Int32(code & 0x7f)
         var batch = Batch()
         let name = batch.place(string: Array(process.plan.cores.first?.tc.comm ?? imageBytes([])).prefix(15))
         batch.add(.prctl, .value(15), .buffer(name), doing: "set the name")
         try process.puppet.run(batch)
-        try attempt("end it as it ended") { () throws(SystemCallError) in
-            if signal != 0 {
-                try tracee.setSignalMask(0)
-                try systemCall(.tgkill, Int(process.id.rawValue), Int(process.id.rawValue), Int(signal))
-            }
-        }
-        if signal == 0 {
-            try process.puppet.exit(status: Int(code >> 8 & 0xff))
-        } else {
-            // SIGKILL has ended it already.
-            _ = try? tracee.resume()
-        }
-        while tracee.isAttached {
-            if case .signal(let number) = try tracee.wait() {
-                try attempt("end it as it ended") { () throws(SystemCallError) in try tracee.resume(signal: number) }
-            }
-        }
+        try process.puppet.end(as: code)
     }
 
     /// Lets a process's children stay as zombies when they end.

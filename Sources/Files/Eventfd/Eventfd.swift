@@ -6,6 +6,8 @@ internal import Procfs
 
 /// A counter (`eventfd2(2)`).
 enum Eventfd: FileKind {
+    /// The most that a counter can hold.
+    private static let highest = UInt64.max - 1
 
     static func claims(_ facts: FileFacts) -> Bool { facts.text == "anon_inode:[eventfd]" }
 
@@ -13,14 +15,12 @@ enum Eventfd: FileKind {
         guard let counter = file.facts.information.value("eventfd-count", base: 16) else {
             throw Failure(.kernelTooOld, "the kernel does not tell the counter")
         }
-        if file.facts.information.value("eventfd-semaphore", base: 10) == 1 {
-            throw Failure(.unsupported, "semaphores of this kind can't be dumped yet")
-        }
         var entry = EventfdFileEntry()
         entry.id = file.id
         entry.flags = file.facts.statusFlags
         entry.fown = try FileOwner.dump(file)
         entry.counter = counter
+        if file.facts.information.value("eventfd-semaphore", base: 10) == 1 { entry.semaphore = true }
         var whole = FileEntry(.eventfd, file.id)
         whole.efd = entry
         return whole
@@ -34,9 +34,11 @@ enum Eventfd: FileKind {
         for member in members {
             let entry = member.efd
             let made = try attempt("create an eventfd") { () throws(SystemCallError) in
-                let made = Descriptor(owning: Int32(try systemCall(.eventfd2, 0, 0o2000000)))
-                // The call takes 32 bits only; a write takes all.
-                if entry.counter > 0 { try writeAll([UInt8](bytesOf: entry.counter), to: made.number) }
+                let semaphore = entry.semaphore ? 1 : 0  // EFD_SEMAPHORE
+                let made = Descriptor(owning: Int32(try systemCall(.eventfd2, 0, 0o2000000 | semaphore)))
+                // The call takes 32 bits only; a write takes all but the mark of an overflow.
+                let counter = min(entry.counter, Eventfd.highest)
+                if counter > 0 { try writeAll([UInt8](bytesOf: counter), to: made.number) }
                 try setStatusFlags(made.number, entry.flags)
                 return made
             }

@@ -1357,6 +1357,16 @@ public nonisolated struct EventfdFileEntry: Sendable {
   /// Clears the value of `counter`. Subsequent reads from it will return its default value.
   public mutating func clearCounter() {self._counter = nil}
 
+  /// Ours: EFD_SEMAPHORE.
+  public var semaphore: Bool {
+    get {_semaphore ?? false}
+    set {_semaphore = newValue}
+  }
+  /// Returns true if `semaphore` has been explicitly set.
+  public var hasSemaphore: Bool {self._semaphore != nil}
+  /// Clears the value of `semaphore`. Subsequent reads from it will return its default value.
+  public mutating func clearSemaphore() {self._semaphore = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -1365,6 +1375,7 @@ public nonisolated struct EventfdFileEntry: Sendable {
   fileprivate var _flags: UInt32? = nil
   fileprivate var _fown: FownEntry? = nil
   fileprivate var _counter: UInt64? = nil
+  fileprivate var _semaphore: Bool? = nil
 }
 
 public nonisolated struct EventpollTfdEntry: Sendable {
@@ -1435,6 +1446,25 @@ public nonisolated struct EventpollTfdEntry: Sendable {
   /// Clears the value of `pos`. Subsequent reads from it will return its default value.
   public mutating func clearPos() {self._pos = nil}
 
+  /// Ours: the number that the file was watched under (`tfd` is one that it has now), and its id.
+  public var number: UInt32 {
+    get {_number ?? 0}
+    set {_number = newValue}
+  }
+  /// Returns true if `number` has been explicitly set.
+  public var hasNumber: Bool {self._number != nil}
+  /// Clears the value of `number`. Subsequent reads from it will return its default value.
+  public mutating func clearNumber() {self._number = nil}
+
+  public var fileID: UInt32 {
+    get {_fileID ?? 0}
+    set {_fileID = newValue}
+  }
+  /// Returns true if `fileID` has been explicitly set.
+  public var hasFileID: Bool {self._fileID != nil}
+  /// Clears the value of `fileID`. Subsequent reads from it will return its default value.
+  public mutating func clearFileID() {self._fileID = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -1446,6 +1476,8 @@ public nonisolated struct EventpollTfdEntry: Sendable {
   fileprivate var _dev: UInt32? = nil
   fileprivate var _inode: UInt64? = nil
   fileprivate var _pos: UInt64? = nil
+  fileprivate var _number: UInt32? = nil
+  fileprivate var _fileID: UInt32? = nil
 }
 
 public nonisolated struct EventpollFileEntry: Sendable {
@@ -1482,6 +1514,44 @@ public nonisolated struct EventpollFileEntry: Sendable {
 
   public var tfd: [EventpollTfdEntry] = []
 
+  /// Ours: struct epoll_params.
+  public var busyPollUsecs: UInt32 {
+    get {_busyPollUsecs ?? 0}
+    set {_busyPollUsecs = newValue}
+  }
+  /// Returns true if `busyPollUsecs` has been explicitly set.
+  public var hasBusyPollUsecs: Bool {self._busyPollUsecs != nil}
+  /// Clears the value of `busyPollUsecs`. Subsequent reads from it will return its default value.
+  public mutating func clearBusyPollUsecs() {self._busyPollUsecs = nil}
+
+  public var busyPollBudget: UInt32 {
+    get {_busyPollBudget ?? 0}
+    set {_busyPollBudget = newValue}
+  }
+  /// Returns true if `busyPollBudget` has been explicitly set.
+  public var hasBusyPollBudget: Bool {self._busyPollBudget != nil}
+  /// Clears the value of `busyPollBudget`. Subsequent reads from it will return its default value.
+  public mutating func clearBusyPollBudget() {self._busyPollBudget = nil}
+
+  public var preferBusyPoll: Bool {
+    get {_preferBusyPoll ?? false}
+    set {_preferBusyPoll = newValue}
+  }
+  /// Returns true if `preferBusyPoll` has been explicitly set.
+  public var hasPreferBusyPoll: Bool {self._preferBusyPoll != nil}
+  /// Clears the value of `preferBusyPoll`. Subsequent reads from it will return its default value.
+  public mutating func clearPreferBusyPoll() {self._preferBusyPoll = nil}
+
+  /// Ours: no event waited, so edge-triggered entries whose files are ready have told so.
+  public var idle: Bool {
+    get {_idle ?? false}
+    set {_idle = newValue}
+  }
+  /// Returns true if `idle` has been explicitly set.
+  public var hasIdle: Bool {self._idle != nil}
+  /// Clears the value of `idle`. Subsequent reads from it will return its default value.
+  public mutating func clearIdle() {self._idle = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -1489,6 +1559,10 @@ public nonisolated struct EventpollFileEntry: Sendable {
   fileprivate var _id: UInt32? = nil
   fileprivate var _flags: UInt32? = nil
   fileprivate var _fown: FownEntry? = nil
+  fileprivate var _busyPollUsecs: UInt32? = nil
+  fileprivate var _busyPollBudget: UInt32? = nil
+  fileprivate var _preferBusyPoll: Bool? = nil
+  fileprivate var _idle: Bool? = nil
 }
 
 public nonisolated struct SignalfdEntry: Sendable {
@@ -2071,6 +2145,25 @@ public nonisolated struct TimerfdEntry: Sendable {
   /// Clears the value of `insec`. Subsequent reads from it will return its default value.
   public mutating func clearInsec() {self._insec = nil}
 
+  /// Ours: the time of the day at which it expires next, for absolute timers of CLOCK_REALTIME.
+  public var deadlineSec: UInt64 {
+    get {_deadlineSec ?? 0}
+    set {_deadlineSec = newValue}
+  }
+  /// Returns true if `deadlineSec` has been explicitly set.
+  public var hasDeadlineSec: Bool {self._deadlineSec != nil}
+  /// Clears the value of `deadlineSec`. Subsequent reads from it will return its default value.
+  public mutating func clearDeadlineSec() {self._deadlineSec = nil}
+
+  public var deadlineNsec: UInt64 {
+    get {_deadlineNsec ?? 0}
+    set {_deadlineNsec = newValue}
+  }
+  /// Returns true if `deadlineNsec` has been explicitly set.
+  public var hasDeadlineNsec: Bool {self._deadlineNsec != nil}
+  /// Clears the value of `deadlineNsec`. Subsequent reads from it will return its default value.
+  public mutating func clearDeadlineNsec() {self._deadlineNsec = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -2085,6 +2178,8 @@ public nonisolated struct TimerfdEntry: Sendable {
   fileprivate var _vnsec: UInt64? = nil
   fileprivate var _isec: UInt64? = nil
   fileprivate var _insec: UInt64? = nil
+  fileprivate var _deadlineSec: UInt64? = nil
+  fileprivate var _deadlineNsec: UInt64? = nil
 }
 
 public nonisolated struct PidfdEntry: Sendable {
@@ -2137,6 +2232,16 @@ public nonisolated struct PidfdEntry: Sendable {
   /// Clears the value of `fown`. Subsequent reads from it will return its default value.
   public mutating func clearFown() {self._fown = nil}
 
+  /// Ours: how a task that is gone ended, as wait(2) told it.
+  public var exitCode: UInt32 {
+    get {_exitCode ?? 0}
+    set {_exitCode = newValue}
+  }
+  /// Returns true if `exitCode` has been explicitly set.
+  public var hasExitCode: Bool {self._exitCode != nil}
+  /// Clears the value of `exitCode`. Subsequent reads from it will return its default value.
+  public mutating func clearExitCode() {self._exitCode = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -2146,6 +2251,7 @@ public nonisolated struct PidfdEntry: Sendable {
   fileprivate var _flags: UInt32? = nil
   fileprivate var _nspid: Int32? = nil
   fileprivate var _fown: FownEntry? = nil
+  fileprivate var _exitCode: UInt32? = nil
 }
 
 public nonisolated struct WinsizeEntry: Sendable {
@@ -6038,7 +6144,7 @@ nonisolated extension FifoEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
 
 nonisolated extension EventfdFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "EventfdFileEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}counter\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}counter\0\u{2}d\u{f}semaphore\0")
 
   public var isInitialized: Bool {
     if self._id == nil {return false}
@@ -6059,6 +6165,7 @@ nonisolated extension EventfdFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
       case 2: try { try decoder.decodeSingularUInt32Field(value: &self._flags) }()
       case 3: try { try decoder.decodeSingularMessageField(value: &self._fown) }()
       case 4: try { try decoder.decodeSingularUInt64Field(value: &self._counter) }()
+      case 1000: try { try decoder.decodeSingularBoolField(value: &self._semaphore) }()
       default: break
       }
     }
@@ -6081,6 +6188,9 @@ nonisolated extension EventfdFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
     try { if let v = self._counter {
       try visitor.visitSingularUInt64Field(value: v, fieldNumber: 4)
     } }()
+    try { if let v = self._semaphore {
+      try visitor.visitSingularBoolField(value: v, fieldNumber: 1000)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -6089,6 +6199,7 @@ nonisolated extension EventfdFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
     if lhs._flags != rhs._flags {return false}
     if lhs._fown != rhs._fown {return false}
     if lhs._counter != rhs._counter {return false}
+    if lhs._semaphore != rhs._semaphore {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -6096,7 +6207,7 @@ nonisolated extension EventfdFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
 
 nonisolated extension EventpollTfdEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "EventpollTfdEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}tfd\0\u{1}events\0\u{1}data\0\u{1}dev\0\u{1}inode\0\u{1}pos\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}tfd\0\u{1}events\0\u{1}data\0\u{1}dev\0\u{1}inode\0\u{1}pos\0\u{2}a\u{f}number\0\u{3}file_id\0")
 
   public var isInitialized: Bool {
     if self._id == nil {return false}
@@ -6119,6 +6230,8 @@ nonisolated extension EventpollTfdEntry: SwiftProtobuf.Message, SwiftProtobuf._M
       case 5: try { try decoder.decodeSingularUInt32Field(value: &self._dev) }()
       case 6: try { try decoder.decodeSingularUInt64Field(value: &self._inode) }()
       case 7: try { try decoder.decodeSingularUInt64Field(value: &self._pos) }()
+      case 1000: try { try decoder.decodeSingularUInt32Field(value: &self._number) }()
+      case 1001: try { try decoder.decodeSingularUInt32Field(value: &self._fileID) }()
       default: break
       }
     }
@@ -6150,6 +6263,12 @@ nonisolated extension EventpollTfdEntry: SwiftProtobuf.Message, SwiftProtobuf._M
     try { if let v = self._pos {
       try visitor.visitSingularUInt64Field(value: v, fieldNumber: 7)
     } }()
+    try { if let v = self._number {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1000)
+    } }()
+    try { if let v = self._fileID {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1001)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -6161,6 +6280,8 @@ nonisolated extension EventpollTfdEntry: SwiftProtobuf.Message, SwiftProtobuf._M
     if lhs._dev != rhs._dev {return false}
     if lhs._inode != rhs._inode {return false}
     if lhs._pos != rhs._pos {return false}
+    if lhs._number != rhs._number {return false}
+    if lhs._fileID != rhs._fileID {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -6168,7 +6289,7 @@ nonisolated extension EventpollTfdEntry: SwiftProtobuf.Message, SwiftProtobuf._M
 
 nonisolated extension EventpollFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "EventpollFileEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}tfd\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}tfd\0\u{4}d\u{f}busy_poll_usecs\0\u{3}busy_poll_budget\0\u{3}prefer_busy_poll\0\u{1}idle\0")
 
   public var isInitialized: Bool {
     if self._id == nil {return false}
@@ -6189,6 +6310,10 @@ nonisolated extension EventpollFileEntry: SwiftProtobuf.Message, SwiftProtobuf._
       case 2: try { try decoder.decodeSingularUInt32Field(value: &self._flags) }()
       case 3: try { try decoder.decodeSingularMessageField(value: &self._fown) }()
       case 4: try { try decoder.decodeRepeatedMessageField(value: &self.tfd) }()
+      case 1000: try { try decoder.decodeSingularUInt32Field(value: &self._busyPollUsecs) }()
+      case 1001: try { try decoder.decodeSingularUInt32Field(value: &self._busyPollBudget) }()
+      case 1002: try { try decoder.decodeSingularBoolField(value: &self._preferBusyPoll) }()
+      case 1003: try { try decoder.decodeSingularBoolField(value: &self._idle) }()
       default: break
       }
     }
@@ -6211,6 +6336,18 @@ nonisolated extension EventpollFileEntry: SwiftProtobuf.Message, SwiftProtobuf._
     if !self.tfd.isEmpty {
       try visitor.visitRepeatedMessageField(value: self.tfd, fieldNumber: 4)
     }
+    try { if let v = self._busyPollUsecs {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1000)
+    } }()
+    try { if let v = self._busyPollBudget {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1001)
+    } }()
+    try { if let v = self._preferBusyPoll {
+      try visitor.visitSingularBoolField(value: v, fieldNumber: 1002)
+    } }()
+    try { if let v = self._idle {
+      try visitor.visitSingularBoolField(value: v, fieldNumber: 1003)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -6219,6 +6356,10 @@ nonisolated extension EventpollFileEntry: SwiftProtobuf.Message, SwiftProtobuf._
     if lhs._flags != rhs._flags {return false}
     if lhs._fown != rhs._fown {return false}
     if lhs.tfd != rhs.tfd {return false}
+    if lhs._busyPollUsecs != rhs._busyPollUsecs {return false}
+    if lhs._busyPollBudget != rhs._busyPollBudget {return false}
+    if lhs._preferBusyPoll != rhs._preferBusyPoll {return false}
+    if lhs._idle != rhs._idle {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -6770,7 +6911,7 @@ nonisolated extension IrmapCacheEntry: SwiftProtobuf.Message, SwiftProtobuf._Mes
 
 nonisolated extension TimerfdEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "TimerfdEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}clockid\0\u{1}ticks\0\u{3}settime_flags\0\u{1}vsec\0\u{1}vnsec\0\u{1}isec\0\u{1}insec\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}clockid\0\u{1}ticks\0\u{3}settime_flags\0\u{1}vsec\0\u{1}vnsec\0\u{1}isec\0\u{1}insec\0\u{4}^\u{f}deadline_sec\0\u{3}deadline_nsec\0")
 
   public var isInitialized: Bool {
     if self._id == nil {return false}
@@ -6803,6 +6944,8 @@ nonisolated extension TimerfdEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
       case 8: try { try decoder.decodeSingularUInt64Field(value: &self._vnsec) }()
       case 9: try { try decoder.decodeSingularUInt64Field(value: &self._isec) }()
       case 10: try { try decoder.decodeSingularUInt64Field(value: &self._insec) }()
+      case 1000: try { try decoder.decodeSingularUInt64Field(value: &self._deadlineSec) }()
+      case 1001: try { try decoder.decodeSingularUInt64Field(value: &self._deadlineNsec) }()
       default: break
       }
     }
@@ -6843,6 +6986,12 @@ nonisolated extension TimerfdEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
     try { if let v = self._insec {
       try visitor.visitSingularUInt64Field(value: v, fieldNumber: 10)
     } }()
+    try { if let v = self._deadlineSec {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 1000)
+    } }()
+    try { if let v = self._deadlineNsec {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 1001)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -6857,6 +7006,8 @@ nonisolated extension TimerfdEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
     if lhs._vnsec != rhs._vnsec {return false}
     if lhs._isec != rhs._isec {return false}
     if lhs._insec != rhs._insec {return false}
+    if lhs._deadlineSec != rhs._deadlineSec {return false}
+    if lhs._deadlineNsec != rhs._deadlineNsec {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -6864,7 +7015,7 @@ nonisolated extension TimerfdEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
 
 nonisolated extension PidfdEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "PidfdEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}ino\0\u{1}flags\0\u{1}nspid\0\u{1}fown\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}ino\0\u{1}flags\0\u{1}nspid\0\u{1}fown\0\u{4}c\u{f}exit_code\0")
 
   public var isInitialized: Bool {
     if self._id == nil {return false}
@@ -6887,6 +7038,7 @@ nonisolated extension PidfdEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageI
       case 3: try { try decoder.decodeSingularUInt32Field(value: &self._flags) }()
       case 4: try { try decoder.decodeSingularInt32Field(value: &self._nspid) }()
       case 5: try { try decoder.decodeSingularMessageField(value: &self._fown) }()
+      case 1000: try { try decoder.decodeSingularUInt32Field(value: &self._exitCode) }()
       default: break
       }
     }
@@ -6912,6 +7064,9 @@ nonisolated extension PidfdEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     try { if let v = self._fown {
       try visitor.visitSingularMessageField(value: v, fieldNumber: 5)
     } }()
+    try { if let v = self._exitCode {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1000)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -6921,6 +7076,7 @@ nonisolated extension PidfdEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if lhs._flags != rhs._flags {return false}
     if lhs._nspid != rhs._nspid {return false}
     if lhs._fown != rhs._fown {return false}
+    if lhs._exitCode != rhs._exitCode {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
