@@ -54,17 +54,13 @@ public final class FileDump: FileDumper {
             (try FileStatus.read(in: ours), try readLink("/proc/self/fd/\(ours)").bytes)
         }
         let facts = FileFacts(status: status, target: target, information: try .read(in: information, number))
-        guard !facts.information.lines.contains(where: { $0.starts(with: "lock:".utf8) }) else {
-            throw Failure(
-                .unsupported, "\(facts.text) has a file lock or lease, which can't be dumped yet",
-                advice: "Release it before the dump")
-        }
         var entry = FdinfoEntry()
         entry.fd = UInt32(number)
         entry.flags = facts.information.flags & 0o2000000 != 0 ? 1 : 0
         let found = try context.fileIndex.id(
             of: process.id, number, like: [status.device, status.inode, UInt64(status.mode), UInt64(facts.statusFlags)])
         entry.id = found.id
+        try Locks.of(context).dump(facts, id: found.id, handle: ours, number, of: process, context)
         if found.isNew {
             let file = OpenFile(id: found.id, facts: facts, handle: handle, owner: process, number: number)
             types[found.id] = try during(.file(facts.text)) { () throws(Failure) in try describe(file) }
@@ -141,6 +137,7 @@ public final class FileDump: FileDumper {
         if context.policy.removesLinkRemaps { Remaps.of(context).removeNames(context) }
         try PipeContents.of(context).finish(context)
         for kind in fileKinds { try kind.finish(context) }
+        try Locks.of(context).finish(context)
     }
 
     /// Takes back what a failed dump left on file systems.

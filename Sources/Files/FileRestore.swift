@@ -23,6 +23,7 @@ public enum FileRestore {
         try RestoredRemaps.of(context).load(context)
         try PipeContents.load(context)
         for kind in fileKinds { try kind.load(context) }
+        try RestoredLocks.of(context).load(context)
     }
 
     /// Which kind each entry is of, as an index into the registry.
@@ -139,6 +140,11 @@ public enum FileRestore {
                 try FileOwner.restore(owner, on: try context.files.number(id))
             }
             try kind.wire(entry, context)
+        }
+        // Last, as nothing may open or close files after them.
+        try RestoredLocks.of(context).restore(context) { (id) in
+            guard let entry = context.entries[id], let index = kinds.byID[id] else { return nil }
+            return fileKinds[index].owner(entry)
         }
     }
 

@@ -8,6 +8,8 @@ public struct DumpPolicy: Sendable {
     public var shellJob = false
     /// Write the image of CPU features (`--cpu-cap`).
     public var recordsCPU = false
+    /// Dump locks and leases on files (`--file-locks`).
+    public var fileLocks = false
     /// Temporary names go away at the end (`--leave-running`).
     public var removesLinkRemaps = false
     /// The tree goes on after the dump, so nothing on disk that it needs may be moved.

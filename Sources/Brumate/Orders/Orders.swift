@@ -18,6 +18,7 @@ enum Orders {
         request.policy.ghostLimit = options.ghostLimit
         request.policy.linkRemap = options.linkRemap
         request.policy.shellJob = options.shellJob
+        request.policy.fileLocks = options.fileLocks
         request.policy.recordsCPU = options.cpuCapabilities.contains(.image)
         switch options.ending {
         case .default: request.afterwards = .killed

@@ -2677,12 +2677,63 @@ public nonisolated struct ExtFileEntry: Sendable {
   /// Clears the value of `fown`. Subsequent reads from it will return its default value.
   public mutating func clearFown() {self._fown = nil}
 
+  /// The name that the user gave the resource, and how it was open.
+  public var key: Data {
+    get {_key ?? Data()}
+    set {_key = newValue}
+  }
+  /// Returns true if `key` has been explicitly set.
+  public var hasKey: Bool {self._key != nil}
+  /// Clears the value of `key`. Subsequent reads from it will return its default value.
+  public mutating func clearKey() {self._key = nil}
+
+  public var flags: UInt32 {
+    get {_flags ?? 0}
+    set {_flags = newValue}
+  }
+  /// Returns true if `flags` has been explicitly set.
+  public var hasFlags: Bool {self._flags != nil}
+  /// Clears the value of `flags`. Subsequent reads from it will return its default value.
+  public mutating func clearFlags() {self._flags = nil}
+
+  public var pos: UInt64 {
+    get {_pos ?? 0}
+    set {_pos = newValue}
+  }
+  /// Returns true if `pos` has been explicitly set.
+  public var hasPos: Bool {self._pos != nil}
+  /// Clears the value of `pos`. Subsequent reads from it will return its default value.
+  public mutating func clearPos() {self._pos = nil}
+
+  public var path: Data {
+    get {_path ?? Data()}
+    set {_path = newValue}
+  }
+  /// Returns true if `path` has been explicitly set.
+  public var hasPath: Bool {self._path != nil}
+  /// Clears the value of `path`. Subsequent reads from it will return its default value.
+  public mutating func clearPath() {self._path = nil}
+
+  public var rdev: UInt64 {
+    get {_rdev ?? 0}
+    set {_rdev = newValue}
+  }
+  /// Returns true if `rdev` has been explicitly set.
+  public var hasRdev: Bool {self._rdev != nil}
+  /// Clears the value of `rdev`. Subsequent reads from it will return its default value.
+  public mutating func clearRdev() {self._rdev = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
   fileprivate var _id: UInt32? = nil
   fileprivate var _fown: FownEntry? = nil
+  fileprivate var _key: Data? = nil
+  fileprivate var _flags: UInt32? = nil
+  fileprivate var _pos: UInt64? = nil
+  fileprivate var _path: Data? = nil
+  fileprivate var _rdev: UInt64? = nil
 }
 
 /// An unlinked file, whose contents follow.
@@ -2940,6 +2991,26 @@ public nonisolated struct FileLockEntry: Sendable {
   /// Clears the value of `len`. Subsequent reads from it will return its default value.
   public mutating func clearLen() {self._len = nil}
 
+  /// The type that a lease had before its break began.
+  public var lease: UInt32 {
+    get {_lease ?? 0}
+    set {_lease = newValue}
+  }
+  /// Returns true if `lease` has been explicitly set.
+  public var hasLease: Bool {self._lease != nil}
+  /// Clears the value of `lease`. Subsequent reads from it will return its default value.
+  public mutating func clearLease() {self._lease = nil}
+
+  /// The file in files.img, where only a mapping holds the lock. Then pid is 0 and fd -1.
+  public var fileID: UInt32 {
+    get {_fileID ?? 0}
+    set {_fileID = newValue}
+  }
+  /// Returns true if `fileID` has been explicitly set.
+  public var hasFileID: Bool {self._fileID != nil}
+  /// Clears the value of `fileID`. Subsequent reads from it will return its default value.
+  public mutating func clearFileID() {self._fileID = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -2950,6 +3021,8 @@ public nonisolated struct FileLockEntry: Sendable {
   fileprivate var _fd: Int32? = nil
   fileprivate var _start: Int64? = nil
   fileprivate var _len: Int64? = nil
+  fileprivate var _lease: UInt32? = nil
+  fileprivate var _fileID: UInt32? = nil
 }
 
 /// Working directory, root directory and file mode mask.
@@ -7515,7 +7588,7 @@ nonisolated extension TunLinkEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
 
 nonisolated extension ExtFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "ExtFileEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{2}\u{4}fown\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{2}\u{4}fown\0\u{2}c\u{f}key\0\u{1}flags\0\u{1}pos\0\u{1}path\0\u{1}rdev\0")
 
   public var isInitialized: Bool {
     if self._id == nil {return false}
@@ -7532,6 +7605,11 @@ nonisolated extension ExtFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
       switch fieldNumber {
       case 1: try { try decoder.decodeSingularUInt32Field(value: &self._id) }()
       case 5: try { try decoder.decodeSingularMessageField(value: &self._fown) }()
+      case 1000: try { try decoder.decodeSingularBytesField(value: &self._key) }()
+      case 1001: try { try decoder.decodeSingularUInt32Field(value: &self._flags) }()
+      case 1002: try { try decoder.decodeSingularUInt64Field(value: &self._pos) }()
+      case 1003: try { try decoder.decodeSingularBytesField(value: &self._path) }()
+      case 1004: try { try decoder.decodeSingularUInt64Field(value: &self._rdev) }()
       default: break
       }
     }
@@ -7548,12 +7626,32 @@ nonisolated extension ExtFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
     try { if let v = self._fown {
       try visitor.visitSingularMessageField(value: v, fieldNumber: 5)
     } }()
+    try { if let v = self._key {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 1000)
+    } }()
+    try { if let v = self._flags {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1001)
+    } }()
+    try { if let v = self._pos {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 1002)
+    } }()
+    try { if let v = self._path {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 1003)
+    } }()
+    try { if let v = self._rdev {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 1004)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
   public static func ==(lhs: ExtFileEntry, rhs: ExtFileEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._fown != rhs._fown {return false}
+    if lhs._key != rhs._key {return false}
+    if lhs._flags != rhs._flags {return false}
+    if lhs._pos != rhs._pos {return false}
+    if lhs._path != rhs._path {return false}
+    if lhs._rdev != rhs._rdev {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -7749,7 +7847,7 @@ nonisolated extension RemapFilePathEntry: SwiftProtobuf.Message, SwiftProtobuf._
 
 nonisolated extension FileLockEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "FileLockEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}flag\0\u{1}type\0\u{1}pid\0\u{1}fd\0\u{1}start\0\u{1}len\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}flag\0\u{1}type\0\u{1}pid\0\u{1}fd\0\u{1}start\0\u{1}len\0\u{2}b\u{f}lease\0\u{3}file_id\0")
 
   public var isInitialized: Bool {
     if self._flag == nil {return false}
@@ -7773,6 +7871,8 @@ nonisolated extension FileLockEntry: SwiftProtobuf.Message, SwiftProtobuf._Messa
       case 4: try { try decoder.decodeSingularInt32Field(value: &self._fd) }()
       case 5: try { try decoder.decodeSingularInt64Field(value: &self._start) }()
       case 6: try { try decoder.decodeSingularInt64Field(value: &self._len) }()
+      case 1000: try { try decoder.decodeSingularUInt32Field(value: &self._lease) }()
+      case 1001: try { try decoder.decodeSingularUInt32Field(value: &self._fileID) }()
       default: break
       }
     }
@@ -7801,6 +7901,12 @@ nonisolated extension FileLockEntry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try { if let v = self._len {
       try visitor.visitSingularInt64Field(value: v, fieldNumber: 6)
     } }()
+    try { if let v = self._lease {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1000)
+    } }()
+    try { if let v = self._fileID {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1001)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -7811,6 +7917,8 @@ nonisolated extension FileLockEntry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     if lhs._fd != rhs._fd {return false}
     if lhs._start != rhs._start {return false}
     if lhs._len != rhs._len {return false}
+    if lhs._lease != rhs._lease {return false}
+    if lhs._fileID != rhs._fileID {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
