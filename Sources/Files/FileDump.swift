@@ -71,7 +71,7 @@ public final class FileDump: FileDumper {
     }
 
     private func describe(_ file: OpenFile) throws(Failure) -> UInt32 {
-        for kind in fileKinds where kind.claims(file.facts) {
+        if let kind = fileKinds.first(where: { $0.claims(file.facts) }) ?? ExternalFile.kind(of: file.facts, context) {
             let entry = try kind.dump(file, context)
             context.files.append(entry)
             return entry.type

@@ -40,9 +40,14 @@ public struct FileStatus: Hashable, Sendable {
     }
     /// The file's type; nil for anonymous inodes, which have none.
     public var kind: Kind? { Kind(rawValue: mode & 0o170000) }
-    /// Major and minor number of `representedDevice`.
+    /// Major number of `representedDevice`.
     public var representedMajor: UInt32 {
         UInt32(representedDevice >> 8 & 0xfff) | UInt32(representedDevice >> 32) & ~0xfff
+    }
+
+    /// Minor number of `representedDevice`.
+    public var representedMinor: UInt32 {
+        UInt32(representedDevice & 0xff) | UInt32(truncatingIfNeeded: representedDevice >> 12) & ~0xff
     }
 
     /// `device` in the kernel's own encoding: 12 bits of major and 20 of minor number.

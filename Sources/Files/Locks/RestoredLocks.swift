@@ -121,14 +121,11 @@ final class RestoredLocks {
             try systemCall(.fcntl, Int(number), 8, 0)  // F_SETOWN
         }
         if lease.isBreaking {
-            do throws(SystemCallError) {
-                _ = try openFile(
-                    "/proc/self/fd/\(number)", [lease.type == .none ? .writeOnly : .readOnly, .nonBlocking])
-                throw SystemCallError(.openat, .EEXIST)
-            } catch {
-                guard error.errno == .EAGAIN else {
-                    throw Failure(.conflict, "the lease can't be broken as it was", cause: error)
-                }
+            let flags: OpenFlags = [lease.type == .none ? .writeOnly : .readOnly, .nonBlocking]
+            let outcome = Result { () throws(SystemCallError) in try openFile("/proc/self/fd/\(number)", flags).close()
+            }
+            guard case .failure(let error) = outcome, error.errno == .EAGAIN else {
+                throw Failure(.conflict, "its lease can't be broken as it was")
             }
         }
         if let owner { try FileOwner.restore(owner, on: number) }

@@ -115,6 +115,14 @@ enum Memfd: FileKind {
         }
         let text = String(decoding: inode.name, as: UTF8.self)
         try during(.file("memfd \(text)")) { () throws(Failure) in
+            let key = prefix + text
+            if context.inherits(key) {
+                for member in members {
+                    guard let made = try context.inherited(key) else { return }
+                    try context.files.add(member.id, made)
+                }
+                return
+            }
             let name = Array(inode.name)
             var flags = Int(inode.hugetlbFlag)
             if inode.seals != 1 { flags |= 2 }  // MFD_ALLOW_SEALING; F_SEAL_SEAL alone is how others are born

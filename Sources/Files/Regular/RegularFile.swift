@@ -37,8 +37,28 @@ enum RegularFile: FileKind {
         // No mount id: without images of mounts CRIU takes it for one of another namespace.
         entry.mode = facts.status.mode
         if facts.status.kind == .regular { entry.size = facts.status.size }
-        entry.name = imageBytes(try Remaps.of(context).path(of: file, id: id, context))
+        let external = ExternalFile.name(facts)
+        if context.policy.external.contains(external) {
+            entry.name = imageBytes(external.utf8)
+            entry.ext = true
+            entry.clearSize()
+        } else {
+            entry.name = imageBytes(try Remaps.of(context).path(of: file, id: id, context))
+        }
         return entry
+    }
+
+    /// By which name a descriptor can be passed for the file: its path without the leading slash.
+    static func key(_ entry: RegFileEntry) -> String {
+        String(decoding: entry.name.first == 0x2f ? entry.name.dropFirst() : entry.name, as: UTF8.self)
+    }
+
+    /// An external file has no path.
+    static func refuseExternal(_ entry: RegFileEntry) throws(Failure) {
+        guard entry.ext else { return }
+        throw Failure(
+            .conflict, "the file was left outside of the image by --external",
+            advice: "Open it and pass --inherit-fd fd[NUMBER]:\(key(entry))")
     }
 
     static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.reg.rawValue) && entry.hasReg }
@@ -58,6 +78,13 @@ enum RegularFile: FileKind {
         for member in members where !remaps.isOnlyPath(member.id) {
             let entry = member.reg
             try during(.file(String(decoding: entry.name, as: UTF8.self))) { () throws(Failure) in
+                // CRIU opens external files again, and takes passed ones for files with a path as they are.
+                let key = key(entry)
+                let passed =
+                    entry.ext
+                    ? try context.inherited(key, openedWith: entry.flags) : try context.inherited(key)
+                if let passed { return try context.files.add(member.id, passed) }
+                try refuseExternal(entry)
                 let path = try remaps.prepare(entry, context)
                 let made = try open(entry, at: path)
                 try check(entry, made.number, context)
