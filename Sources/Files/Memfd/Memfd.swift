@@ -142,11 +142,23 @@ enum Memfd: FileKind {
             try SharedMemoryImage.read(
                 id: UInt64(inode.shmid), into: file.number, size: inode.size, from: context.images)
             let number = file.number
+            // The description that memfd_create made does not keep the file from being executed, as one that is opened
+            // for writing does. Which was the first can't be told; mappings, whose entries have no O_LARGEFILE, share it.
+            var isTaken = false
             for member in members {
                 let wanted = member.memfd
+                let isMapping = wanted.flags == UInt32(OpenFlags.readWrite.rawValue)
+                let isFirst = wanted.flags & 3 == 2 && !isMapping && !isTaken
+                if isFirst { isTaken = true }
                 let made = try attempt("open it") { () throws(SystemCallError) in
-                    let made = try openFile(
-                        "/proc/self/fd/\(number)", OpenFlags(rawValue: Int32(bitPattern: wanted.flags & ~0o300)))
+                    let made: Descriptor
+                    if isFirst || isMapping {
+                        made = Descriptor(owning: Int32(try systemCall(.fcntl, Int(number), 1030, 3)))
+                        if isFirst { try setStatusFlags(number, wanted.flags) }
+                    } else {
+                        made = try openFile(
+                            "/proc/self/fd/\(number)", OpenFlags(rawValue: Int32(bitPattern: wanted.flags & ~0o300)))
+                    }
                     if wanted.pos != 0 {
                         try systemCall(.lseek, Int(made.number), Int(bitPattern: UInt(wanted.pos)), 0)
                     }
