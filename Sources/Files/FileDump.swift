@@ -60,7 +60,7 @@ public final class FileDump: FileDumper {
         let found = try context.fileIndex.id(
             of: process.id, number, like: [status.device, status.inode, UInt64(status.mode), UInt64(facts.statusFlags)])
         entry.id = found.id
-        try Locks.of(context).dump(facts, id: found.id, handle: ours, number, of: process, context)
+        try Locks.of(context).dump(facts, found.id, handle: ours, number, of: process, context)
         if found.isNew {
             let file = OpenFile(id: found.id, facts: facts, handle: handle, owner: process, number: number)
             types[found.id] = try during(.file(facts.text)) { () throws(Failure) in try describe(file) }
@@ -130,14 +130,14 @@ public final class FileDump: FileDumper {
 
     /// Writes everything that is shared between tables.
     public func finish() throws(Failure) {
+        for kind in fileKinds { try kind.finish(context) }
+        try Locks.of(context).finish(mapped.map { ($0.key.device, $0.key.inode, $0.key.flags, $0.value) }, context)
         let files = try context.images.create(.files)
         for entry in context.files { try files.append(entry) }
         try files.finish()
         try Remaps.of(context).finish(context)
         if context.policy.removesLinkRemaps { Remaps.of(context).removeNames(context) }
         try PipeContents.of(context).finish(context)
-        for kind in fileKinds { try kind.finish(context) }
-        try Locks.of(context).finish(context)
     }
 
     /// Takes back what a failed dump left on file systems.

@@ -29,7 +29,7 @@ final class Locks {
     ///   - id: the description in files.img.
     ///   - handle: our copy of the descriptor.
     func dump(
-        _ facts: FileFacts, id: UInt32, handle: Int32, _ number: Int32, of process: DumpedProcess,
+        _ facts: FileFacts, _ id: UInt32, handle: Int32, _ number: Int32, of process: DumpedProcess,
         _ context: DumpContext
     ) throws(Failure) {
         for line in facts.information.lines where line.starts(with: "lock:".utf8) {
@@ -69,6 +69,18 @@ final class Locks {
         return (owner ?? process).id.rawValue
     }
 
+    /// Refuses a file whose contents can't be read: opening it again would break the lease, and wait for that.
+    static func refuseWriteLease(_ facts: FileFacts) throws(Failure) {
+        for line in facts.information.lines where line.starts(with: "lock:".utf8) {
+            guard let lock = FileLock(line.dropFirst("lock:".utf8.count)), lock.kind == .lease else { continue }
+            guard lock.access == .read, !lock.isBreaking else {
+                throw Failure(
+                    .unsupported, "the contents of an unlinked file can't be read without breaking its lease",
+                    advice: "Release the lease before the dump")
+            }
+        }
+    }
+
     private static func entry(_ lock: FileLock) -> FileLockEntry {
         var entry = FileLockEntry()
         entry.flag = LockFlag(lock.kind).rawValue
@@ -92,9 +104,88 @@ final class Locks {
         }
     }
 
+    /// A file that is mapped: device as the kernel prints it, inode, how it is open, its id in files.img.
+    typealias MappedFile = (device: UInt64, inode: UInt64, flags: Int32, id: UInt32)
+
     /// Writes filelocks.img.
-    func finish(_ context: DumpContext) throws(Failure) {
+    func finish(_ mapped: [MappedFile], _ context: DumpContext) throws(Failure) {
+        let mapped = mapped.sorted { $0.id < $1.id }
+        if !mapped.isEmpty {
+            join(mapped, context)
+            try dumpMapped(mapped, context)
+        }
         if !entries.isEmpty { try context.images.write(.fileLocks, entries) }
+    }
+
+    /// A mapping keeps the description that it was made from. Which that is the kernel does not tell; where a description
+    /// of the file has a lock and is open in the same way, it is taken to be that one, so that both go on to hold the
+    /// lock, and a lease finds nobody else who has opened the file.
+    private func join(_ mapped: [MappedFile], _ context: DumpContext) {
+        for place in known.keys.sorted(by: { $0.file < $1.file }) where place.lock.kind != .posix {
+            guard let holder = context.files.first(where: { $0.id == place.file && $0.hasReg }) else { continue }
+            for file in mapped where place.lock.isOn(file) && UInt32(file.flags) & 3 == holder.reg.flags & 3 {
+                guard let index = context.files.firstIndex(where: { $0.id == file.id && $0.hasReg }) else { continue }
+                context.files[index].reg.sameAs = holder.id
+            }
+        }
+    }
+
+    /// Dumps locks of descriptions that no descriptor refers to any more, only mappings. The kernel names no holders, so
+    /// what nobody shows in fdinfo is taken to be the tree's.
+    private func dumpMapped(_ mapped: [MappedFile], _ context: DumpContext) throws(Failure) {
+        var left = try locks(context).filter { (lock) in
+            lock.kind != .posix && mapped.contains { lock.isOn($0) }
+        }
+        for lock in known.keys.map(\.lock) { if let index = left.firstIndex(of: lock) { left.remove(at: index) } }
+        guard !left.isEmpty else { return }
+        let others = Locks.held(outside: Set(context.processes.map(\.id)))
+        for lock in left where !others.contains(lock) {
+            let needed: Int32 = lock.kind == .description ? lock.access == .write ? 1 : 0 : -1
+            guard
+                let file = mapped.last(where: { (file) in
+                    lock.isOn(file) && (needed < 0 || file.flags & 3 == 2 || file.flags & 3 == needed)
+                }), lock.kind != .lease
+            else { continue }
+            let path =
+                context.files.first { $0.id == file.id }.map { String(decoding: $0.reg.name, as: UTF8.self) } ?? "?"
+            guard context.policy.fileLocks else {
+                throw Failure(
+                    .denied,
+                    "the \(lock.text) on \(path), which a mapping holds, is not dumped without being asked for",
+                    advice: "Pass --file-locks if all users of the file are in the tree, or release the lock")
+            }
+            var entry = Locks.entry(lock)
+            // No task has this pid, so CRIU passes over the entry.
+            (entry.pid, entry.fd, entry.fileID) = (0, -1, file.id)
+            entries.append(entry)
+        }
+    }
+
+    /// All locks of the system, as far as they can be seen from here.
+    private func locks(_ context: DumpContext) throws(Failure) -> [FileLock] {
+        let text = try attempt("read /proc/locks") { () throws(SystemCallError) in try readWholeFile("/proc/locks") }
+        return text.split(separator: 0x0a).compactMap { FileLock($0) }
+    }
+
+    /// The locks that descriptors of other processes show.
+    private static func held(outside tree: Set<TaskID>) -> Set<FileLock> {
+        var found: Set<FileLock> = []
+        for id in (try? listNumbers("/proc")) ?? [] where !tree.contains(TaskID(id)) && id != TaskID.current.rawValue {
+            guard let folder = try? openFile("/proc/\(id)/fdinfo", [.directory]) else { continue }
+            for number in (try? listNumbers("/proc/\(id)/fdinfo")) ?? [] {
+                guard let facts = try? DescriptorInformation.read(in: folder.number, number) else { continue }
+                for line in facts.lines where line.starts(with: "lock:".utf8) {
+                    if let lock = FileLock(line.dropFirst("lock:".utf8.count)) { found.insert(lock) }
+                }
+            }
+        }
+        return found
+    }
+}
+
+extension FileLock {
+    fileprivate func isOn(_ file: Locks.MappedFile) -> Bool {
+        file.inode == inode && file.device == UInt64(major) << 32 | UInt64(minor)
     }
 }
 

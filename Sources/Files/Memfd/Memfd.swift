@@ -50,6 +50,7 @@ enum Memfd: FileKind {
         let shared = UInt32(truncatingIfNeeded: status.inode)
         // The descriptor may be write-only or O_PATH; another description of the same file reads it.
         let ours = file.handle.number
+        try Locks.refuseWriteLease(file.facts)
         let readable = try attempt("open the memfd for reading") { () throws(SystemCallError) in
             try openFile("/proc/self/fd/\(ours)")
         }

@@ -70,14 +70,23 @@ enum RegularFile: FileKind {
     }
 
     static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 {
-        RestoredRemaps.of(context).group(entry.id)
+        RestoredRemaps.of(context).group(entry.reg.hasSameAs ? entry.reg.sameAs : entry.id)
     }
 
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
         let remaps = RestoredRemaps.of(context)
-        for member in members where !remaps.isOnlyPath(member.id) {
+        // Entries that are another one's description come after it.
+        for member in members.filter({ !$0.reg.hasSameAs }) + members.filter(\.reg.hasSameAs)
+        where !remaps.isOnlyPath(member.id) {
             let entry = member.reg
             try during(.file(String(decoding: entry.name, as: UTF8.self))) { () throws(Failure) in
+                if entry.hasSameAs {
+                    let other = Int(try context.files.number(entry.sameAs))
+                    let made = try attempt("duplicate a descriptor") { () throws(SystemCallError) in
+                        Descriptor(owning: Int32(try systemCall(.fcntl, other, 1030, 3)))
+                    }
+                    return try context.files.add(member.id, made)
+                }
                 // CRIU opens external files again, and takes passed ones for files with a path as they are.
                 let key = key(entry)
                 let passed =

@@ -1108,6 +1108,16 @@ public nonisolated struct RegFileEntry: @unchecked Sendable {
   /// Clears the value of `checksumParameter`. Subsequent reads from it will return its default value.
   public mutating func clearChecksumParameter() {_uniqueStorage()._checksumParameter = nil}
 
+  /// The file in files.img whose description this is, where only mappings refer to this one.
+  public var sameAs: UInt32 {
+    get {_storage._sameAs ?? 0}
+    set {_uniqueStorage()._sameAs = newValue}
+  }
+  /// Returns true if `sameAs` has been explicitly set.
+  public var hasSameAs: Bool {_storage._sameAs != nil}
+  /// Clears the value of `sameAs`. Subsequent reads from it will return its default value.
+  public mutating func clearSameAs() {_uniqueStorage()._sameAs = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -5719,7 +5729,7 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
 
 nonisolated extension RegFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "RegFileEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}pos\0\u{2}\u{2}fown\0\u{1}name\0\u{3}mnt_id\0\u{1}size\0\u{1}ext\0\u{1}mode\0\u{3}build_id\0\u{1}checksum\0\u{3}checksum_config\0\u{3}checksum_parameter\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}pos\0\u{2}\u{2}fown\0\u{1}name\0\u{3}mnt_id\0\u{1}size\0\u{1}ext\0\u{1}mode\0\u{3}build_id\0\u{1}checksum\0\u{3}checksum_config\0\u{3}checksum_parameter\0\u{4}Z\u{f}same_as\0")
 
   fileprivate class _StorageClass {
     var _id: UInt32? = nil
@@ -5735,6 +5745,7 @@ nonisolated extension RegFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
     var _checksum: UInt32? = nil
     var _checksumConfig: UInt32? = nil
     var _checksumParameter: UInt32? = nil
+    var _sameAs: UInt32? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -5758,6 +5769,7 @@ nonisolated extension RegFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
       _checksum = source._checksum
       _checksumConfig = source._checksumConfig
       _checksumParameter = source._checksumParameter
+      _sameAs = source._sameAs
     }
   }
 
@@ -5801,6 +5813,7 @@ nonisolated extension RegFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
         case 12: try { try decoder.decodeSingularUInt32Field(value: &_storage._checksum) }()
         case 13: try { try decoder.decodeSingularUInt32Field(value: &_storage._checksumConfig) }()
         case 14: try { try decoder.decodeSingularUInt32Field(value: &_storage._checksumParameter) }()
+        case 1000: try { try decoder.decodeSingularUInt32Field(value: &_storage._sameAs) }()
         default: break
         }
       }
@@ -5852,6 +5865,9 @@ nonisolated extension RegFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
       try { if let v = _storage._checksumParameter {
         try visitor.visitSingularUInt32Field(value: v, fieldNumber: 14)
       } }()
+      try { if let v = _storage._sameAs {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1000)
+      } }()
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -5874,6 +5890,7 @@ nonisolated extension RegFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
         if _storage._checksum != rhs_storage._checksum {return false}
         if _storage._checksumConfig != rhs_storage._checksumConfig {return false}
         if _storage._checksumParameter != rhs_storage._checksumParameter {return false}
+        if _storage._sameAs != rhs_storage._sameAs {return false}
         return true
       }
       if !storagesAreEqual {return false}
