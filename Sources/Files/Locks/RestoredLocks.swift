@@ -97,11 +97,18 @@ final class RestoredLocks {
                     batch.add(
                         .fcntl, number, .value(lock.operation), .buffer(range), doing: "take a lock", mayFail: true))
             case .lease:
-                let type = try lock.formerType(try context.files.number(file))
+                let ours = try context.files.number(file)
+                let type = try lock.formerType(ours)
+                // Only the file's owner takes a lease without CAP_LEASE, which containers lack.
+                let uid = try attempt("look at a file with a lease") { () throws(SystemCallError) in
+                    try FileStatus.read(in: ours).uid
+                }
+                if uid != 0 { batch.add(.setfsuid, .value(Int(uid)), doing: "become the file's owner") }
                 slots.append(
                     batch.add(
                         .fcntl, number, .value(lock.operation), .value(Int(type.rawValue)), doing: "take a lease",
                         mayFail: true))
+                if uid != 0 { batch.add(.setfsuid, .value(0), doing: "become root again") }
             }
         }
         let results = try process.puppet.run(batch)
