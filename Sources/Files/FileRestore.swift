@@ -3,6 +3,7 @@ internal import ImageFormat
 internal import ImageMessages
 public import Kinds
 internal import Linux
+internal import Logging
 internal import Remote
 
 /// Restores files: each description once in the controller, then every descriptor table and directory.
@@ -150,6 +151,7 @@ public enum FileRestore {
 
     /// Removes what only the restore needed: names of ghosts, and whatever the kinds have.
     public static func settle(_ context: RestoreContext) throws(Failure) {
+        for key in context.unusedDescriptors { context.log.warning("--inherit-fd: nothing in the image is \(key)") }
         RestoredRemaps.of(context).removeNames()
         for (id, index) in Kinds.of(context).byID {
             if let entry = context.entries[id] { try fileKinds[index].settle(entry, context) }

@@ -152,12 +152,19 @@ public final class RestoreContext {
         self.faults = faults
     }
 
+    /// The names for which a passed descriptor was used.
+    private var used: Set<String> = []
+
+    /// Passed descriptors that no file of the image needed, by the names that were given.
+    public var unusedDescriptors: [String] { policy.inherited.keys.filter { !used.contains($0) }.sorted() }
+
     /// Whether the caller passed a descriptor for a resource (`--inherit-fd`).
     public func inherits(_ key: String) -> Bool { policy.inherited[key] != nil }
 
     /// Another descriptor of the description that the caller passed for a resource (`--inherit-fd`); nil if none was.
     public func inherited(_ key: String) throws(Failure) -> Descriptor? {
         guard let number = policy.inherited[key] else { return nil }
+        used.insert(key)
         log.info("\(key) is our descriptor \(number)")
         return try attempt("use the descriptor \(number) that was passed for \(key)") { () throws(SystemCallError) in
             Descriptor(owning: Int32(try systemCall(.fcntl, Int(number), 1030, 3)))  // F_DUPFD_CLOEXEC

@@ -3,6 +3,7 @@ internal import ImageFormat
 internal import ImageMessages
 internal import Kinds
 internal import Linux
+internal import Logging
 internal import Procfs
 
 /// Dump: locks and leases, `filelocks.img`.
@@ -140,25 +141,37 @@ final class Locks {
         guard !left.isEmpty else { return }
         let others = Locks.held(outside: Set(context.processes.map(\.id)))
         for lock in left where !others.contains(lock) {
-            let needed: Int32 = lock.kind == .description ? lock.access == .write ? 1 : 0 : -1
-            guard
-                let file = mapped.last(where: { (file) in
-                    lock.isOn(file) && (needed < 0 || file.flags & 3 == 2 || file.flags & 3 == needed)
-                }), lock.kind != .lease
-            else { continue }
+            let writes = lock.kind == .description && lock.access == .write
+            let candidates = mapped.filter { lock.isOn($0) && (!writes || $0.flags & 3 != 0) }
+            guard let file = candidates.first(where: { $0.flags & 3 == 2 }) ?? candidates.first else { continue }
             let path =
                 context.files.first { $0.id == file.id }.map { String(decoding: $0.reg.name, as: UTF8.self) } ?? "?"
+            guard lock.kind != .description || Locks.seesEverybody else {
+                context.log.warning(
+                    "an OFD lock on \(path) is taken to belong to somebody outside of our pid namespace")
+                continue
+            }
             guard context.policy.fileLocks else {
                 throw Failure(
                     .denied,
                     "the \(lock.text) on \(path), which a mapping holds, is not dumped without being asked for",
                     advice: "Pass --file-locks if all users of the file are in the tree, or release the lock")
             }
+            guard lock.kind != .lease else {
+                throw Failure(
+                    .unsupported, "the lease on \(path), which only a mapping holds, can't be dumped",
+                    advice: "Release it before the dump, or keep its descriptor open")
+            }
             var entry = Locks.entry(lock)
             // No task has this pid, so CRIU passes over the entry.
             (entry.pid, entry.fd, entry.fileID) = (0, -1, file.id)
             entries.append(entry)
         }
+    }
+
+    /// Whether our /proc shows all processes: whether we are in the first pid namespace (`PROC_PID_INIT_INO`).
+    private static var seesEverybody: Bool {
+        (try? FileStatus.read("/proc/self/ns/pid", in: currentDirectory, followsLink: true))?.inode == 0xefff_fffc
     }
 
     /// All locks of the system, as far as they can be seen from here.

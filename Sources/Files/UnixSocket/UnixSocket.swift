@@ -3,6 +3,7 @@ internal import ImageFormat
 internal import ImageMessages
 internal import Kinds
 internal import Linux
+internal import Logging
 internal import Procfs
 internal import SystemPackage
 
@@ -181,6 +182,9 @@ enum UnixSocket: FileKind {
             if members.count == 2 {
                 try makePair(first, members[1], context)
             } else if first.usk.state == established, first.usk.type != datagram || first.usk.peer == 0 {
+                if let outer = sockets(context)[first.usk.peer], outer.usk.uflags & external != 0 {
+                    context.log.warning("\(key(first.usk)) is disconnected: no --inherit-fd says what it is to be")
+                }
                 try makePair(first, nil, context)
             } else {
                 try makeSingle(first, context)
