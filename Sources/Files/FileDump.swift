@@ -92,11 +92,6 @@ public final class FileDump: FileDumper {
         let ours = handle.number
         let status = try attempt("look at the file") { () throws(SystemCallError) in try FileStatus.read(in: ours) }
         let information = try look(at: ours, status, folder, number)
-        guard !information.lines.contains(where: { $0.starts(with: "lock:".utf8) }) else {
-            throw Failure(
-                .unsupported, "the file has a lock or lease, which can't be dumped yet",
-                advice: "Release it before the dump")
-        }
         var entry = FdinfoEntry()
         entry.fd = UInt32(number)
         let keeps = kept.count < mostKept
@@ -108,6 +103,10 @@ public final class FileDump: FileDumper {
             ],
             lasting: keeps ? nil : (process.id, number))
         entry.id = found.id
+        if information.lines.contains(where: { $0.starts(with: "lock:".utf8) }) {
+            let facts = FileFacts(status: status, target: try target(of: ours), information: information)
+            try Locks.of(context).dump(facts, found.id, handle: ours, number, of: process, context)
+        }
         if found.isNew {
             let facts = FileFacts(status: status, target: try target(of: ours), information: information)
             let file = OpenFile(id: found.id, facts: facts, handle: handle, owner: process, number: number)
@@ -176,7 +175,7 @@ public final class FileDump: FileDumper {
     }
 
     private func describe(_ file: OpenFile) throws(Failure) -> UInt32 {
-        for kind in fileKinds where kind.claims(file.facts) {
+        if let kind = fileKinds.first(where: { $0.claims(file.facts) }) ?? ExternalFile.kind(of: file.facts, context) {
             let entry = try kind.dump(file, context)
             context.files.append(entry)
             return entry.type
@@ -232,7 +231,10 @@ public final class FileDump: FileDumper {
     }
 
     /// Completes what depends on other files, while the tree still stands.
-    public func finish() throws(Failure) { for kind in fileKinds { try kind.finish(context) } }
+    public func finish() throws(Failure) {
+        for kind in fileKinds { try kind.finish(context) }
+        try Locks.of(context).finish(mapped.map { ($0.key.device, $0.key.inode, $0.key.flags, $0.value) }, context)
+    }
 
     /// Writes everything that is shared between tables. The tree may run again.
     public func write() throws(Failure) {

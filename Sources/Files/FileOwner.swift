@@ -5,10 +5,16 @@ internal import Linux
 
 /// Who gets signals for a file (`F_SETOWN_EX`, `F_SETSIG`), common to all kinds.
 enum FileOwner {
-    /// Reads the owner through our copy of the descriptor. Descriptors opened with O_PATH have none.
-    static func dump(_ file: OpenFile) throws(Failure) -> FownEntry {
+    /// No owner.
+    static var nobody: FownEntry {
         var entry = FownEntry()
         (entry.uid, entry.euid, entry.signum, entry.pidType, entry.pid) = (0, 0, 0, 0, 0)
+        return entry
+    }
+
+    /// Reads the owner through our copy of the descriptor. Descriptors opened with O_PATH have none.
+    static func dump(_ file: OpenFile) throws(Failure) -> FownEntry {
+        var entry = nobody
         guard file.number >= 0, file.facts.statusFlags & UInt32(OpenFlags.path.rawValue) == 0 else { return entry }
         let number = Int(file.handle.number)
         var owner: (type: Int32, pid: Int32) = (0, 0)

@@ -3,6 +3,7 @@ internal import ImageFormat
 internal import ImageMessages
 public import Kinds
 internal import Linux
+internal import Logging
 internal import Remote
 
 /// Restores files: each description once in the controller, then every descriptor table and directory.
@@ -27,6 +28,7 @@ public enum FileRestore {
         try RestoredRemaps.of(context).load(context)
         try PipeContents.load(context)
         for kind in fileKinds { try kind.load(context) }
+        try RestoredLocks.of(context).load(context)
     }
 
     /// Which kind each entry is of, as an index into the registry.
@@ -150,10 +152,16 @@ public enum FileRestore {
             }
             try kind.wire(entry, context)
         }
+        // Last, as nothing may open or close files after them.
+        try RestoredLocks.of(context).restore(context) { (id) in
+            guard let entry = context.entries[id], let index = kinds.byID[id] else { return nil }
+            return fileKinds[index].owner(entry)
+        }
     }
 
     /// Removes what only the restore needed: names of ghosts, and whatever the kinds have.
     public static func settle(_ context: RestoreContext) throws(Failure) {
+        for key in context.unusedDescriptors { context.log.warning("--inherit-fd: nothing in the image is \(key)") }
         RestoredRemaps.of(context).removeNames()
         for (id, index) in Kinds.of(context).byID {
             if let entry = context.entries[id] { try fileKinds[index].settle(entry, context) }

@@ -152,6 +152,46 @@ public final class RestoreContext {
         self.faults = faults
     }
 
+    /// The names for which a passed descriptor was used.
+    private var used: Set<String> = []
+
+    /// Passed descriptors that no file of the image needed, by the names that were given.
+    public var unusedDescriptors: [String] { policy.inherited.keys.filter { !used.contains($0) }.sorted() }
+
+    /// Whether the caller passed a descriptor for a resource (`--inherit-fd`).
+    public func inherits(_ key: String) -> Bool { policy.inherited[key] != nil }
+
+    /// Another descriptor of the description that the caller passed for a resource (`--inherit-fd`); nil if none was.
+    public func inherited(_ key: String) throws(Failure) -> Descriptor? {
+        guard let number = policy.inherited[key] else { return nil }
+        used.insert(key)
+        log.info("\(key) is our descriptor \(number)")
+        return try attempt("use the descriptor \(number) that was passed for \(key)") { () throws(SystemCallError) in
+            Descriptor(owning: Int32(try systemCall(.fcntl, Int(number), 1030, 3)))  // F_DUPFD_CLOEXEC
+        }
+    }
+
+    /// A new description of the file that the caller passed for a resource, or the passed one where the file can't be
+    /// opened again (sockets).
+    public func inherited(_ key: String, openedWith flags: UInt32) throws(Failure) -> Descriptor? {
+        guard let passed = try inherited(key) else { return nil }
+        let number = passed.number
+        // What can be set later is; a fifo must not wait for its other end.
+        let kept = UInt32(bitPattern: OpenFlags([.path, .directory]).rawValue) | 3
+        let opened = OpenFlags(rawValue: Int32(bitPattern: flags & kept)).union([.nonBlocking, .noControllingTerminal])
+        do throws(SystemCallError) {
+            let made = try openFile("/proc/self/fd/\(number)", opened)
+            if !opened.contains(.path) { try setStatusFlags(made.number, flags) }
+            return made
+        } catch {
+            guard error.errno == .ENXIO else {
+                throw Failure(
+                    .denied, "can't open what was passed for \(key) with the flags of the image", cause: error)
+            }
+        }
+        return passed
+    }
+
     /// Hands copies of our descriptors to a puppet. Returns their numbers there, the lowest that were free.
     public func deliver(_ numbers: [Int32], to puppet: Puppet) throws(Failure) -> [RemoteDescriptor] {
         guard let courier else { throw Failure(.bug, "descriptors before the courier") }

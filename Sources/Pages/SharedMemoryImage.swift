@@ -43,8 +43,40 @@ public enum SharedMemoryImage {
     public static func read(id: UInt64, into file: Int32, size: UInt64, from images: ImageSet) throws(Failure) {
         guard images.has(.sharedPagemap(id)) else { return }
         let pagemap = try Pagemap.read(.sharedPagemap(id), from: images, highest: (size + (2 << 20)) & ~(pageSize - 1))
-        for piece in try PageLocator(images, shared: id, pagemap).pieces {
-            try piece.copy(toFile: file)
+        let pieces = try PageLocator(images, shared: id, pagemap).pieces
+        let system = try attempt("look at shared memory") { () throws(SystemCallError) in try FileSystem.of(file) }
+        if system.magic == FileSystem.hugePages {
+            try fill(file, hugePages: system.blockSize, with: pieces)
+        } else {
+            for piece in pieces { try piece.copy(toFile: file) }
+        }
+    }
+
+    /// hugetlbfs has no write call: its files are filled through a mapping.
+    private static func fill(_ file: Int32, hugePages: UInt64, with pieces: [PagePiece]) throws(Failure) {
+        guard let end = pieces.map(\.range.end.rawValue).max() else { return }
+        let length = Int((end + hugePages - 1) / hugePages * hugePages)
+        let mapping = try attempt("map shared memory") { () throws(SystemCallError) in
+            try Mapping(length: length, flags: 0x4001, file: file)  // MAP_SHARED | MAP_NORESERVE
+        }
+        for piece in pieces {
+            // Into ourselves by a system call: where no page is left it fails, and a store would be fatal.
+            var from = (piece.source, Int(piece.range.length))
+            var to = (mapping.address + Int(piece.range.start.rawValue), from.1)
+            let done = try attempt(
+                "fill shared memory", advice: "Provide more huge pages of \(hugePages) bytes (vm.nr_hugepages)"
+            ) { () throws(SystemCallError) in
+                try withAddress(of: &from) { (from) throws(SystemCallError) in
+                    try withAddress(of: &to) { (to) throws(SystemCallError) in
+                        try systemCall(.process_vm_writev, Int(TaskID.current.rawValue), from, 1, to, 1, 0)
+                    }
+                }
+            }
+            guard done == to.1 else {
+                throw Failure(
+                    .denied, "can't fill shared memory: no huge page is left",
+                    advice: "Provide more huge pages of \(hugePages) bytes (vm.nr_hugepages)")
+            }
         }
     }
 }

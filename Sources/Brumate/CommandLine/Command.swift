@@ -31,6 +31,7 @@ public enum Command {
         // A peer that goes away is an error of a write, not the end.
         signal(SIGPIPE, SIG_IGN)
         for descriptor in invocation.options.close { _ = try? systemCall(.close, Int(descriptor)) }
+        let missing = invocation.options.inheritedDescriptors.first { !$0.isTaken() }
         let session: Session
         do {
             session = try Session(invocation.options, environment: environment, started: started)
@@ -40,6 +41,11 @@ public enum Command {
         }
         do throws(Failure) {
             if let failure = invocation.failure { throw failure }
+            if let missing {
+                throw Failure(
+                    .usage, "the descriptor \(missing.number), passed for \(missing.key), is not open",
+                    advice: "Let it be inherited: clear its close-on-exec flag")
+            }
             guard case .order(let action) = invocation.request else { throw Failure(.bug, "there is no order") }
             for remark in invocation.remarks { session.log.warning("\(remark)") }
             try prepare(action, session)

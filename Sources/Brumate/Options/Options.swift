@@ -343,5 +343,12 @@ extension Options {
             self.key = key
             self.number = number
         }
+
+        /// Keeps it from programs that we run. Returns false if it is not open, which can be told only before we open
+        /// files of our own.
+        func isTaken() -> Bool {
+            let command = number > 2 ? 2 : 1  // F_SETFD, F_GETFD; standard streams are for scripts too
+            return (try? systemCall(.fcntl, Int(number), command, 1)) != nil
+        }
     }
 }

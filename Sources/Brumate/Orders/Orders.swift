@@ -13,13 +13,16 @@ enum Orders {
     /// Dumps the tree. Returns what was counted and timed, for `--display-stats`.
     static func dump(_ session: borrowing Session) throws(Failure) -> Statistics {
         let options = session.options
-        try refuseOutside(options)
         guard let tree = options.tree else { throw Failure(.usage, "which tree? The option --tree PID is missing") }
         var request = DumpRequest(root: tree, images: session.imagesPath)
         request.policy.ghostLimit = options.ghostLimit
         request.policy.linkRemap = options.linkRemap
         request.isSynced = options.sync
         request.policy.shellJob = options.shellJob
+        request.policy.fileLocks = options.fileLocks
+        request.policy.external = try external(options)
+        request.policy.externalUnixSockets = options.externalUnixSockets
+        for inode in options.externalUnixSocketInodes { request.policy.external.add("unix[\(inode)]") }
         request.policy.recordsCPU = options.cpuCapabilities.contains(.image)
         switch options.ending {
         case .default: request.afterwards = .killed
@@ -35,8 +38,9 @@ enum Orders {
     /// Restores the tree and lets it go. Returns the root's pid and the figures.
     static func restore(_ session: borrowing Session) throws(Failure) -> (root: TaskID, statistics: Statistics) {
         let options = session.options
-        try refuseOutside(options)
         var request = RestoreRequest(images: session.imagesPath)
+        request.policy.external = try external(options)
+        for inherited in options.inheritedDescriptors { request.policy.inherited[inherited.key] = inherited.number }
         request.policy.shellJob = options.shellJob
         request.policy.ghostLimit = options.ghostLimit
         request.policy.checksPermissions = !options.skipFilePermissionCheck
@@ -47,14 +51,25 @@ enum Orders {
         request.scripts = Scripts(paths: options.actionScripts.map { FilePath(bytes: $0.bytes) })
         request.faults = session.faults
         let outcome = try Engine.restore(request, log: session.log)
+        // The tasks have their own by now; ours would keep pipes from ending for as long as we wait.
+        for inherited in options.inheritedDescriptors where inherited.number > 2 {
+            _ = try? systemCall(.close, Int(inherited.number))
+        }
         return (outcome.root, outcome.statistics)
     }
 
-    /// What would be wrong to pass over in silence: resources that come from, or stay, outside of the tree.
-    private static func refuseOutside(_ options: Options) throws(Failure) {
-        for (name, isUsed) in [
-            ("--external", !options.external.isEmpty), ("--inherit-fd", !options.inheritedDescriptors.isEmpty),
-        ] where isUsed { throw Failure(.unsupported, "\(name) is not supported yet") }
+    /// Resources that come from, or stay, outside of the tree. What would be wrong to pass over in silence is refused.
+    private static func external(_ options: Options) throws(Failure) -> ExternalResources {
+        var resources = ExternalResources()
+        for text in options.external {
+            guard ["file[", "dev[", "unix[", "tty["].contains(where: text.hasPrefix), text.contains("]") else {
+                throw Failure(
+                    .unsupported, "--external \(text) is not supported yet",
+                    advice: "The types file, dev, unix and tty are")
+            }
+            resources.add(text)
+        }
+        return resources
     }
 
     /// Waits until the restored root ends, as a restore without `--restore-detached` does.

@@ -36,6 +36,16 @@ enum Fifo: FileKind {
         guard let first = members.first else { return }
         let path = try self.path(of: first, context)
         try during(.file(String(decoding: path.name, as: UTF8.self))) { () throws(Failure) in
+            let key = RegularFile.key(path)
+            if context.inherits(key) {
+                for member in members {
+                    let flags = try self.path(of: member, context).flags
+                    guard let made = try context.inherited(key, openedWith: flags) else { return }
+                    try context.files.add(member.id, made)
+                }
+                return
+            }
+            try RegularFile.refuseExternal(path)
             try RestoredRemaps.of(context).prepare(path, context)
             let place = Array(path.name)
             // Open for both, so that no later open has to wait for the other end.

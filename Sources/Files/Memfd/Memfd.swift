@@ -50,6 +50,7 @@ enum Memfd: FileKind {
         let shared = UInt32(truncatingIfNeeded: status.inode)
         // The descriptor may be write-only or O_PATH; another description of the same file reads it.
         let ours = file.handle.number
+        try Locks.refuseWriteLease(file.facts)
         let readable = try attempt("open the memfd for reading") { () throws(SystemCallError) in
             try openFile("/proc/self/fd/\(ours)")
         }
@@ -115,6 +116,14 @@ enum Memfd: FileKind {
         }
         let text = String(decoding: inode.name, as: UTF8.self)
         try during(.file("memfd \(text)")) { () throws(Failure) in
+            let key = prefix + text
+            if context.inherits(key) {
+                for member in members {
+                    guard let made = try context.inherited(key) else { return }
+                    try context.files.add(member.id, made)
+                }
+                return
+            }
             let name = Array(inode.name)
             var flags = Int(inode.hugetlbFlag)
             if inode.seals != 1 { flags |= 2 }  // MFD_ALLOW_SEALING; F_SEAL_SEAL alone is how others are born
@@ -134,11 +143,23 @@ enum Memfd: FileKind {
             try SharedMemoryImage.read(
                 id: UInt64(inode.shmid), into: file.number, size: inode.size, from: context.images)
             let number = file.number
+            // The description that memfd_create made does not keep the file from being executed, as one that is opened
+            // for writing does. Which was the first can't be told; mappings, whose entries have no O_LARGEFILE, share it.
+            var isTaken = false
             for member in members {
                 let wanted = member.memfd
+                let isMapping = wanted.flags == UInt32(OpenFlags.readWrite.rawValue)
+                let isFirst = wanted.flags & 3 == 2 && !isMapping && !isTaken
+                if isFirst { isTaken = true }
                 let made = try attempt("open it") { () throws(SystemCallError) in
-                    let made = try openFile(
-                        "/proc/self/fd/\(number)", OpenFlags(rawValue: Int32(bitPattern: wanted.flags & ~0o300)))
+                    let made: Descriptor
+                    if isFirst || isMapping {
+                        made = Descriptor(owning: Int32(try systemCall(.fcntl, Int(number), 1030, 3)))
+                        if isFirst { try setStatusFlags(number, wanted.flags) }
+                    } else {
+                        made = try openFile(
+                            "/proc/self/fd/\(number)", OpenFlags(rawValue: Int32(bitPattern: wanted.flags & ~0o300)))
+                    }
                     if wanted.pos != 0 {
                         try systemCall(.lseek, Int(made.number), Int(bitPattern: UInt(wanted.pos)), 0)
                     }

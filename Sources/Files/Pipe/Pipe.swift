@@ -30,7 +30,16 @@ enum Pipe: FileKind {
 
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
         guard let first = members.first else { return }
-        try during(.file("pipe:[\(first.pipe.pipeID)]")) { () throws(Failure) in
+        let key = "pipe:[\(first.pipe.pipeID)]"
+        try during(.file(key)) { () throws(Failure) in
+            if context.inherits(key) {
+                // What is in the passed pipe stays; the image's contents were the old one's.
+                for member in members {
+                    guard let made = try context.inherited(key, openedWith: member.pipe.flags) else { return }
+                    try context.files.add(member.id, made)
+                }
+                return
+            }
             var ends: (Int32, Int32) = (-1, -1)
             try attempt("create it") { () throws(SystemCallError) in
                 try withAddress(of: &ends) { (ends) throws(SystemCallError) in try systemCall(.pipe2, ends, 0o2000000) }

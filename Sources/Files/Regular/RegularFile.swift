@@ -36,8 +36,28 @@ enum RegularFile: FileKind {
         // No mount id: without images of mounts CRIU takes it for one of another namespace.
         entry.mode = facts.status.mode
         if facts.status.kind == .regular { entry.size = facts.status.size }
-        entry.name = imageBytes(try Remaps.of(context).path(of: file, id: id, context))
+        let external = ExternalFile.name(facts)
+        if context.policy.external.contains(external) {
+            entry.name = imageBytes(external.utf8)
+            entry.ext = true
+            entry.clearSize()
+        } else {
+            entry.name = imageBytes(try Remaps.of(context).path(of: file, id: id, context))
+        }
         return entry
+    }
+
+    /// By which name a descriptor can be passed for the file: its path without the leading slash.
+    static func key(_ entry: RegFileEntry) -> String {
+        String(decoding: entry.name.first == 0x2f ? entry.name.dropFirst() : entry.name, as: UTF8.self)
+    }
+
+    /// An external file has no path.
+    static func refuseExternal(_ entry: RegFileEntry) throws(Failure) {
+        guard entry.ext else { return }
+        throw Failure(
+            .conflict, "the file was left outside of the image by --external",
+            advice: "Open it and pass --inherit-fd fd[NUMBER]:\(key(entry))")
     }
 
     static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.reg.rawValue) && entry.hasReg }
@@ -49,14 +69,30 @@ enum RegularFile: FileKind {
     }
 
     static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 {
-        RestoredRemaps.of(context).group(entry.id)
+        RestoredRemaps.of(context).group(entry.reg.hasSameAs ? entry.reg.sameAs : entry.id)
     }
 
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
         let remaps = RestoredRemaps.of(context)
-        for member in members where !remaps.isOnlyPath(member.id) {
+        // Entries that are another one's description come after it.
+        for member in members.filter({ !$0.reg.hasSameAs }) + members.filter(\.reg.hasSameAs)
+        where !remaps.isOnlyPath(member.id) {
             let entry = member.reg
             try during(.file(String(decoding: entry.name, as: UTF8.self))) { () throws(Failure) in
+                if entry.hasSameAs {
+                    let other = Int(try context.files.number(entry.sameAs))
+                    let made = try attempt("duplicate a descriptor") { () throws(SystemCallError) in
+                        Descriptor(owning: Int32(try systemCall(.fcntl, other, 1030, 3)))
+                    }
+                    return try context.files.add(member.id, made)
+                }
+                // CRIU opens external files again, and takes passed ones for files with a path as they are.
+                let key = key(entry)
+                let passed =
+                    entry.ext
+                    ? try context.inherited(key, openedWith: entry.flags) : try context.inherited(key)
+                if let passed { return try context.files.add(member.id, passed) }
+                try refuseExternal(entry)
                 let made = try open(entry, at: try remaps.prepare(entry, context))
                 try check(entry, made.number, context)
                 try context.files.add(member.id, made)

@@ -115,6 +115,7 @@ final class Remaps {
                     "the unlinked file holds \(stored) bytes, more than the ghost limit of \(context.policy.ghostLimit)",
                     advice: "Pass --ghost-limit \(stored) or more")
             }
+            try Locks.refuseWriteLease(file.facts)
             entry.size = status.size
             entry.chunks = true
             pieces = try data(of: ours, size: status.size)

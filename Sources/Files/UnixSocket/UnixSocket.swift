@@ -3,6 +3,7 @@ internal import ImageFormat
 internal import ImageMessages
 internal import Kinds
 internal import Linux
+internal import Logging
 internal import Procfs
 internal import SystemPackage
 
@@ -16,7 +17,7 @@ enum UnixSocket: FileKind {
     /// Sockets met in one dump, to find peers outside of the tree at its end.
     private final class Met {
         var inodes: Set<UInt32> = []
-        var peers: [(peer: UInt32, text: String)] = []
+        var peers: [(entry: UnixSkEntry, text: String)] = []
     }
 
     // MARK: dump
@@ -54,7 +55,7 @@ enum UnixSocket: FileKind {
         let met = context.state(Met.self) { Met() }
         met.inodes.insert(inode)
         if facts.peer != 0 {
-            met.peers.append((facts.peer, "task \(file.owner.id) (\(file.owner.name)), descriptor \(file.number)"))
+            met.peers.append((entry, "task \(file.owner.id) (\(file.owner.name)), descriptor \(file.number)"))
         }
         var whole = FileEntry(.unixsk, file.id)
         whole.usk = entry
@@ -85,12 +86,39 @@ enum UnixSocket: FileKind {
 
     static func finish(_ context: DumpContext) throws(Failure) {
         let met = context.state(Met.self) { Met() }
-        for (peer, text) in met.peers where !met.inodes.contains(peer) {
-            throw Failure(
-                .unsupported, "the UNIX socket of \(text) is connected to one outside of the tree (inode \(peer))",
-                advice: "Dump both ends, or close the connection")
+        for (entry, text) in met.peers where !met.inodes.contains(entry.peer) {
+            try describeOutside(entry, text, context)
+            met.inodes.insert(entry.peer)
         }
         try SocketQueues.of(context).finish(context)
+    }
+
+    /// `uflags` of an entry that stands for a socket outside of the tree.
+    private static let external: UInt32 = 1
+
+    /// Writes an entry for the outer end of a connection, if the user allows one.
+    private static func describeOutside(_ entry: UnixSkEntry, _ text: String, _ context: DumpContext) throws(Failure) {
+        let isNamed = context.policy.external.contains("unix[\(entry.ino)]")
+        let name = (try? UnixDiagnosis(inode: entry.peer))?.name ?? []
+        let isReachable = context.policy.externalUnixSockets && entry.type == datagram && !name.isEmpty
+        guard isNamed || isReachable else {
+            throw Failure(
+                .unsupported,
+                "the UNIX socket of \(text) is connected to one outside of the tree (inode \(entry.peer))",
+                advice: "Dump both ends, close the connection, or pass --external unix[\(entry.ino)]")
+        }
+        let id = context.fileIndex.newID()
+        var outside = FileEntry(.unixsk, id)
+        (outside.usk.id, outside.usk.ino, outside.usk.peer) = (id, entry.peer, 0)
+        // As CRIU writes them.
+        (outside.usk.type, outside.usk.state, outside.usk.uflags) = (datagram, listening, external)
+        (outside.usk.flags, outside.usk.backlog) = (0, 0)
+        outside.usk.name = imageBytes(name)
+        outside.usk.fown = FileOwner.nobody
+        (outside.usk.opts.soSndbuf, outside.usk.opts.soRcvbuf) = (0, 0)
+        (outside.usk.opts.soSndTmoSec, outside.usk.opts.soSndTmoUsec) = (0, 0)
+        (outside.usk.opts.soRcvTmoSec, outside.usk.opts.soRcvTmoUsec) = (0, 0)
+        context.files.append(outside)
     }
 
     // MARK: restore
@@ -125,7 +153,18 @@ enum UnixSocket: FileKind {
         return entries
     }
 
-    static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
+    private static func key(_ entry: UnixSkEntry) -> String { "socket:[\(entry.ino)]" }
+
+    static func make(_ all: [FileEntry], _ context: RestoreContext) throws(Failure) {
+        var members: [FileEntry] = []
+        for member in all where member.usk.uflags & external == 0 {
+            if let passed = try context.inherited(key(member.usk)) {
+                try context.files.add(member.id, passed)
+            } else {
+                members.append(member)
+            }
+        }
+        guard !members.isEmpty else { return }
         if let target = members.first(where: { isUnreachable($0.usk) }),
             members.allSatisfy({ $0.usk.peer != 0 || $0.id == target.id }),
             target.usk.peer == 0
@@ -143,6 +182,9 @@ enum UnixSocket: FileKind {
             if members.count == 2 {
                 try makePair(first, members[1], context)
             } else if first.usk.state == established, first.usk.type != datagram || first.usk.peer == 0 {
+                if let outer = sockets(context)[first.usk.peer], outer.usk.uflags & external != 0 {
+                    context.log.warning("\(key(first.usk)) is disconnected: no --inherit-fd says what it is to be")
+                }
                 try makePair(first, nil, context)
             } else {
                 try makeSingle(first, context)
@@ -229,8 +271,8 @@ enum UnixSocket: FileKind {
     static func wire(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {
         let socket = entry.usk
         guard socket.type == datagram, socket.peer != 0, let peer = sockets(context)[socket.peer],
-            peer.usk.peer != socket.ino,
-            !isUnreachable(peer.usk)
+            peer.usk.peer != socket.ino, !context.inherits(key(socket)), !isUnreachable(peer.usk),
+            peer.usk.uflags & external == 0 || !peer.usk.name.isEmpty
         else { return }
         try connect(try context.files.number(entry.id), to: peer.usk, context)
     }

@@ -1108,6 +1108,16 @@ public nonisolated struct RegFileEntry: @unchecked Sendable {
   /// Clears the value of `checksumParameter`. Subsequent reads from it will return its default value.
   public mutating func clearChecksumParameter() {_uniqueStorage()._checksumParameter = nil}
 
+  /// The file in files.img whose description this is, where only mappings refer to this one.
+  public var sameAs: UInt32 {
+    get {_storage._sameAs ?? 0}
+    set {_uniqueStorage()._sameAs = newValue}
+  }
+  /// Returns true if `sameAs` has been explicitly set.
+  public var hasSameAs: Bool {_storage._sameAs != nil}
+  /// Clears the value of `sameAs`. Subsequent reads from it will return its default value.
+  public mutating func clearSameAs() {_uniqueStorage()._sameAs = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -2783,12 +2793,63 @@ public nonisolated struct ExtFileEntry: Sendable {
   /// Clears the value of `fown`. Subsequent reads from it will return its default value.
   public mutating func clearFown() {self._fown = nil}
 
+  /// The name that the user gave the resource, and how it was open.
+  public var key: Data {
+    get {_key ?? Data()}
+    set {_key = newValue}
+  }
+  /// Returns true if `key` has been explicitly set.
+  public var hasKey: Bool {self._key != nil}
+  /// Clears the value of `key`. Subsequent reads from it will return its default value.
+  public mutating func clearKey() {self._key = nil}
+
+  public var flags: UInt32 {
+    get {_flags ?? 0}
+    set {_flags = newValue}
+  }
+  /// Returns true if `flags` has been explicitly set.
+  public var hasFlags: Bool {self._flags != nil}
+  /// Clears the value of `flags`. Subsequent reads from it will return its default value.
+  public mutating func clearFlags() {self._flags = nil}
+
+  public var pos: UInt64 {
+    get {_pos ?? 0}
+    set {_pos = newValue}
+  }
+  /// Returns true if `pos` has been explicitly set.
+  public var hasPos: Bool {self._pos != nil}
+  /// Clears the value of `pos`. Subsequent reads from it will return its default value.
+  public mutating func clearPos() {self._pos = nil}
+
+  public var path: Data {
+    get {_path ?? Data()}
+    set {_path = newValue}
+  }
+  /// Returns true if `path` has been explicitly set.
+  public var hasPath: Bool {self._path != nil}
+  /// Clears the value of `path`. Subsequent reads from it will return its default value.
+  public mutating func clearPath() {self._path = nil}
+
+  public var rdev: UInt64 {
+    get {_rdev ?? 0}
+    set {_rdev = newValue}
+  }
+  /// Returns true if `rdev` has been explicitly set.
+  public var hasRdev: Bool {self._rdev != nil}
+  /// Clears the value of `rdev`. Subsequent reads from it will return its default value.
+  public mutating func clearRdev() {self._rdev = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
   fileprivate var _id: UInt32? = nil
   fileprivate var _fown: FownEntry? = nil
+  fileprivate var _key: Data? = nil
+  fileprivate var _flags: UInt32? = nil
+  fileprivate var _pos: UInt64? = nil
+  fileprivate var _path: Data? = nil
+  fileprivate var _rdev: UInt64? = nil
 }
 
 /// An unlinked file, whose contents follow.
@@ -3046,6 +3107,26 @@ public nonisolated struct FileLockEntry: Sendable {
   /// Clears the value of `len`. Subsequent reads from it will return its default value.
   public mutating func clearLen() {self._len = nil}
 
+  /// The type that a lease had before its break began.
+  public var lease: UInt32 {
+    get {_lease ?? 0}
+    set {_lease = newValue}
+  }
+  /// Returns true if `lease` has been explicitly set.
+  public var hasLease: Bool {self._lease != nil}
+  /// Clears the value of `lease`. Subsequent reads from it will return its default value.
+  public mutating func clearLease() {self._lease = nil}
+
+  /// The file in files.img, where only a mapping holds the lock. Then pid is 0 and fd -1.
+  public var fileID: UInt32 {
+    get {_fileID ?? 0}
+    set {_fileID = newValue}
+  }
+  /// Returns true if `fileID` has been explicitly set.
+  public var hasFileID: Bool {self._fileID != nil}
+  /// Clears the value of `fileID`. Subsequent reads from it will return its default value.
+  public mutating func clearFileID() {self._fileID = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -3056,6 +3137,8 @@ public nonisolated struct FileLockEntry: Sendable {
   fileprivate var _fd: Int32? = nil
   fileprivate var _start: Int64? = nil
   fileprivate var _len: Int64? = nil
+  fileprivate var _lease: UInt32? = nil
+  fileprivate var _fileID: UInt32? = nil
 }
 
 /// Working directory, root directory and file mode mask.
@@ -5752,7 +5835,7 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
 
 nonisolated extension RegFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "RegFileEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}pos\0\u{2}\u{2}fown\0\u{1}name\0\u{3}mnt_id\0\u{1}size\0\u{1}ext\0\u{1}mode\0\u{3}build_id\0\u{1}checksum\0\u{3}checksum_config\0\u{3}checksum_parameter\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}pos\0\u{2}\u{2}fown\0\u{1}name\0\u{3}mnt_id\0\u{1}size\0\u{1}ext\0\u{1}mode\0\u{3}build_id\0\u{1}checksum\0\u{3}checksum_config\0\u{3}checksum_parameter\0\u{4}Z\u{f}same_as\0")
 
   fileprivate class _StorageClass {
     var _id: UInt32? = nil
@@ -5768,6 +5851,7 @@ nonisolated extension RegFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
     var _checksum: UInt32? = nil
     var _checksumConfig: UInt32? = nil
     var _checksumParameter: UInt32? = nil
+    var _sameAs: UInt32? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -5791,6 +5875,7 @@ nonisolated extension RegFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
       _checksum = source._checksum
       _checksumConfig = source._checksumConfig
       _checksumParameter = source._checksumParameter
+      _sameAs = source._sameAs
     }
   }
 
@@ -5834,6 +5919,7 @@ nonisolated extension RegFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
         case 12: try { try decoder.decodeSingularUInt32Field(value: &_storage._checksum) }()
         case 13: try { try decoder.decodeSingularUInt32Field(value: &_storage._checksumConfig) }()
         case 14: try { try decoder.decodeSingularUInt32Field(value: &_storage._checksumParameter) }()
+        case 1000: try { try decoder.decodeSingularUInt32Field(value: &_storage._sameAs) }()
         default: break
         }
       }
@@ -5885,6 +5971,9 @@ nonisolated extension RegFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
       try { if let v = _storage._checksumParameter {
         try visitor.visitSingularUInt32Field(value: v, fieldNumber: 14)
       } }()
+      try { if let v = _storage._sameAs {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1000)
+      } }()
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -5907,6 +5996,7 @@ nonisolated extension RegFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
         if _storage._checksum != rhs_storage._checksum {return false}
         if _storage._checksumConfig != rhs_storage._checksumConfig {return false}
         if _storage._checksumParameter != rhs_storage._checksumParameter {return false}
+        if _storage._sameAs != rhs_storage._sameAs {return false}
         return true
       }
       if !storagesAreEqual {return false}
@@ -7671,7 +7761,7 @@ nonisolated extension TunLinkEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
 
 nonisolated extension ExtFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "ExtFileEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{2}\u{4}fown\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{2}\u{4}fown\0\u{2}c\u{f}key\0\u{1}flags\0\u{1}pos\0\u{1}path\0\u{1}rdev\0")
 
   public var isInitialized: Bool {
     if self._id == nil {return false}
@@ -7688,6 +7778,11 @@ nonisolated extension ExtFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
       switch fieldNumber {
       case 1: try { try decoder.decodeSingularUInt32Field(value: &self._id) }()
       case 5: try { try decoder.decodeSingularMessageField(value: &self._fown) }()
+      case 1000: try { try decoder.decodeSingularBytesField(value: &self._key) }()
+      case 1001: try { try decoder.decodeSingularUInt32Field(value: &self._flags) }()
+      case 1002: try { try decoder.decodeSingularUInt64Field(value: &self._pos) }()
+      case 1003: try { try decoder.decodeSingularBytesField(value: &self._path) }()
+      case 1004: try { try decoder.decodeSingularUInt64Field(value: &self._rdev) }()
       default: break
       }
     }
@@ -7704,12 +7799,32 @@ nonisolated extension ExtFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
     try { if let v = self._fown {
       try visitor.visitSingularMessageField(value: v, fieldNumber: 5)
     } }()
+    try { if let v = self._key {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 1000)
+    } }()
+    try { if let v = self._flags {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1001)
+    } }()
+    try { if let v = self._pos {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 1002)
+    } }()
+    try { if let v = self._path {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 1003)
+    } }()
+    try { if let v = self._rdev {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 1004)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
   public static func ==(lhs: ExtFileEntry, rhs: ExtFileEntry) -> Bool {
     if lhs._id != rhs._id {return false}
     if lhs._fown != rhs._fown {return false}
+    if lhs._key != rhs._key {return false}
+    if lhs._flags != rhs._flags {return false}
+    if lhs._pos != rhs._pos {return false}
+    if lhs._path != rhs._path {return false}
+    if lhs._rdev != rhs._rdev {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -7905,7 +8020,7 @@ nonisolated extension RemapFilePathEntry: SwiftProtobuf.Message, SwiftProtobuf._
 
 nonisolated extension FileLockEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "FileLockEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}flag\0\u{1}type\0\u{1}pid\0\u{1}fd\0\u{1}start\0\u{1}len\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}flag\0\u{1}type\0\u{1}pid\0\u{1}fd\0\u{1}start\0\u{1}len\0\u{2}b\u{f}lease\0\u{3}file_id\0")
 
   public var isInitialized: Bool {
     if self._flag == nil {return false}
@@ -7929,6 +8044,8 @@ nonisolated extension FileLockEntry: SwiftProtobuf.Message, SwiftProtobuf._Messa
       case 4: try { try decoder.decodeSingularInt32Field(value: &self._fd) }()
       case 5: try { try decoder.decodeSingularInt64Field(value: &self._start) }()
       case 6: try { try decoder.decodeSingularInt64Field(value: &self._len) }()
+      case 1000: try { try decoder.decodeSingularUInt32Field(value: &self._lease) }()
+      case 1001: try { try decoder.decodeSingularUInt32Field(value: &self._fileID) }()
       default: break
       }
     }
@@ -7957,6 +8074,12 @@ nonisolated extension FileLockEntry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     try { if let v = self._len {
       try visitor.visitSingularInt64Field(value: v, fieldNumber: 6)
     } }()
+    try { if let v = self._lease {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1000)
+    } }()
+    try { if let v = self._fileID {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1001)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -7967,6 +8090,8 @@ nonisolated extension FileLockEntry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     if lhs._fd != rhs._fd {return false}
     if lhs._start != rhs._start {return false}
     if lhs._len != rhs._len {return false}
+    if lhs._lease != rhs._lease {return false}
+    if lhs._fileID != rhs._fileID {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
