@@ -163,8 +163,8 @@ struct AddressSpace {
     /// Room that a stack may grow into.
     private static let stackRoom: UInt64 = 1 << 30
 
-    /// The highest free range, which is where the kernel places a vdso: above the stack, so that neither a growing heap or
-    /// stack nor later mappings come there.
+    /// The highest free range, which is where the kernel places a vdso: above the stack, so that neither a growing heap
+    /// or stack nor later mappings come there.
     private func hole(_ size: UInt64) throws(Failure) -> Address {
         var taken = plan.areas.filter { $0.isMapped }.map { area in
             let room = area.flags & MapFlags.growsDown != 0 ? min(AddressSpace.stackRoom, area.range.start.rawValue) : 0

@@ -1,7 +1,8 @@
 internal import Diagnostics
 internal import Linux
 
-/// The functions of a vdso, by its dynamic symbol table. The bytes may come from an image, so nothing in them is trusted.
+/// The functions of a vdso, by its dynamic symbol table. The bytes may come from an image, so nothing in them is
+/// trusted.
 struct VdsoFunctions {
     /// How many bytes behind the vdso's first one each function begins.
     private(set) var offsets: [String: Int] = [:]

@@ -10,13 +10,13 @@ internal import Remote
 /// How a process gets a vdso that works with the code that was running when it was dumped.
 ///
 /// If the image's vdso is this kernel's, byte for byte, the kernel's own mappings move to where the image had them. If
-/// not, the image's vdso stays at its place as ordinary memory, since libraries know the addresses of its functions, and
-/// each function begins with a jump to the kernel's function of the same name. The kernel's mappings then lie in a hole.
+/// not, the image's vdso stays at its place as ordinary memory, since libraries know the addresses of its functions.
+/// Each of them begins with a jump to the kernel's function of the same name. The kernel's mappings lie in a hole.
 ///
-/// A thread that was stopped within a function of the old vdso goes on there. So does a function that this kernel does not
-/// have. Their data, the old [vvar], is mapped as zeros, which means to them: no clock source, no random numbers; they make
-/// the system call. What they can't tell is a coarse clock, which reads as zero if the thread was stopped just before
-/// reading it; a warning says so.
+/// A thread that was stopped within a function of the old vdso goes on there. So does a function that this kernel does
+/// not have. Their data, the old [vvar], is mapped as zeros, which mean to them: no clock source, no random numbers;
+/// they make the system call. Only a coarse clock has no such way out: it reads as zero, once, if the thread was
+/// stopped right before reading it.
 struct VdsoPlan {
     /// Where the kernel's mappings go.
     enum Place {
@@ -110,8 +110,8 @@ struct VdsoPlan {
         return targets.map { (range.start + UInt64($0.key), $0.value) }
     }
 
-    /// Leads the jumps of an earlier restore, which went into the vdso at `code`, to the kernel's. Returns whether there
-    /// were any.
+    /// Leads the jumps of an earlier restore, which went into the vdso at `code`, to the kernel's. Returns whether
+    /// there were any.
     private mutating func redirectEarlier(
         into code: AddressRange, _ areas: [Area], _ pieces: [PagePiece], to functions: [String: Int]
     ) throws(Failure) -> Bool {
