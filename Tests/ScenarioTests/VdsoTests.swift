@@ -31,10 +31,10 @@ struct `A vdso that is not this kernel's` {
                         if now < last[0]: count[0] = -10**9
                         last[0] = now; count[0] += 1
                 threading.Thread(target=loop, daemon=True).start()
+                (r, w), (r2, w2) = os.pipe(), os.pipe()
                 child = os.fork()
                 if child == 0:
-                    r, w = os.pipe()
-                    while True: signal.pause()
+                    while os.read(r, 1): os.write(w2, b'+' if abs(time.clock_gettime(6) - raw(6)) < 1 else b'-')
                 seen = [0]; before = [last[0]]
                 def check():
                     if libc.getauxval(33) != old: return 'auxv'
@@ -51,6 +51,8 @@ struct `A vdso that is not this kernel's` {
                     seen[0] = count[0]
                     m = open('/proc/%d/maps' % child).read()
                     if m.count('[vdso]') != 1 or '%x-' % old not in m: return 'the vdso of the child: ' + m
+                    os.write(w, b'?')
+                    if os.read(r2, 1) != b'+': return 'the clock of the child'
                     place = mapping('[vdso]')[0]
                     return 'own' if place == old else 'foreign'
                 serve(check)

@@ -70,9 +70,11 @@ struct VdsoPlan {
 
     /// The bytes of a mapping, all of whose pages must be in the image.
     private static func contents(of range: AddressRange, _ pieces: [PagePiece]) throws(Failure) -> [UInt8] {
+        guard range.length <= VdsoFunctions.mostBytes else {
+            throw Failure(.corruptImage, "the vdso at \(range) is too large")
+        }
         var bytes: [UInt8] = []
         for piece in pieces where piece.range.overlaps(range) {
-            guard range.length <= VdsoFunctions.mostBytes else { break }
             let part = piece.part(in: range)
             guard part.range.start == range.start + UInt64(bytes.count) else { break }
             bytes += part.bytes
