@@ -86,6 +86,7 @@ struct AddressSpace {
         let moves = try self.moves(placement)
         var final = MemoryRestore.Placement(mappings: moves.map(\.0))
         for (index, (_, place)) in moves.enumerated() { final.mappings[index].range = place }
+        final.mappings.sort { $0.range.start < $1.range.start }
         var stays = kept.keys.map { plan.areas[$0].range } + [puppet.runway]
         if moves.allSatisfy({ $0.0.range == $0.1 }) {
             unmap(except: stays + moves.map(\.1), &batch)
