@@ -112,6 +112,8 @@ let package = Package(
             dependencies: ["Kinds", "ImageFormat", "ImageMessages", "Linux", "Diagnostics", protobuf, system],
             swiftSettings: tests),
         .testTarget(
+            name: "MemoryTests", dependencies: ["Memory", "Remote", "Linux", "Diagnostics"], swiftSettings: tests),
+        .testTarget(
             name: "BrumateTests", dependencies: ["Brumate", "Linux", "Diagnostics", system], swiftSettings: tests),
         .testTarget(
             name: "RemoteTests", dependencies: ["Remote", "Linux", "Diagnostics", system], swiftSettings: strict),

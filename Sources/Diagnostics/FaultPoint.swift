@@ -32,23 +32,35 @@ public enum FaultPoint: String, CaseIterable, Sendable {
     case restoreReleasing = "restore-releasing"
 }
 
-/// The faults asked for by the environment variable `BRUMATE_FAULT=point[:fail|kill]`.
+/// Something that tests take away, to see that an order gets by without it.
+public enum FaultSwitch: String, CaseIterable, Sendable {
+    /// Restore: no vdso of an image is this kernel's.
+    case foreignVdso = "foreign-vdso"
+    /// Restore: the kernel can't be told the ids of timers.
+    case withoutTimerIDs = "without-timer-ids"
+}
+
+/// The faults asked for by the environment variable `BRUMATE_FAULT=point[:fail|kill]`, or `BRUMATE_FAULT=switch`, and by
+/// CRIU's numbers in `CRIU_FAULT`.
 public struct Faults: Sendable {
     private let point: FaultPoint?
     private let kill: Bool
+    private let lacking: FaultSwitch?
 
     /// No faults.
-    public init() {
-        point = nil
-        kill = false
-    }
+    public init() { self.init(environment: nil) }
 
-    /// Reads the value of `BRUMATE_FAULT`. An unknown point is ignored.
-    public init(environment value: String?) {
+    /// Reads the value of `BRUMATE_FAULT`, and of `CRIU_FAULT`, of whose numbers 127 is known: a foreign vdso. What is
+    /// unknown is ignored.
+    public init(environment value: String?, criu number: String? = nil) {
         let parts = (value ?? "").split(separator: ":")
         point = parts.first.flatMap { FaultPoint(rawValue: String($0)) }
         kill = parts.count > 1 && parts[1] == "kill"
+        lacking = number == "127" ? .foreignVdso : value.flatMap { FaultSwitch(rawValue: $0) }
     }
+
+    /// Whether something is to be done without.
+    public func lacks(_ thing: FaultSwitch) -> Bool { lacking == thing }
 
     /// Fails or kills this process if this point was asked for.
     public func pass(_ here: FaultPoint) throws(Failure) {

@@ -63,6 +63,7 @@ struct AddressSpace {
         for number in Set(numbers.values) { batch.add(.close, .descriptor(number), doing: "close a mapped file") }
         plan.placement = final
         try fill(pieces, fresh, batch)
+        try writeJumps()
     }
 
     /// Which areas the parent's memory already has, with the protection that they have now.
@@ -82,26 +83,24 @@ struct AddressSpace {
     private func moveKernelMappings(
         _ placement: MemoryRestore.Placement, _ kept: [Int: Int], _ batch: inout Batch
     ) throws(Failure) -> MemoryRestore.Placement {
-        let wanted = plan.areas.filter { !$0.status.isDisjoint(with: [.vdso, .vvar]) }
-        let moves = try self.moves(placement, to: wanted)
+        let moves = try self.moves(placement)
+        var final = MemoryRestore.Placement(mappings: moves.map(\.0))
+        for (index, (_, place)) in moves.enumerated() { final.mappings[index].range = place }
+        final.mappings.sort { $0.range.start < $1.range.start }
         var stays = kept.keys.map { plan.areas[$0].range } + [puppet.runway]
         if moves.allSatisfy({ $0.0.range == $0.1 }) {
             unmap(except: stays + moves.map(\.1), &batch)
-            return placement
+            return final
         }
         // Places may overlap, so all go aside first.
-        let taken = plan.areas.map(\.range) + stays + placement.mappings.map(\.range)
+        let taken = plan.areas.map(\.range) + stays + placement.mappings.map(\.range) + moves.map(\.1)
         let parking = try RestorePlan.hole(in: taken, size: 1 << 20)
         stays.append(parking)
-        var final = MemoryRestore.Placement(mappings: [])
         var parked: [(Address, AddressRange)] = []
         var at = parking.start
         for (mapping, place) in moves {
             move(mapping.range, to: at, &batch)
             parked.append((at, place))
-            var moved = mapping
-            moved.range = place
-            final.mappings.append(moved)
             at = at + mapping.range.length
         }
         unmap(except: stays, &batch)
@@ -130,35 +129,70 @@ struct AddressSpace {
         }
     }
 
-    /// Pairs the kernel's mappings with their places in the image.
-    private func moves(
-        _ placement: MemoryRestore.Placement, to wanted: [Area]
-    ) throws(Failure) -> [(VMA, AddressRange)] {
-        let variables = wanted.filter { $0.status.contains(.vvar) }
-        let code = wanted.filter { $0.status.contains(.vdso) }
-        if variables.isEmpty && code.isEmpty { return [] }
-        let ours = (
-            placement.mappings.filter { !$0.isNamed("[vdso]") }, placement.mappings.filter { $0.isNamed("[vdso]") }
-        )
-        var moves: [(VMA, AddressRange)] = []
-        let length = ours.0.reduce(0) { $0 + $1.range.length }
-        guard variables.count <= 1, code.count <= 1, ours.1.count == 1,
-            variables.first.map({ $0.range.length == length }) ?? true,
-            code.first.map({ $0.range.length == ours.1[0].range.length }) ?? true
-        else {
-            throw Failure(
-                .unsupported, "the vdso of this kernel has another size than the image's",
-                advice: "Restore on the kernel version that the image was made on")
-        }
-        if let place = variables.first {
-            var at = place.range.start
-            for mapping in ours.0 {
-                moves.append((mapping, AddressRange(start: at, end: at + mapping.range.length)))
-                at = at + mapping.range.length
+    /// Pairs the kernel's mappings with their places.
+    private func moves(_ placement: MemoryRestore.Placement) throws(Failure) -> [(VMA, AddressRange)] {
+        let code = placement.mappings.filter { $0.isNamed("[vdso]") }
+        let variables = placement.mappings.filter { !$0.isNamed("[vdso]") }
+        switch plan.vdso.place {
+        case .none: return []
+        case .image(let variablesPlace, let codePlace):
+            let length = variables.reduce(0) { $0 + $1.range.length }
+            guard variablesPlace?.length ?? length == length, code.count == 1,
+                codePlace?.length ?? code[0].range.length == code[0].range.length
+            else { throw Failure(.unsupported, "the vdso of this kernel has another size than the image's") }
+            var moves: [(VMA, AddressRange)] = []
+            if var at = variablesPlace?.start {
+                for mapping in variables {
+                    moves.append((mapping, AddressRange(start: at, end: at + mapping.range.length)))
+                    at = at + mapping.range.length
+                }
+            }
+            if let codePlace { moves.append((code[0], codePlace)) }
+            return moves
+        case .hole:
+            guard code.count == 1, let first = placement.mappings.first, let last = placement.mappings.last else {
+                throw Failure(.unsupported, "the parent of the process has no vdso that it could inherit")
+            }
+            let start = try hole(last.range.end.rawValue - first.range.start.rawValue)
+            return placement.mappings.map { mapping in
+                let at = start + (mapping.range.start.rawValue - first.range.start.rawValue)
+                return (mapping, AddressRange(start: at, end: at + mapping.range.length))
             }
         }
-        if let place = code.first { moves.append((ours.1[0], place.range)) }
-        return moves
+    }
+
+    /// Room that a stack may grow into.
+    private static let stackRoom: UInt64 = 1 << 30
+
+    /// The highest free range, which is where the kernel places a vdso: above the stack, so that neither a growing heap
+    /// or stack nor later mappings come there.
+    private func hole(_ size: UInt64) throws(Failure) -> Address {
+        var taken = plan.areas.filter { $0.isMapped }.map { area in
+            let room = area.flags & MapFlags.growsDown != 0 ? min(AddressSpace.stackRoom, area.range.start.rawValue) : 0
+            return AddressRange(area.range.start.rawValue - room, area.range.end.rawValue)
+        }
+        taken.append(puppet.runway)
+        var end = AddressSpace.end
+        for range in taken.sorted(by: { $0.end > $1.end }) {
+            if range.end.rawValue + size <= end { break }
+            end = min(end, range.start.rawValue)
+        }
+        guard end > size else { throw Failure(.unsupported, "no \(size) bytes of address space are free for the vdso") }
+        return Address(end - size)
+    }
+
+    /// Leads the functions of an old vdso to the kernel's.
+    private func writeJumps() throws(Failure) {
+        guard !plan.vdso.jumps.isEmpty else { return }
+        guard let code = plan.placement?.mappings.first(where: { $0.isNamed("[vdso]") }) else {
+            throw Failure(.bug, "no vdso to jump to")
+        }
+        let memory = try TaskMemory(process.id)
+        for (place, function) in plan.vdso.jumps {
+            try attempt("redirect the old vdso") { () throws(SystemCallError) in
+                try memory.write(Jump.code(to: code.range.start + UInt64(function)), at: place)
+            }
+        }
     }
 
     /// Delivers every file that is mapped anew, each once. The numbers are the puppet's, by area.
@@ -213,10 +247,7 @@ struct AddressSpace {
         var theirs = PieceCursor(parent?.pieces ?? [])
         for (index, area) in plan.areas.enumerated() {
             let mine = own.pieces(in: area.range)
-            guard area.isPrivate else {
-                if area.status.contains(.vdso) { try checkVdso(mine) }
-                continue
-            }
+            guard area.isPrivate else { continue }
             guard kept[index] != nil else {
                 let quick =
                     area.status.contains(.anonymousPrivate)
@@ -284,20 +315,6 @@ struct AddressSpace {
             drop(max(theirAt, theirs[index].range.start), theirs[index].range.end)
             index += 1
             theirAt = index < theirs.count ? theirs[index].range.start : Address(.max)
-        }
-    }
-
-    /// The image's vdso must be this kernel's: its functions lie at the same places only then.
-    private func checkVdso(_ pieces: [PagePiece]) throws(Failure) {
-        // Behind the image there may be what a controller left that died.
-        var rest = (OwnVdso.image ?? [])[...]
-        for piece in pieces {
-            guard piece.begins(with: Array(rest.prefix(Int(piece.range.length)))) else {
-                throw Failure(
-                    .unsupported, "the vdso of this kernel differs from the image's",
-                    advice: "Restore on the kernel version that the image was made on")
-            }
-            rest = rest.dropFirst(Int(piece.range.length))
         }
     }
 

@@ -95,9 +95,6 @@ struct Area: Hashable {
 }
 
 extension VMA {
-    /// Whether it is made by the kernel for every task.
-    var isOfKernel: Bool { isNamed("[vdso]") || isNamed("[vvar]") || isNamed("[vvar_vclock]") }
-
     /// Size of its pages in bytes, if they are huge.
     var hugePageSize: UInt64? { flags.contains("ht") ? kernelPageSize ?? 2 << 20 : nil }
 }

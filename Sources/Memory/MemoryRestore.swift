@@ -18,7 +18,12 @@ public enum MemoryRestore {
                 throw Failure(.corruptImage, "task \(process.id) has no mm image")
             }
             try during(.restoring(process.id, "?")) { () throws(Failure) in
-                built.plans[process.id] = try MemoryPlan(memory, process.id, context)
+                built.plans[process.id] = try MemoryPlan(
+                    memory, process.id,
+                    threads: {
+                        processes.filter { $0.id == process.id || $0.sharesMemory(with: process) }.flatMap(\.cores)
+                    },
+                    context)
             }
         }
         try built.createSegments(context)
@@ -29,7 +34,7 @@ public enum MemoryRestore {
         let built = BuiltMemories.of(context)
         guard let plan = built.plans[process.id] else { throw Failure(.bug, "no plan of the memory") }
         let parent = process.parent
-        if let parent, parent.plan.ids.vmID == process.plan.ids.vmID, process.plan.ids.hasVmID {
+        if let parent, parent.plan.sharesMemory(with: process.plan) {
             plan.sharedWith = parent.id
             plan.placement = built.plans[parent.id]?.placement
             return
@@ -52,6 +57,13 @@ public enum MemoryRestore {
     }
 }
 
+extension PlannedProcess {
+    /// Whether the two have one address space.
+    fileprivate func sharesMemory(with other: PlannedProcess) -> Bool {
+        !isZombie && ids.hasVmID && other.ids.hasVmID && ids.vmID == other.ids.vmID
+    }
+}
+
 /// What one process's memory is to be.
 final class MemoryPlan {
     let entry: MmEntry
@@ -64,8 +76,10 @@ final class MemoryPlan {
     var mappedProtection: [Int]
     var sharedWith: TaskID?
     var placement: MemoryRestore.Placement?
+    /// How it gets its vdso.
+    let vdso: VdsoPlan
 
-    init(_ entry: MmEntry, _ id: TaskID, _ context: RestoreContext) throws(Failure) {
+    init(_ entry: MmEntry, _ id: TaskID, threads: () -> [CoreEntry], _ context: RestoreContext) throws(Failure) {
         self.entry = entry
         var areas: [Area] = []
         var guards: [AddressRange] = []
@@ -77,10 +91,11 @@ final class MemoryPlan {
         for (one, two) in zip(areas, areas.dropFirst()) where one.range.end > two.range.start {
             throw Failure(.corruptImage, "the mappings \(one.range) and \(two.range) overlap")
         }
-        self.areas = areas
-        self.guards = guards
         let pagemap = try Pagemap.read(.pagemap(id.rawValue), from: context.images)
         pieces = try PageLocator(context.images, process: id.rawValue, pagemap).pieces
+        vdso = try VdsoPlan(&areas, pieces, threads: threads, context)
+        self.areas = areas
+        self.guards = guards
         mappedProtection = areas.map(\.protection)
         var next = 0
         for piece in pieces {

@@ -49,15 +49,10 @@ public struct PagePiece: Sendable {
         return PagePiece(range: cut, file: file, offset: offset + cut.start.rawValue - range.start.rawValue)
     }
 
-    /// Whether the contents begin with these bytes.
-    public func begins(with bytes: [UInt8]) -> Bool {
-        guard bytes.count <= Int(range.length), let start = unsafe UnsafeRawPointer(bitPattern: source) else {
-            return false
-        }
-        return unsafe bytes.withUnsafeBytes { other in
-            guard let base = other.baseAddress else { return true }
-            return unsafe clinux_equal(start, base, other.count) != 0
-        }
+    /// The contents.
+    public var bytes: [UInt8] {
+        unsafe [UInt8](
+            UnsafeRawBufferPointer(start: UnsafeRawPointer(bitPattern: source), count: Int(range.length)))
     }
 
     /// The same piece up to a later end; the pages between must follow in the same file.

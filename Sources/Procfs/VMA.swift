@@ -58,6 +58,9 @@ public struct VMA: Hashable, Sendable {
     /// Whether the name is exactly this.
     public func isNamed(_ text: String) -> Bool { name.elementsEqual(text.utf8) }
 
+    /// Whether it is made by the kernel for every task.
+    public var isOfKernel: Bool { isNamed("[vdso]") || isNamed("[vvar]") || isNamed("[vvar_vclock]") }
+
     /// A header line of maps or smaps, nil if it is no such line.
     init?(_ line: ArraySlice<UInt8>) {
         var fields = Fields(line)

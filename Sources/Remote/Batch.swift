@@ -103,6 +103,12 @@ public struct Batch: ~Copyable {
         return buffer
     }
 
+    /// Reserves memory for a call that begins with a trivial value, and is zero behind it.
+    public mutating func reserve<T: BitwiseCopyable>(_ count: Int, beginningWith value: T) -> Buffer {
+        let bytes = [UInt8](bytesOf: value)
+        return place(bytes + [UInt8](repeating: 0, count: max(0, count - bytes.count)))
+    }
+
     /// Places bytes for a call to read.
     public mutating func place(_ bytes: some Collection<UInt8>) -> Buffer {
         align()

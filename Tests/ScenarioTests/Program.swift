@@ -134,10 +134,10 @@ final class Program {
         unsafe waitpid(id, &status, 0)
     }
 
-    /// Dumps, restores, and asks.
-    func cycle(_ more: [String] = []) throws -> String {
+    /// Dumps, restores, and asks. The fault is the restore's.
+    func cycle(_ more: [String] = [], fault: String? = nil) throws -> String {
         guard try dump(more) == 0 else { return "dump: " + lastLine("dump.log") }
-        guard try restore() == 0 else { return "restore: " + lastLine("restore.log") }
+        guard try restore(fault: fault) == 0 else { return "restore: " + lastLine("restore.log") }
         return ask()
     }
 

@@ -15,20 +15,20 @@ public final class Session {
     public let log: Logger
     /// When the order began; log lines count from here.
     public let started: ContinuousClock.Instant
-    /// The faults that tests ask for by `BRUMATE_FAULT`.
+    /// The faults that tests ask for by `BRUMATE_FAULT` or `CRIU_FAULT`.
     public let faults: Faults
     /// The descriptor of the log file; nil when the log is standard error.
     private let logFile: Int32?
 
     /// Finds the directories, enters the work directory and opens the log.
     ///
-    /// - Parameter environment: gives `BRUMATE_FAULT`.
+    /// - Parameter environment: gives `BRUMATE_FAULT` and `CRIU_FAULT`.
     public init(
         _ options: Options, environment: (String) -> Word? = { _ in nil }, started: ContinuousClock.Instant = .now
     ) throws(Failure) {
         self.options = options
         self.started = started
-        faults = Faults(environment: environment("BRUMATE_FAULT")?.text)
+        faults = Faults(environment: environment("BRUMATE_FAULT")?.text, criu: environment("CRIU_FAULT")?.text)
         let here = try attempt("find the working directory") { () throws(SystemCallError) in
             try readLink("/proc/self/cwd")
         }
