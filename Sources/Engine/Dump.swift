@@ -68,7 +68,9 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
             guard order.isHealing else {
                 let figures = try order.run(request, started: started)
                 switch request.afterwards {
-                case .killed: tree.thaw(.killed)
+                case .killed:
+                    FileDump.part(context)
+                    tree.thaw(.killed)
                 case .running: tree.thaw(.running)
                 case .stopped: tree.thaw(.stopped)
                 }

@@ -3,6 +3,7 @@ internal import ImageFormat
 internal import ImageMessages
 public import Kinds
 public import Linux
+internal import Logging
 public import Procfs
 
 /// Dumps the descriptor tables of a tree, and files on behalf of mappings and directories.
@@ -141,6 +142,13 @@ public final class FileDump: FileDumper {
         if context.policy.removesLinkRemaps { Remaps.of(context).removeNames(context) }
         try PipeContents.of(context).finish(context)
         for kind in fileKinds { try kind.finish(context) }
+    }
+
+    /// Takes from a tree that will be killed what can't be taken otherwise. The image is complete without it.
+    public static func part(_ context: DumpContext) {
+        for kind in fileKinds {
+            do throws(Failure) { try kind.part(context) } catch { context.log.warning("\(error)") }
+        }
     }
 
     /// Takes back what a failed dump left on file systems.

@@ -142,11 +142,14 @@ public enum FileRestore {
         }
     }
 
-    /// Removes what only the restore needed: names of ghosts, and whatever the kinds have.
+    /// Removes what only the restore needed: names of ghosts, and whatever the kinds have. Then watches begin.
     public static func settle(_ context: RestoreContext) throws(Failure) {
         RestoredRemaps.of(context).removeNames()
         for (id, index) in Kinds.of(context).byID {
             if let entry = context.entries[id] { try fileKinds[index].settle(entry, context) }
+        }
+        for (id, index) in Kinds.of(context).byID {
+            if let entry = context.entries[id] { try fileKinds[index].watch(entry, context) }
         }
     }
 

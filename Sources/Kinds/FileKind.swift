@@ -52,10 +52,14 @@ public final class OpenFile {
 public protocol FileKind: SendableMetatype {
     /// Whether a file under dump is of this kind.
     static func claims(_ facts: FileFacts) -> Bool
+    /// Why a file can't be dumped, if that is known before the task is stopped.
+    static func refusal(_ facts: FileFacts) -> Failure?
     /// Dumps it.
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry
     /// Writes what the kind's files have in common, once all files are dumped.
     static func finish(_ context: DumpContext) throws(Failure)
+    /// Takes from the tree what is taken away by taking it, once the image is complete and the tree will be killed.
+    static func part(_ context: DumpContext) throws(Failure)
     /// Reads and checks the kind's own images, before anything is created.
     static func load(_ context: RestoreContext) throws(Failure)
     /// Whether an entry of files.img is of this kind.
@@ -72,11 +76,17 @@ public protocol FileKind: SendableMetatype {
     static func wire(_ entry: FileEntry, _ context: RestoreContext) throws(Failure)
     /// Cleans up what only the restore needed, after everything else: unlinks a ghost file.
     static func settle(_ entry: FileEntry, _ context: RestoreContext) throws(Failure)
+    /// Begins to watch files, once the restore itself touches none any more.
+    static func watch(_ entry: FileEntry, _ context: RestoreContext) throws(Failure)
 }
 
 extension FileKind {
+    /// Nothing is known.
+    public static func refusal(_ facts: FileFacts) -> Failure? { nil }
     /// Nothing.
     public static func finish(_ context: DumpContext) throws(Failure) {}
+    /// Nothing.
+    public static func part(_ context: DumpContext) throws(Failure) {}
     /// Nothing.
     public static func load(_ context: RestoreContext) throws(Failure) {}
     /// Nobody.
@@ -89,4 +99,6 @@ extension FileKind {
     public static func wire(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {}
     /// Nothing.
     public static func settle(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {}
+    /// Nothing.
+    public static func watch(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {}
 }

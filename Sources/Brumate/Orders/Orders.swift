@@ -17,6 +17,8 @@ enum Orders {
         var request = DumpRequest(root: tree, images: session.imagesPath)
         request.policy.ghostLimit = options.ghostLimit
         request.policy.linkRemap = options.linkRemap
+        request.policy.forcesPaths = options.forceIrmap
+        request.policy.scanPaths = options.irmapScanPaths
         request.policy.shellJob = options.shellJob
         request.policy.recordsCPU = options.cpuCapabilities.contains(.image)
         switch options.ending {

@@ -52,6 +52,9 @@ public nonisolated enum FdTypes: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   case memfd = 18
   case bpfmap = 19
   case pidfd = 20
+
+  /// Ours.
+  case userfaultfd = 1021
   case ctlTty = 65534
   case autofsPipe = 65535
 
@@ -64,6 +67,9 @@ public nonisolated enum FdTypes: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
 public nonisolated enum MarkType: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   case inode = 1
   case mount = 2
+
+  /// Ours: a mark on a whole file system; `me` tells a mount of it.
+  case filesystem = 1000
 
   public init() {
     self = .inode
@@ -982,11 +988,140 @@ public nonisolated struct FileEntry: @unchecked Sendable {
   /// Clears the value of `pidfd`. Subsequent reads from it will return its default value.
   public mutating func clearPidfd() {_uniqueStorage()._pidfd = nil}
 
+  /// Ours.
+  public var uffd: UserfaultfdEntry {
+    get {_storage._uffd ?? UserfaultfdEntry()}
+    set {_uniqueStorage()._uffd = newValue}
+  }
+  /// Returns true if `uffd` has been explicitly set.
+  public var hasUffd: Bool {_storage._uffd != nil}
+  /// Clears the value of `uffd`. Subsequent reads from it will return its default value.
+  public mutating func clearUffd() {_uniqueStorage()._uffd = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
   fileprivate var _storage = _StorageClass.defaultInstance
+}
+
+/// Ours: a userfaultfd with nothing to be read.
+public nonisolated struct UserfaultfdEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var id: UInt32 {
+    get {_id ?? 0}
+    set {_id = newValue}
+  }
+  /// Returns true if `id` has been explicitly set.
+  public var hasID: Bool {self._id != nil}
+  /// Clears the value of `id`. Subsequent reads from it will return its default value.
+  public mutating func clearID() {self._id = nil}
+
+  public var flags: UInt32 {
+    get {_flags ?? 0}
+    set {_flags = newValue}
+  }
+  /// Returns true if `flags` has been explicitly set.
+  public var hasFlags: Bool {self._flags != nil}
+  /// Clears the value of `flags`. Subsequent reads from it will return its default value.
+  public mutating func clearFlags() {self._flags = nil}
+
+  public var fown: FownEntry {
+    get {_fown ?? FownEntry()}
+    set {_fown = newValue}
+  }
+  /// Returns true if `fown` has been explicitly set.
+  public var hasFown: Bool {self._fown != nil}
+  /// Clears the value of `fown`. Subsequent reads from it will return its default value.
+  public mutating func clearFown() {self._fown = nil}
+
+  /// Features of UFFDIO_API, none if that was not called yet.
+  public var features: UInt64 {
+    get {_features ?? 0}
+    set {_features = newValue}
+  }
+  /// Returns true if `features` has been explicitly set.
+  public var hasFeatures: Bool {self._features != nil}
+  /// Clears the value of `features`. Subsequent reads from it will return its default value.
+  public mutating func clearFeatures() {self._features = nil}
+
+  /// The task whose memory it watches.
+  public var pid: UInt32 {
+    get {_pid ?? 0}
+    set {_pid = newValue}
+  }
+  /// Returns true if `pid` has been explicitly set.
+  public var hasPid: Bool {self._pid != nil}
+  /// Clears the value of `pid`. Subsequent reads from it will return its default value.
+  public mutating func clearPid() {self._pid = nil}
+
+  public var range: [UserfaultRangeEntry] = []
+
+  /// Whether it takes faults of user mode only.
+  public var userModeOnly: Bool {
+    get {_userModeOnly ?? false}
+    set {_userModeOnly = newValue}
+  }
+  /// Returns true if `userModeOnly` has been explicitly set.
+  public var hasUserModeOnly: Bool {self._userModeOnly != nil}
+  /// Clears the value of `userModeOnly`. Subsequent reads from it will return its default value.
+  public mutating func clearUserModeOnly() {self._userModeOnly = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _id: UInt32? = nil
+  fileprivate var _flags: UInt32? = nil
+  fileprivate var _fown: FownEntry? = nil
+  fileprivate var _features: UInt64? = nil
+  fileprivate var _pid: UInt32? = nil
+  fileprivate var _userModeOnly: Bool? = nil
+}
+
+/// Ours: UFFDIO_REGISTER.
+public nonisolated struct UserfaultRangeEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var start: UInt64 {
+    get {_start ?? 0}
+    set {_start = newValue}
+  }
+  /// Returns true if `start` has been explicitly set.
+  public var hasStart: Bool {self._start != nil}
+  /// Clears the value of `start`. Subsequent reads from it will return its default value.
+  public mutating func clearStart() {self._start = nil}
+
+  public var end: UInt64 {
+    get {_end ?? 0}
+    set {_end = newValue}
+  }
+  /// Returns true if `end` has been explicitly set.
+  public var hasEnd: Bool {self._end != nil}
+  /// Clears the value of `end`. Subsequent reads from it will return its default value.
+  public mutating func clearEnd() {self._end = nil}
+
+  public var mode: UInt64 {
+    get {_mode ?? 0}
+    set {_mode = newValue}
+  }
+  /// Returns true if `mode` has been explicitly set.
+  public var hasMode: Bool {self._mode != nil}
+  /// Clears the value of `mode`. Subsequent reads from it will return its default value.
+  public mutating func clearMode() {self._mode = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _start: UInt64? = nil
+  fileprivate var _end: UInt64? = nil
+  fileprivate var _mode: UInt64? = nil
 }
 
 /// A regular file, directory or stateless device.
@@ -1657,6 +1792,16 @@ public nonisolated struct InotifyFileEntry: Sendable {
 
   public var wd: [InotifyWdEntry] = []
 
+  /// Ours: events waited to be read. They are in inotify-queue.img, or else an overflow is reported.
+  public var hasEvents_p: Bool {
+    get {_hasEvents_p ?? false}
+    set {_hasEvents_p = newValue}
+  }
+  /// Returns true if `hasEvents_p` has been explicitly set.
+  public var hasHasEvents_p: Bool {self._hasEvents_p != nil}
+  /// Clears the value of `hasEvents_p`. Subsequent reads from it will return its default value.
+  public mutating func clearHasEvents_p() {self._hasEvents_p = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -1664,6 +1809,83 @@ public nonisolated struct InotifyFileEntry: Sendable {
   fileprivate var _id: UInt32? = nil
   fileprivate var _flags: UInt32? = nil
   fileprivate var _fown: FownEntry? = nil
+  fileprivate var _hasEvents_p: Bool? = nil
+}
+
+/// Ours: what waited to be read from an inotify.
+public nonisolated struct InotifyQueueEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var id: UInt32 {
+    get {_id ?? 0}
+    set {_id = newValue}
+  }
+  /// Returns true if `id` has been explicitly set.
+  public var hasID: Bool {self._id != nil}
+  /// Clears the value of `id`. Subsequent reads from it will return its default value.
+  public mutating func clearID() {self._id = nil}
+
+  public var event: [InotifyEventEntry] = []
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _id: UInt32? = nil
+}
+
+/// Ours: struct inotify_event.
+public nonisolated struct InotifyEventEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var wd: Int32 {
+    get {_wd ?? 0}
+    set {_wd = newValue}
+  }
+  /// Returns true if `wd` has been explicitly set.
+  public var hasWd: Bool {self._wd != nil}
+  /// Clears the value of `wd`. Subsequent reads from it will return its default value.
+  public mutating func clearWd() {self._wd = nil}
+
+  public var mask: UInt32 {
+    get {_mask ?? 0}
+    set {_mask = newValue}
+  }
+  /// Returns true if `mask` has been explicitly set.
+  public var hasMask: Bool {self._mask != nil}
+  /// Clears the value of `mask`. Subsequent reads from it will return its default value.
+  public mutating func clearMask() {self._mask = nil}
+
+  public var cookie: UInt32 {
+    get {_cookie ?? 0}
+    set {_cookie = newValue}
+  }
+  /// Returns true if `cookie` has been explicitly set.
+  public var hasCookie: Bool {self._cookie != nil}
+  /// Clears the value of `cookie`. Subsequent reads from it will return its default value.
+  public mutating func clearCookie() {self._cookie = nil}
+
+  public var name: Data {
+    get {_name ?? Data()}
+    set {_name = newValue}
+  }
+  /// Returns true if `name` has been explicitly set.
+  public var hasName: Bool {self._name != nil}
+  /// Clears the value of `name`. Subsequent reads from it will return its default value.
+  public mutating func clearName() {self._name = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _wd: Int32? = nil
+  fileprivate var _mask: UInt32? = nil
+  fileprivate var _cookie: UInt32? = nil
+  fileprivate var _name: Data? = nil
 }
 
 public nonisolated struct FanotifyInodeMarkEntry: Sendable {
@@ -1871,6 +2093,26 @@ public nonisolated struct FanotifyFileEntry: Sendable {
 
   public var mark: [FanotifyMarkEntry] = []
 
+  /// Ours: events waited to be read, which are lost; an overflow is reported.
+  public var hasEvents_p: Bool {
+    get {_hasEvents_p ?? false}
+    set {_hasEvents_p = newValue}
+  }
+  /// Returns true if `hasEvents_p` has been explicitly set.
+  public var hasHasEvents_p: Bool {self._hasEvents_p != nil}
+  /// Clears the value of `hasEvents_p`. Subsequent reads from it will return its default value.
+  public mutating func clearHasEvents_p() {self._hasEvents_p = nil}
+
+  /// Ours: its maker had no CAP_SYS_ADMIN, so that the kernel shows it less.
+  public var unprivileged: Bool {
+    get {_unprivileged ?? false}
+    set {_unprivileged = newValue}
+  }
+  /// Returns true if `unprivileged` has been explicitly set.
+  public var hasUnprivileged: Bool {self._unprivileged != nil}
+  /// Clears the value of `unprivileged`. Subsequent reads from it will return its default value.
+  public mutating func clearUnprivileged() {self._unprivileged = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -1880,6 +2122,8 @@ public nonisolated struct FanotifyFileEntry: Sendable {
   fileprivate var _fown: FownEntry? = nil
   fileprivate var _faflags: UInt32? = nil
   fileprivate var _evflags: UInt32? = nil
+  fileprivate var _hasEvents_p: Bool? = nil
+  fileprivate var _unprivileged: Bool? = nil
 }
 
 public nonisolated struct FhEntry: Sendable {
@@ -4697,11 +4941,11 @@ public nonisolated struct TcpStreamEntry: @unchecked Sendable {
 // MARK: - Code below here is support for the SwiftProtobuf runtime.
 
 nonisolated extension FdTypes: SwiftProtobuf._ProtoNameProviding {
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0UND\0\u{1}REG\0\u{1}PIPE\0\u{1}FIFO\0\u{1}INETSK\0\u{1}UNIXSK\0\u{1}EVENTFD\0\u{1}EVENTPOLL\0\u{1}INOTIFY\0\u{1}SIGNALFD\0\u{1}PACKETSK\0\u{1}TTY\0\u{1}FANOTIFY\0\u{1}NETLINKSK\0\u{1}NS\0\u{1}TUNF\0\u{1}EXT\0\u{1}TIMERFD\0\u{1}MEMFD\0\u{1}BPFMAP\0\u{1}PIDFD\0\u{2}j\u{7f}\u{f}CTL_TTY\0\u{1}AUTOFS_PIPE\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0UND\0\u{1}REG\0\u{1}PIPE\0\u{1}FIFO\0\u{1}INETSK\0\u{1}UNIXSK\0\u{1}EVENTFD\0\u{1}EVENTPOLL\0\u{1}INOTIFY\0\u{1}SIGNALFD\0\u{1}PACKETSK\0\u{1}TTY\0\u{1}FANOTIFY\0\u{1}NETLINKSK\0\u{1}NS\0\u{1}TUNF\0\u{1}EXT\0\u{1}TIMERFD\0\u{1}MEMFD\0\u{1}BPFMAP\0\u{1}PIDFD\0\u{2}i\u{f}USERFAULTFD\0\u{2}Ap\u{f}CTL_TTY\0\u{1}AUTOFS_PIPE\0")
 }
 
 nonisolated extension MarkType: SwiftProtobuf._ProtoNameProviding {
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}INODE\0\u{1}MOUNT\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}INODE\0\u{1}MOUNT\0\u{2}f\u{f}FILESYSTEM\0")
 }
 
 nonisolated extension FhEntrySizes: SwiftProtobuf._ProtoNameProviding {
@@ -5401,7 +5645,7 @@ nonisolated extension FdinfoEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
 
 nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "FileEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}type\0\u{1}id\0\u{1}reg\0\u{1}isk\0\u{1}nsf\0\u{1}psk\0\u{1}nlsk\0\u{1}efd\0\u{1}epfd\0\u{1}sgfd\0\u{1}tunf\0\u{1}tfd\0\u{1}ify\0\u{1}ffy\0\u{1}ext\0\u{1}usk\0\u{1}fifo\0\u{1}pipe\0\u{1}tty\0\u{1}memfd\0\u{1}bpf\0\u{1}pidfd\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}type\0\u{1}id\0\u{1}reg\0\u{1}isk\0\u{1}nsf\0\u{1}psk\0\u{1}nlsk\0\u{1}efd\0\u{1}epfd\0\u{1}sgfd\0\u{1}tunf\0\u{1}tfd\0\u{1}ify\0\u{1}ffy\0\u{1}ext\0\u{1}usk\0\u{1}fifo\0\u{1}pipe\0\u{1}tty\0\u{1}memfd\0\u{1}bpf\0\u{1}pidfd\0\u{2}g\u{f}uffd\0")
 
   fileprivate class _StorageClass {
     var _type: UInt32? = nil
@@ -5426,6 +5670,7 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
     var _memfd: MemfdFileEntry? = nil
     var _bpf: BpfmapFileEntry? = nil
     var _pidfd: PidfdEntry? = nil
+    var _uffd: UserfaultfdEntry? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -5458,6 +5703,7 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
       _memfd = source._memfd
       _bpf = source._bpf
       _pidfd = source._pidfd
+      _uffd = source._uffd
     }
   }
 
@@ -5492,6 +5738,7 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
       if let v = _storage._memfd, !v.isInitialized {return false}
       if let v = _storage._bpf, !v.isInitialized {return false}
       if let v = _storage._pidfd, !v.isInitialized {return false}
+      if let v = _storage._uffd, !v.isInitialized {return false}
       return true
     }
   }
@@ -5526,6 +5773,7 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
         case 20: try { try decoder.decodeSingularMessageField(value: &_storage._memfd) }()
         case 21: try { try decoder.decodeSingularMessageField(value: &_storage._bpf) }()
         case 22: try { try decoder.decodeSingularMessageField(value: &_storage._pidfd) }()
+        case 1021: try { try decoder.decodeSingularMessageField(value: &_storage._uffd) }()
         default: break
         }
       }
@@ -5604,6 +5852,9 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
       try { if let v = _storage._pidfd {
         try visitor.visitSingularMessageField(value: v, fieldNumber: 22)
       } }()
+      try { if let v = _storage._uffd {
+        try visitor.visitSingularMessageField(value: v, fieldNumber: 1021)
+      } }()
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -5635,10 +5886,136 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
         if _storage._memfd != rhs_storage._memfd {return false}
         if _storage._bpf != rhs_storage._bpf {return false}
         if _storage._pidfd != rhs_storage._pidfd {return false}
+        if _storage._uffd != rhs_storage._uffd {return false}
         return true
       }
       if !storagesAreEqual {return false}
     }
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension UserfaultfdEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserfaultfdEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}features\0\u{1}pid\0\u{1}range\0\u{3}user_mode_only\0")
+
+  public var isInitialized: Bool {
+    if self._id == nil {return false}
+    if self._flags == nil {return false}
+    if self._fown == nil {return false}
+    if self._pid == nil {return false}
+    if let v = self._fown, !v.isInitialized {return false}
+    if !SwiftProtobuf.Internal.areAllInitialized(self.range) {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._id) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self._flags) }()
+      case 3: try { try decoder.decodeSingularMessageField(value: &self._fown) }()
+      case 4: try { try decoder.decodeSingularUInt64Field(value: &self._features) }()
+      case 5: try { try decoder.decodeSingularUInt32Field(value: &self._pid) }()
+      case 6: try { try decoder.decodeRepeatedMessageField(value: &self.range) }()
+      case 7: try { try decoder.decodeSingularBoolField(value: &self._userModeOnly) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._id {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._flags {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
+    } }()
+    try { if let v = self._fown {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 3)
+    } }()
+    try { if let v = self._features {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 4)
+    } }()
+    try { if let v = self._pid {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 5)
+    } }()
+    if !self.range.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.range, fieldNumber: 6)
+    }
+    try { if let v = self._userModeOnly {
+      try visitor.visitSingularBoolField(value: v, fieldNumber: 7)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: UserfaultfdEntry, rhs: UserfaultfdEntry) -> Bool {
+    if lhs._id != rhs._id {return false}
+    if lhs._flags != rhs._flags {return false}
+    if lhs._fown != rhs._fown {return false}
+    if lhs._features != rhs._features {return false}
+    if lhs._pid != rhs._pid {return false}
+    if lhs.range != rhs.range {return false}
+    if lhs._userModeOnly != rhs._userModeOnly {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension UserfaultRangeEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserfaultRangeEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}start\0\u{1}end\0\u{1}mode\0")
+
+  public var isInitialized: Bool {
+    if self._start == nil {return false}
+    if self._end == nil {return false}
+    if self._mode == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self._start) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self._end) }()
+      case 3: try { try decoder.decodeSingularUInt64Field(value: &self._mode) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._start {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._end {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 2)
+    } }()
+    try { if let v = self._mode {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 3)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: UserfaultRangeEntry, rhs: UserfaultRangeEntry) -> Bool {
+    if lhs._start != rhs._start {return false}
+    if lhs._end != rhs._end {return false}
+    if lhs._mode != rhs._mode {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -6360,7 +6737,7 @@ nonisolated extension InotifyWdEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
 
 nonisolated extension InotifyFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "InotifyFileEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{2}\u{2}fown\0\u{1}wd\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{2}\u{2}fown\0\u{1}wd\0\u{4}c\u{f}has_events\0")
 
   public var isInitialized: Bool {
     if self._id == nil {return false}
@@ -6381,6 +6758,7 @@ nonisolated extension InotifyFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
       case 2: try { try decoder.decodeSingularUInt32Field(value: &self._flags) }()
       case 4: try { try decoder.decodeSingularMessageField(value: &self._fown) }()
       case 5: try { try decoder.decodeRepeatedMessageField(value: &self.wd) }()
+      case 1000: try { try decoder.decodeSingularBoolField(value: &self._hasEvents_p) }()
       default: break
       }
     }
@@ -6403,6 +6781,9 @@ nonisolated extension InotifyFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
     if !self.wd.isEmpty {
       try visitor.visitRepeatedMessageField(value: self.wd, fieldNumber: 5)
     }
+    try { if let v = self._hasEvents_p {
+      try visitor.visitSingularBoolField(value: v, fieldNumber: 1000)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -6411,6 +6792,107 @@ nonisolated extension InotifyFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
     if lhs._flags != rhs._flags {return false}
     if lhs._fown != rhs._fown {return false}
     if lhs.wd != rhs.wd {return false}
+    if lhs._hasEvents_p != rhs._hasEvents_p {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension InotifyQueueEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "InotifyQueueEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}event\0")
+
+  public var isInitialized: Bool {
+    if self._id == nil {return false}
+    if !SwiftProtobuf.Internal.areAllInitialized(self.event) {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._id) }()
+      case 2: try { try decoder.decodeRepeatedMessageField(value: &self.event) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._id {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    if !self.event.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.event, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: InotifyQueueEntry, rhs: InotifyQueueEntry) -> Bool {
+    if lhs._id != rhs._id {return false}
+    if lhs.event != rhs.event {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension InotifyEventEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "InotifyEventEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}wd\0\u{1}mask\0\u{1}cookie\0\u{1}name\0")
+
+  public var isInitialized: Bool {
+    if self._wd == nil {return false}
+    if self._mask == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularSInt32Field(value: &self._wd) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self._mask) }()
+      case 3: try { try decoder.decodeSingularUInt32Field(value: &self._cookie) }()
+      case 4: try { try decoder.decodeSingularBytesField(value: &self._name) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._wd {
+      try visitor.visitSingularSInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._mask {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
+    } }()
+    try { if let v = self._cookie {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 3)
+    } }()
+    try { if let v = self._name {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 4)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: InotifyEventEntry, rhs: InotifyEventEntry) -> Bool {
+    if lhs._wd != rhs._wd {return false}
+    if lhs._mask != rhs._mask {return false}
+    if lhs._cookie != rhs._cookie {return false}
+    if lhs._name != rhs._name {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -6589,7 +7071,7 @@ nonisolated extension FanotifyMarkEntry: SwiftProtobuf.Message, SwiftProtobuf._M
 
 nonisolated extension FanotifyFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "FanotifyFileEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}faflags\0\u{1}evflags\0\u{1}mark\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}faflags\0\u{1}evflags\0\u{1}mark\0\u{4}b\u{f}has_events\0\u{1}unprivileged\0")
 
   public var isInitialized: Bool {
     if self._id == nil {return false}
@@ -6614,6 +7096,8 @@ nonisolated extension FanotifyFileEntry: SwiftProtobuf.Message, SwiftProtobuf._M
       case 4: try { try decoder.decodeSingularUInt32Field(value: &self._faflags) }()
       case 5: try { try decoder.decodeSingularUInt32Field(value: &self._evflags) }()
       case 6: try { try decoder.decodeRepeatedMessageField(value: &self.mark) }()
+      case 1000: try { try decoder.decodeSingularBoolField(value: &self._hasEvents_p) }()
+      case 1001: try { try decoder.decodeSingularBoolField(value: &self._unprivileged) }()
       default: break
       }
     }
@@ -6642,6 +7126,12 @@ nonisolated extension FanotifyFileEntry: SwiftProtobuf.Message, SwiftProtobuf._M
     if !self.mark.isEmpty {
       try visitor.visitRepeatedMessageField(value: self.mark, fieldNumber: 6)
     }
+    try { if let v = self._hasEvents_p {
+      try visitor.visitSingularBoolField(value: v, fieldNumber: 1000)
+    } }()
+    try { if let v = self._unprivileged {
+      try visitor.visitSingularBoolField(value: v, fieldNumber: 1001)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -6652,6 +7142,8 @@ nonisolated extension FanotifyFileEntry: SwiftProtobuf.Message, SwiftProtobuf._M
     if lhs._faflags != rhs._faflags {return false}
     if lhs._evflags != rhs._evflags {return false}
     if lhs.mark != rhs.mark {return false}
+    if lhs._hasEvents_p != rhs._hasEvents_p {return false}
+    if lhs._unprivileged != rhs._unprivileged {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
