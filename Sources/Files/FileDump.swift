@@ -81,9 +81,7 @@ public final class FileDump: FileDumper {
             context.files.append(entry)
             return entry.type
         }
-        throw Failure(
-            .unsupported, "descriptors of this kind can't be dumped yet",
-            advice: "Close it before the dump, or see docs/unsupported.md")
+        throw Refused.unknown(file.facts)
     }
 
     /// Dumps the file behind a mapping, or finds it again.

@@ -52,6 +52,8 @@ public final class OpenFile {
 public protocol FileKind: SendableMetatype {
     /// Whether a file under dump is of this kind.
     static func claims(_ facts: FileFacts) -> Bool
+    /// Whether some files of the kind can be dumped and others not, so that `refusal` has to see each.
+    static var isRefusedSingly: Bool { get }
     /// Why a file can't be dumped, if that is known before the task is stopped.
     static func refusal(_ facts: FileFacts) -> Failure?
     /// Dumps it.
@@ -81,6 +83,8 @@ public protocol FileKind: SendableMetatype {
 }
 
 extension FileKind {
+    /// No.
+    public static var isRefusedSingly: Bool { false }
     /// Nothing is known.
     public static func refusal(_ facts: FileFacts) -> Failure? { nil }
     /// Nothing.

@@ -45,6 +45,11 @@ public struct FileStatus: Hashable, Sendable {
         UInt32(representedDevice >> 8 & 0xfff) | UInt32(representedDevice >> 32) & ~0xfff
     }
 
+    /// Minor number of `representedDevice`.
+    public var representedMinor: UInt32 {
+        UInt32(representedDevice & 0xff) | UInt32(truncatingIfNeeded: representedDevice >> 12) & ~0xff
+    }
+
     /// `device` in the kernel's own encoding: 12 bits of major and 20 of minor number.
     public var kernelDevice: UInt32 {
         let major = UInt32(device >> 8 & 0xfff) | UInt32(device >> 32) & ~0xfff

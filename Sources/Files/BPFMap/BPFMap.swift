@@ -19,6 +19,8 @@ enum BPFMap: FileKind {
     /// Types whose elements can only be taken out, not looked at.
     private static let queues: [UInt32: String] = [22: "queue", 23: "stack"]
 
+    static var isRefusedSingly: Bool { true }
+
     static func refusal(_ facts: FileFacts) -> Failure? {
         guard claims(facts), let type = facts.information.value("map_type", base: 10) else { return nil }
         let number = UInt32(truncatingIfNeeded: type)

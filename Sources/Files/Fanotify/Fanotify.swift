@@ -23,6 +23,8 @@ enum Fanotify: FileKind {
 
     static func claims(_ facts: FileFacts) -> Bool { facts.text == "anon_inode:[fanotify]" }
 
+    static var isRefusedSingly: Bool { true }
+
     static func refusal(_ facts: FileFacts) -> Failure? {
         guard claims(facts) else { return nil }
         for line in facts.information.lines {
