@@ -61,11 +61,12 @@ struct FanotifyQueue {
         return after
     }
 
-    /// Reads all events but the last, which is the overflow: it is no longer than the others.
+    /// Reads all events but the last, which is the overflow. FIONREAD counts the heads of events only.
     private func discard(_ waiting: Int) throws(SystemCallError) {
         var room = [UInt8](repeating: 0, count: 1 << 16)
-        let length = try read(&room, 24)  // struct fanotify_event_metadata
-        var left = (waiting - 1) / length - 1
+        let head = 24  // struct fanotify_event_metadata
+        let length = try read(&room, head)
+        var left = waiting / head - 2
         while left > 0 { left -= try read(&room, min(left, 128) * length) / length }
     }
 

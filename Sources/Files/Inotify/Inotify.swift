@@ -52,13 +52,20 @@ enum Inotify: FileKind {
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
         for member in members {
             let entry = member.ify
-            try context.files.add(
-                member.id, try make(entry, SavedQueues.of(context).events[member.id]))
+            try context.files.add(member.id, try make(entry, SavedQueues.of(context).events[member.id], context))
         }
     }
 
-    private static func make(_ entry: InotifyFileEntry, _ events: [InotifyEventEntry]?) throws(Failure) -> Descriptor {
-        if let events, let made = try? create(entry.flags, waiting: events) { return made }
+    private static func make(
+        _ entry: InotifyFileEntry, _ events: [InotifyEventEntry]?, _ context: RestoreContext
+    ) throws(Failure) -> Descriptor {
+        if let events {
+            do throws(Failure) {
+                let made = try create(entry.flags)
+                try InotifyQueue(made.number).fill(events)
+                return made
+            } catch { context.log.info("events of an inotify can't be kept, an overflow is reported: \(error)") }
+        }
         let made = try create(entry.flags)
         if entry.hasEvents_p || events != nil { try InotifyQueue(made.number).overflow() }
         return made
@@ -71,12 +78,6 @@ enum Inotify: FileKind {
             try setStatusFlags(made.number, flags)
             return made
         }
-    }
-
-    private static func create(_ flags: UInt32, waiting events: [InotifyEventEntry]) throws(Failure) -> Descriptor {
-        let made = try create(flags)
-        try InotifyQueue(made.number).fill(events)
-        return made
     }
 
     /// Watches are added oldest first, which fdinfo lists last; the number after the newest one's is the next.

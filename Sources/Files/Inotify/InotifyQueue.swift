@@ -90,7 +90,6 @@ struct InotifyQueue {
     /// Makes the queue report an overflow, and nothing else.
     func overflow() throws(Failure) {
         try fillUp()
-        try remove(InotifyQueue.fillerWatch)
         try discard(try bytesWaiting(number) / 16 - 1)
     }
 
@@ -105,19 +104,13 @@ struct InotifyQueue {
         try stage.play()
         // Full again: what the removal of the watches would tell is dropped.
         try stage.leave()
-        try remove(InotifyQueue.fillerWatch)
         let rest = try bytesWaiting(number) - events.reduce(0) { $0 + $1.size }
         guard rest == (full - events.count - 1) * 16 else { throw Failure(.bug, "other events happened than meant to") }
         try discard(rest / 16)
     }
 
-    private func remove(_ watch: Int32) throws(Failure) {
-        try attempt("remove a watch") { () throws(SystemCallError) in
-            try systemCall(.inotify_rm_watch, Int(number), Int(watch))
-        }
-    }
-
-    /// Fills the queue with events of our own, the overflow being the last.
+    /// Fills the queue with events of our own, the overflow being the last. The file that they happen to goes with its
+    /// watch, unnoticed because the queue is full.
     private func fillUp() throws(Failure) {
         try attempt("fill the queue of an inotify") { () throws(SystemCallError) in
             let memory = Descriptor(

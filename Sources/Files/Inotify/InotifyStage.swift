@@ -258,8 +258,8 @@ final class InotifyStage {
         do throws(SystemCallError) { try remove(place, isFolder: false) } catch {
             if error.errno == .ENOENT { return }
             guard error.errno == .EISDIR else { throw error }
-            let names = try listDirectory(".", in: try open(place, [.path, .directory]).number)
-            for name in names { try clear(place + [0x2f] + name.bytes) }
+            let folder = try open(place, [.directory])
+            for name in try listDirectory(".", in: folder.number) { try clear(place + [0x2f] + name.bytes) }
             try remove(place, isFolder: true)
         }
     }

@@ -22,6 +22,12 @@ enum Refused: FileKind {
                 advice: "Stop the profiler, or close the counter, before the dump")
         ),
         (
+            "anon_inode:[userfaultfd]",
+            Reason(
+                what: "a handler of page faults (userfaultfd)",
+                why: "which pages are missing or protected can't be given back yet", advice: close)
+        ),
+        (
             "anon_inode:bpf-prog",
             Reason(
                 what: "a BPF program", why: "the kernel has only its translation",
@@ -95,8 +101,8 @@ enum Refused: FileKind {
     private static func isMeant(_ link: String, _ facts: FileFacts) -> Bool {
         if link == "anon_inode:bpf" { return !BPFMap.claims(facts) }
         if link.hasPrefix("/dev/") { return facts.text == link && facts.status.kind == .characterDevice }
-        // SECRETMEM is the only file system without blocks.
-        if link.hasPrefix("/") { return facts.text == link && facts.status.links == 0 && facts.status.blocks == 0 }
+        // An ordinary file that says so has no links.
+        if link.hasPrefix("/") { return facts.text == link && facts.status.links > 0 && facts.status.blocks == 0 }
         return true
     }
 

@@ -52,9 +52,6 @@ public nonisolated enum FdTypes: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   case memfd = 18
   case bpfmap = 19
   case pidfd = 20
-
-  /// Ours.
-  case userfaultfd = 1021
   case ctlTty = 65534
   case autofsPipe = 65535
 
@@ -988,140 +985,11 @@ public nonisolated struct FileEntry: @unchecked Sendable {
   /// Clears the value of `pidfd`. Subsequent reads from it will return its default value.
   public mutating func clearPidfd() {_uniqueStorage()._pidfd = nil}
 
-  /// Ours.
-  public var uffd: UserfaultfdEntry {
-    get {_storage._uffd ?? UserfaultfdEntry()}
-    set {_uniqueStorage()._uffd = newValue}
-  }
-  /// Returns true if `uffd` has been explicitly set.
-  public var hasUffd: Bool {_storage._uffd != nil}
-  /// Clears the value of `uffd`. Subsequent reads from it will return its default value.
-  public mutating func clearUffd() {_uniqueStorage()._uffd = nil}
-
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
   fileprivate var _storage = _StorageClass.defaultInstance
-}
-
-/// Ours: a userfaultfd with nothing to be read.
-public nonisolated struct UserfaultfdEntry: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  public var id: UInt32 {
-    get {_id ?? 0}
-    set {_id = newValue}
-  }
-  /// Returns true if `id` has been explicitly set.
-  public var hasID: Bool {self._id != nil}
-  /// Clears the value of `id`. Subsequent reads from it will return its default value.
-  public mutating func clearID() {self._id = nil}
-
-  public var flags: UInt32 {
-    get {_flags ?? 0}
-    set {_flags = newValue}
-  }
-  /// Returns true if `flags` has been explicitly set.
-  public var hasFlags: Bool {self._flags != nil}
-  /// Clears the value of `flags`. Subsequent reads from it will return its default value.
-  public mutating func clearFlags() {self._flags = nil}
-
-  public var fown: FownEntry {
-    get {_fown ?? FownEntry()}
-    set {_fown = newValue}
-  }
-  /// Returns true if `fown` has been explicitly set.
-  public var hasFown: Bool {self._fown != nil}
-  /// Clears the value of `fown`. Subsequent reads from it will return its default value.
-  public mutating func clearFown() {self._fown = nil}
-
-  /// Features of UFFDIO_API, none if that was not called yet.
-  public var features: UInt64 {
-    get {_features ?? 0}
-    set {_features = newValue}
-  }
-  /// Returns true if `features` has been explicitly set.
-  public var hasFeatures: Bool {self._features != nil}
-  /// Clears the value of `features`. Subsequent reads from it will return its default value.
-  public mutating func clearFeatures() {self._features = nil}
-
-  /// The task whose memory it watches.
-  public var pid: UInt32 {
-    get {_pid ?? 0}
-    set {_pid = newValue}
-  }
-  /// Returns true if `pid` has been explicitly set.
-  public var hasPid: Bool {self._pid != nil}
-  /// Clears the value of `pid`. Subsequent reads from it will return its default value.
-  public mutating func clearPid() {self._pid = nil}
-
-  public var range: [UserfaultRangeEntry] = []
-
-  /// Whether it takes faults of user mode only.
-  public var userModeOnly: Bool {
-    get {_userModeOnly ?? false}
-    set {_userModeOnly = newValue}
-  }
-  /// Returns true if `userModeOnly` has been explicitly set.
-  public var hasUserModeOnly: Bool {self._userModeOnly != nil}
-  /// Clears the value of `userModeOnly`. Subsequent reads from it will return its default value.
-  public mutating func clearUserModeOnly() {self._userModeOnly = nil}
-
-  public var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  public init() {}
-
-  fileprivate var _id: UInt32? = nil
-  fileprivate var _flags: UInt32? = nil
-  fileprivate var _fown: FownEntry? = nil
-  fileprivate var _features: UInt64? = nil
-  fileprivate var _pid: UInt32? = nil
-  fileprivate var _userModeOnly: Bool? = nil
-}
-
-/// Ours: UFFDIO_REGISTER.
-public nonisolated struct UserfaultRangeEntry: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  public var start: UInt64 {
-    get {_start ?? 0}
-    set {_start = newValue}
-  }
-  /// Returns true if `start` has been explicitly set.
-  public var hasStart: Bool {self._start != nil}
-  /// Clears the value of `start`. Subsequent reads from it will return its default value.
-  public mutating func clearStart() {self._start = nil}
-
-  public var end: UInt64 {
-    get {_end ?? 0}
-    set {_end = newValue}
-  }
-  /// Returns true if `end` has been explicitly set.
-  public var hasEnd: Bool {self._end != nil}
-  /// Clears the value of `end`. Subsequent reads from it will return its default value.
-  public mutating func clearEnd() {self._end = nil}
-
-  public var mode: UInt64 {
-    get {_mode ?? 0}
-    set {_mode = newValue}
-  }
-  /// Returns true if `mode` has been explicitly set.
-  public var hasMode: Bool {self._mode != nil}
-  /// Clears the value of `mode`. Subsequent reads from it will return its default value.
-  public mutating func clearMode() {self._mode = nil}
-
-  public var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  public init() {}
-
-  fileprivate var _start: UInt64? = nil
-  fileprivate var _end: UInt64? = nil
-  fileprivate var _mode: UInt64? = nil
 }
 
 /// A regular file, directory or stateless device.
@@ -4941,7 +4809,7 @@ public nonisolated struct TcpStreamEntry: @unchecked Sendable {
 // MARK: - Code below here is support for the SwiftProtobuf runtime.
 
 nonisolated extension FdTypes: SwiftProtobuf._ProtoNameProviding {
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0UND\0\u{1}REG\0\u{1}PIPE\0\u{1}FIFO\0\u{1}INETSK\0\u{1}UNIXSK\0\u{1}EVENTFD\0\u{1}EVENTPOLL\0\u{1}INOTIFY\0\u{1}SIGNALFD\0\u{1}PACKETSK\0\u{1}TTY\0\u{1}FANOTIFY\0\u{1}NETLINKSK\0\u{1}NS\0\u{1}TUNF\0\u{1}EXT\0\u{1}TIMERFD\0\u{1}MEMFD\0\u{1}BPFMAP\0\u{1}PIDFD\0\u{2}i\u{f}USERFAULTFD\0\u{2}Ap\u{f}CTL_TTY\0\u{1}AUTOFS_PIPE\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0UND\0\u{1}REG\0\u{1}PIPE\0\u{1}FIFO\0\u{1}INETSK\0\u{1}UNIXSK\0\u{1}EVENTFD\0\u{1}EVENTPOLL\0\u{1}INOTIFY\0\u{1}SIGNALFD\0\u{1}PACKETSK\0\u{1}TTY\0\u{1}FANOTIFY\0\u{1}NETLINKSK\0\u{1}NS\0\u{1}TUNF\0\u{1}EXT\0\u{1}TIMERFD\0\u{1}MEMFD\0\u{1}BPFMAP\0\u{1}PIDFD\0\u{2}j\u{7f}\u{f}CTL_TTY\0\u{1}AUTOFS_PIPE\0")
 }
 
 nonisolated extension MarkType: SwiftProtobuf._ProtoNameProviding {
@@ -5645,7 +5513,7 @@ nonisolated extension FdinfoEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
 
 nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "FileEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}type\0\u{1}id\0\u{1}reg\0\u{1}isk\0\u{1}nsf\0\u{1}psk\0\u{1}nlsk\0\u{1}efd\0\u{1}epfd\0\u{1}sgfd\0\u{1}tunf\0\u{1}tfd\0\u{1}ify\0\u{1}ffy\0\u{1}ext\0\u{1}usk\0\u{1}fifo\0\u{1}pipe\0\u{1}tty\0\u{1}memfd\0\u{1}bpf\0\u{1}pidfd\0\u{2}g\u{f}uffd\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}type\0\u{1}id\0\u{1}reg\0\u{1}isk\0\u{1}nsf\0\u{1}psk\0\u{1}nlsk\0\u{1}efd\0\u{1}epfd\0\u{1}sgfd\0\u{1}tunf\0\u{1}tfd\0\u{1}ify\0\u{1}ffy\0\u{1}ext\0\u{1}usk\0\u{1}fifo\0\u{1}pipe\0\u{1}tty\0\u{1}memfd\0\u{1}bpf\0\u{1}pidfd\0")
 
   fileprivate class _StorageClass {
     var _type: UInt32? = nil
@@ -5670,7 +5538,6 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
     var _memfd: MemfdFileEntry? = nil
     var _bpf: BpfmapFileEntry? = nil
     var _pidfd: PidfdEntry? = nil
-    var _uffd: UserfaultfdEntry? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -5703,7 +5570,6 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
       _memfd = source._memfd
       _bpf = source._bpf
       _pidfd = source._pidfd
-      _uffd = source._uffd
     }
   }
 
@@ -5738,7 +5604,6 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
       if let v = _storage._memfd, !v.isInitialized {return false}
       if let v = _storage._bpf, !v.isInitialized {return false}
       if let v = _storage._pidfd, !v.isInitialized {return false}
-      if let v = _storage._uffd, !v.isInitialized {return false}
       return true
     }
   }
@@ -5773,7 +5638,6 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
         case 20: try { try decoder.decodeSingularMessageField(value: &_storage._memfd) }()
         case 21: try { try decoder.decodeSingularMessageField(value: &_storage._bpf) }()
         case 22: try { try decoder.decodeSingularMessageField(value: &_storage._pidfd) }()
-        case 1021: try { try decoder.decodeSingularMessageField(value: &_storage._uffd) }()
         default: break
         }
       }
@@ -5852,9 +5716,6 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
       try { if let v = _storage._pidfd {
         try visitor.visitSingularMessageField(value: v, fieldNumber: 22)
       } }()
-      try { if let v = _storage._uffd {
-        try visitor.visitSingularMessageField(value: v, fieldNumber: 1021)
-      } }()
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -5886,136 +5747,10 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
         if _storage._memfd != rhs_storage._memfd {return false}
         if _storage._bpf != rhs_storage._bpf {return false}
         if _storage._pidfd != rhs_storage._pidfd {return false}
-        if _storage._uffd != rhs_storage._uffd {return false}
         return true
       }
       if !storagesAreEqual {return false}
     }
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension UserfaultfdEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "UserfaultfdEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}features\0\u{1}pid\0\u{1}range\0\u{3}user_mode_only\0")
-
-  public var isInitialized: Bool {
-    if self._id == nil {return false}
-    if self._flags == nil {return false}
-    if self._fown == nil {return false}
-    if self._pid == nil {return false}
-    if let v = self._fown, !v.isInitialized {return false}
-    if !SwiftProtobuf.Internal.areAllInitialized(self.range) {return false}
-    return true
-  }
-
-  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._id) }()
-      case 2: try { try decoder.decodeSingularUInt32Field(value: &self._flags) }()
-      case 3: try { try decoder.decodeSingularMessageField(value: &self._fown) }()
-      case 4: try { try decoder.decodeSingularUInt64Field(value: &self._features) }()
-      case 5: try { try decoder.decodeSingularUInt32Field(value: &self._pid) }()
-      case 6: try { try decoder.decodeRepeatedMessageField(value: &self.range) }()
-      case 7: try { try decoder.decodeSingularBoolField(value: &self._userModeOnly) }()
-      default: break
-      }
-    }
-  }
-
-  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    // The use of inline closures is to circumvent an issue where the compiler
-    // allocates stack space for every if/case branch local when no optimizations
-    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
-    // https://github.com/apple/swift-protobuf/issues/1182
-    try { if let v = self._id {
-      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
-    } }()
-    try { if let v = self._flags {
-      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
-    } }()
-    try { if let v = self._fown {
-      try visitor.visitSingularMessageField(value: v, fieldNumber: 3)
-    } }()
-    try { if let v = self._features {
-      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 4)
-    } }()
-    try { if let v = self._pid {
-      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 5)
-    } }()
-    if !self.range.isEmpty {
-      try visitor.visitRepeatedMessageField(value: self.range, fieldNumber: 6)
-    }
-    try { if let v = self._userModeOnly {
-      try visitor.visitSingularBoolField(value: v, fieldNumber: 7)
-    } }()
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  public static func ==(lhs: UserfaultfdEntry, rhs: UserfaultfdEntry) -> Bool {
-    if lhs._id != rhs._id {return false}
-    if lhs._flags != rhs._flags {return false}
-    if lhs._fown != rhs._fown {return false}
-    if lhs._features != rhs._features {return false}
-    if lhs._pid != rhs._pid {return false}
-    if lhs.range != rhs.range {return false}
-    if lhs._userModeOnly != rhs._userModeOnly {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension UserfaultRangeEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = "UserfaultRangeEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}start\0\u{1}end\0\u{1}mode\0")
-
-  public var isInitialized: Bool {
-    if self._start == nil {return false}
-    if self._end == nil {return false}
-    if self._mode == nil {return false}
-    return true
-  }
-
-  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularUInt64Field(value: &self._start) }()
-      case 2: try { try decoder.decodeSingularUInt64Field(value: &self._end) }()
-      case 3: try { try decoder.decodeSingularUInt64Field(value: &self._mode) }()
-      default: break
-      }
-    }
-  }
-
-  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    // The use of inline closures is to circumvent an issue where the compiler
-    // allocates stack space for every if/case branch local when no optimizations
-    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
-    // https://github.com/apple/swift-protobuf/issues/1182
-    try { if let v = self._start {
-      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 1)
-    } }()
-    try { if let v = self._end {
-      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 2)
-    } }()
-    try { if let v = self._mode {
-      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 3)
-    } }()
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  public static func ==(lhs: UserfaultRangeEntry, rhs: UserfaultRangeEntry) -> Bool {
-    if lhs._start != rhs._start {return false}
-    if lhs._end != rhs._end {return false}
-    if lhs._mode != rhs._mode {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
