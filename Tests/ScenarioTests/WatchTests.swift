@@ -124,7 +124,9 @@ struct `Watches and their like` {
         #expect(outcome == "ok")
     }
 
-    @Test func `inotify reports an overflow where events can't be kept, and takes none from a tree that runs on`() throws {
+    @Test func `inotify reports an overflow where events can't be kept, and takes none from a tree that runs on`()
+        throws
+    {
         let script = """
             fd = call('inotify_init1', 0o4000); w = watch(fd, work, 0x100)
             for i in range(int(open('/proc/sys/fs/inotify/max_queued_events').read()) + 5 if FULL else 1): 
@@ -317,7 +319,10 @@ struct `Watches and their like` {
                 ["anon_inode:[fanotify]", "grants permissions", "FAN_*_PERM"]
             ),
             ("fd = libc.syscall(447, 0)", ["secret memory", "nobody but its task", "Unmap"]),
-            ("fd = os.open('/dev/loop-control', os.O_RDONLY)", ["/dev/loop-control", "devices with the numbers 10:237"]),
+            (
+                "fd = os.open('/dev/loop-control', os.O_RDONLY)",
+                ["/dev/loop-control", "devices with the numbers 10:237"]
+            ),
         ] {
             let program = try program(script + "\nif fd < 0: raise OSError()\nserve(lambda: 'fd %d' % fd)\n")
             let number = program.ask().split(separator: " ").last ?? "?"

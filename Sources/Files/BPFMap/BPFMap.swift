@@ -13,7 +13,8 @@ enum BPFMap: FileKind {
 
     /// Names of types (BPF_MAP_TYPE_*) that hold plain data.
     private static let plain: [UInt32: String] = [
-        1: "hash", 2: "array", 5: "percpu_hash", 6: "percpu_array", 9: "lru_hash", 10: "lru_percpu_hash", 11: "lpm_trie",
+        1: "hash", 2: "array", 5: "percpu_hash", 6: "percpu_array", 9: "lru_hash", 10: "lru_percpu_hash",
+        11: "lpm_trie",
     ]
 
     /// Types whose elements can only be taken out, not looked at.

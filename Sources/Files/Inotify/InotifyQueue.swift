@@ -71,7 +71,8 @@ struct InotifyQueue {
                 }
             }
             var at = 0
-            while at + 16 <= got, let watch = room.load(Int32.self, at: at), let mask = room.load(UInt32.self, at: at + 4),
+            while at + 16 <= got, let watch = room.load(Int32.self, at: at),
+                let mask = room.load(UInt32.self, at: at + 4),
                 let cookie = room.load(UInt32.self, at: at + 8), let length = room.load(UInt32.self, at: at + 12)
             {
                 var event = InotifyEventEntry()

@@ -62,7 +62,8 @@ private struct Look {
         }
         guard let length, let first = buffer.first else { return nil }
         let isInteresting =
-            first == 0x61 ? buffer.starts(with: "anon_inode:".utf8)
+            first == 0x61
+            ? buffer.starts(with: "anon_inode:".utf8)
             : first == 0x2f && (buffer.starts(with: "/dev/".utf8) || buffer.starts(with: "/secretmem ".utf8))
         return isInteresting ? Array(buffer[..<length]) : nil
     }

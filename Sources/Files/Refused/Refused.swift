@@ -18,7 +18,8 @@ enum Refused: FileKind {
         (
             "anon_inode:[perf_event]",
             Reason(
-                what: "a performance counter", why: "the kernel does not tell how it was set up, nor takes back its count",
+                what: "a performance counter",
+                why: "the kernel does not tell how it was set up, nor takes back its count",
                 advice: "Stop the profiler, or close the counter, before the dump")
         ),
         (
@@ -31,7 +32,8 @@ enum Refused: FileKind {
             "anon_inode:bpf-prog",
             Reason(
                 what: "a BPF program", why: "the kernel has only its translation",
-                advice: "Close it before the dump, pin it under /sys/fs/bpf if it is to stay, and load it again afterwards")
+                advice:
+                    "Close it before the dump, pin it under /sys/fs/bpf if it is to stay, and load it again afterwards")
         ),
         (
             "anon_inode:bpf_link",
@@ -40,7 +42,10 @@ enum Refused: FileKind {
                 advice: "Detach it before the dump, or pin it under /sys/fs/bpf")
         ),
         ("anon_inode:bpf", Reason(what: "a BPF object", why: "the kernel does not tell what it holds", advice: close)),
-        ("anon_inode:btf", Reason(what: "BPF type information", why: "no call loads it again as it was", advice: close)),
+        (
+            "anon_inode:btf",
+            Reason(what: "BPF type information", why: "no call loads it again as it was", advice: close)
+        ),
         (
             "anon_inode:kvm",
             Reason(
@@ -80,9 +85,13 @@ enum Refused: FileKind {
         ),
         (
             "anon_inode:dmabuf",
-            Reason(what: "a buffer of a device", why: "its state is in the hardware", advice: "Stop the use of the device")
+            Reason(
+                what: "a buffer of a device", why: "its state is in the hardware", advice: "Stop the use of the device")
         ),
-        ("anon_inode:sync_file", Reason(what: "a fence of a device", why: "its state is in the hardware", advice: close)),
+        (
+            "anon_inode:sync_file",
+            Reason(what: "a fence of a device", why: "its state is in the hardware", advice: close)
+        ),
         ("/dev/kvm", Reason(what: "the door to virtual machines", why: "it has state in the kernel", advice: close)),
         (
             "/dev/fuse",
@@ -110,7 +119,8 @@ enum Refused: FileKind {
 
     static func refusal(_ facts: FileFacts) -> Failure? {
         guard let reason = reason(facts) else { return nil }
-        return Failure(.unsupported, "this is \(reason.what), which can't be dumped: \(reason.why)", advice: reason.advice)
+        return Failure(
+            .unsupported, "this is \(reason.what), which can't be dumped: \(reason.why)", advice: reason.advice)
     }
 
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry {
