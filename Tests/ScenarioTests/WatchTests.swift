@@ -241,7 +241,7 @@ struct `Watches and their like` {
                     os.write(gone, b'x'); touch(t + '/d/n'); os.unlink(t + '/d/n')
                     got = [read(f) for f in (fd, fid, idle)]
                     if got[0] != [('0x22', 'a'), ('0x2', 'gone (deleted)'), ('0x20', 'n (deleted)')]: return '%s' % got
-                    if [e[0] for e in got[1]] != ['0x100', '0x200'] or [e[0] for e in got[2]] != ['0x200']: return '%s' % got
+                    if [e[0] for e in got[1]] != ['0x300'] or [e[0] for e in got[2]] != ['0x200']: return '%s' % got
                 finally: subprocess.run(['umount', '-l', t])
             serve(check)
             """)

@@ -109,7 +109,9 @@ final class InotifyStage {
             try clear(place)
             return events[(index + 1)...].firstIndex { $0.wd == event.wd }
         case InotifyStage.movedSelf:
-            try telling(event) { () throws(SystemCallError) in try rename(place, "aside/moved") }
+            try tell(event.wd, bit)
+            try rename(place, "aside/moved")
+            try tell("aside/moved", InotifyStage.quiet)
             try rename(Array("aside/moved".utf8), place)
         case InotifyStage.created:
             try clear(place)
@@ -200,8 +202,10 @@ final class InotifyStage {
 
     private static func place(_ watch: Int32) -> [UInt8] { Array("\(watch)".utf8) }
 
-    private func tell(_ watch: Int32, _ mask: UInt32) throws(SystemCallError) {
-        try withCString("/proc/self/fd/\(root.number)/\(watch)") { (path) throws(SystemCallError) in
+    private func tell(_ watch: Int32, _ mask: UInt32) throws(SystemCallError) { try tell("\(watch)", mask) }
+
+    private func tell(_ place: String, _ mask: UInt32) throws(SystemCallError) {
+        try withCString("/proc/self/fd/\(root.number)/\(place)") { (path) throws(SystemCallError) in
             try systemCall(.inotify_add_watch, Int(inotify), path, Int(mask))
         }
     }
