@@ -34,6 +34,8 @@ public enum FilePreflight {
 private struct Look {
     /// Texts that are all right.
     private var known: Set<[UInt8]> = []
+    /// The one met last: most descriptors of a task with many are of one kind.
+    private var last: [UInt8] = []
     private var buffer = [UInt8](repeating: 0, count: 256)
 
     mutating func check(_ task: TaskID) throws(Failure) {
@@ -46,7 +48,10 @@ private struct Look {
             try during(.dumping(task, name)) { () throws(Failure) in
                 try during(.descriptor(number)) { () throws(Failure) in
                     try during(.file(String(decoding: text, as: UTF8.self))) { () throws(Failure) in
-                        if try isHarmless(number, of: task, text) { known.insert(text) }
+                        if try isHarmless(number, of: task, text) {
+                            known.insert(text)
+                            last = text
+                        }
                     }
                 }
             }
@@ -60,7 +65,9 @@ private struct Look {
                 try systemCall(.readlinkat, Int(folder), name, address, count)
             }
         }
-        guard let length, let first = buffer.first else { return nil }
+        guard let length, let first = buffer.first, length != last.count || !buffer.starts(with: last) else {
+            return nil
+        }
         let isInteresting =
             first == 0x61
             ? buffer.starts(with: "anon_inode:".utf8)
