@@ -66,6 +66,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
                     try order.complete(request, started: started)
                 } else {
                     try order.complete(request, started: started)
+                    if request.afterwards == .killed { FileDump.part(context) }
                     tree.thaw(request.afterwards)
                 }
                 return context.statistics

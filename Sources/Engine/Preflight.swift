@@ -1,4 +1,5 @@
 internal import Diagnostics
+internal import Files
 internal import Kinds
 internal import Linux
 internal import Procfs
@@ -26,5 +27,6 @@ enum Preflight {
             throw Failure(
                 .usage, "\(root) is a thread of task \(status.process)", advice: "Pass --tree \(status.process)")
         }
+        try FilePreflight.check(root)
     }
 }

@@ -3,6 +3,7 @@ internal import ImageFormat
 internal import ImageMessages
 public import Kinds
 public import Linux
+internal import Logging
 public import Procfs
 public import Remote
 
@@ -180,9 +181,7 @@ public final class FileDump: FileDumper {
             context.files.append(entry)
             return entry.type
         }
-        throw Failure(
-            .unsupported, "descriptors of this kind can't be dumped yet",
-            advice: "Close it before the dump, or see docs/unsupported.md")
+        throw Refused.unknown(file.facts)
     }
 
     /// Dumps the file behind a mapping, or finds it again.
@@ -244,6 +243,14 @@ public final class FileDump: FileDumper {
         try Remaps.of(context).finish(context)
         if context.policy.removesLinkRemaps { Remaps.of(context).removeNames(context) }
         try PipeContents.of(context).finish(context)
+    }
+
+    /// Takes from a tree that will be killed what can't be taken otherwise. The image is complete without it.
+    public static func part(_ context: DumpContext) {
+        for kind in fileKinds {
+            do throws(Failure) { try kind.part(context) } catch { context.log.warning("\(error)") }
+        }
+        do throws(Failure) { try context.images.writeOut() } catch { context.log.warning("\(error)") }
     }
 
     /// Takes back what a failed dump left on file systems.

@@ -168,7 +168,7 @@ public enum FileRestore {
         }
     }
 
-    /// Starts what runs by the clock.
+    /// Starts what runs by the clock or watches files.
     public static func start(_ context: RestoreContext) throws(Failure) {
         for (id, index) in Kinds.of(context).byID {
             if let entry = context.entries[id] { try fileKinds[index].start(entry, context) }

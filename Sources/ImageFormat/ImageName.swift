@@ -43,6 +43,10 @@ public struct ImageName: Hashable, Sendable {
     public static let remapPaths = ImageName("remap-fpath.img", 0x5913_3954)
     /// `memfd.img`.
     public static let memfd = ImageName("memfd.img", 0x4845_3499)
+    /// `inotify-queue.img`, our own: what waits to be read from inotifies.
+    public static let inotifyQueue = ImageName("inotify-queue.img", 0x4252_4951)
+    /// `bpfmap-data.img`.
+    public static let bpfMapData = ImageName("bpfmap-data.img", 0x6432_4033)
     /// `filelocks.img`.
     public static let fileLocks = ImageName("filelocks.img", 0x5432_3616)
     /// `cgroup.img`.

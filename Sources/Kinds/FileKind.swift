@@ -52,11 +52,17 @@ public final class OpenFile {
 public protocol FileKind: SendableMetatype {
     /// Whether a file under dump is of this kind.
     static func claims(_ facts: FileFacts) -> Bool
+    /// Whether some files of the kind can be dumped and others not, so that `refusal` has to see each.
+    static var isRefusedSingly: Bool { get }
+    /// Why a file can't be dumped, if that is known before the task is stopped.
+    static func refusal(_ facts: FileFacts) -> Failure?
     /// Dumps it.
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry
     /// Completes the kind's entries in `context.files` and writes what its files have in common, once all files are
     /// dumped and before files.img is written.
     static func finish(_ context: DumpContext) throws(Failure)
+    /// Takes from the tree what is taken away by taking it, once the image is complete and the tree will be killed.
+    static func part(_ context: DumpContext) throws(Failure)
     /// Reads and checks the kind's own images, before anything is created.
     static func load(_ context: RestoreContext) throws(Failure)
     /// Whether an entry of files.img is of this kind.
@@ -74,13 +80,19 @@ public protocol FileKind: SendableMetatype {
     static func wire(_ entry: FileEntry, _ context: RestoreContext) throws(Failure)
     /// Cleans up what only the restore needed, after everything else: unlinks a ghost file.
     static func settle(_ entry: FileEntry, _ context: RestoreContext) throws(Failure)
-    /// Starts what runs by the clock, as the last act before the tasks are let go.
+    /// Starts what runs by the clock or watches files, as the last act before the tasks are let go.
     static func start(_ entry: FileEntry, _ context: RestoreContext) throws(Failure)
 }
 
 extension FileKind {
+    /// No.
+    public static var isRefusedSingly: Bool { false }
+    /// Nothing is known.
+    public static func refusal(_ facts: FileFacts) -> Failure? { nil }
     /// Nothing.
     public static func finish(_ context: DumpContext) throws(Failure) {}
+    /// Nothing.
+    public static func part(_ context: DumpContext) throws(Failure) {}
     /// Nothing.
     public static func load(_ context: RestoreContext) throws(Failure) {}
     /// Nobody.

@@ -1,3 +1,5 @@
+public import SystemPackage
+
 /// What the user allows and asks of a dump, as far as kinds of kernel object need to know.
 public struct DumpPolicy: Sendable {
     /// Largest unlinked file, in bytes, whose contents go into the image (`--ghost-limit`).
@@ -12,6 +14,10 @@ public struct DumpPolicy: Sendable {
     public var fileLocks = false
     /// Temporary names go away at the end (`--leave-running`).
     public var removesLinkRemaps = false
+    /// Paths are noted for all watched files (`--force-irmap`).
+    public var forcesPaths = false
+    /// More places to look for watched files (`--irmap-scan-path`).
+    public var scanPaths: [FilePath] = []
     /// The tree goes on after the dump, so nothing on disk that it needs may be moved.
     public var leaveRunning = false
     /// Resources that stay outside, as `type[id]` or `type[id]:key` (`--external`).

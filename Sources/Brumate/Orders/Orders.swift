@@ -18,6 +18,8 @@ enum Orders {
         request.policy.ghostLimit = options.ghostLimit
         request.policy.linkRemap = options.linkRemap
         request.isSynced = options.sync
+        request.policy.forcesPaths = options.forceIrmap
+        request.policy.scanPaths = options.irmapScanPaths
         request.policy.shellJob = options.shellJob
         request.policy.fileLocks = options.fileLocks
         request.policy.external = try external(options)

@@ -4,6 +4,8 @@ internal import ImageMessages
 internal import Kinds
 internal import Linux
 internal import Procfs
+internal import Remote
+internal import SystemPackage
 
 /// A file with a path: regular, directory, device without state, an entry of /proc, or anything opened with O_PATH.
 enum RegularFile: FileKind {
@@ -93,10 +95,34 @@ enum RegularFile: FileKind {
                     ? try context.inherited(key, openedWith: entry.flags) : try context.inherited(key)
                 if let passed { return try context.files.add(member.id, passed) }
                 try refuseExternal(entry)
-                let made = try open(entry, at: try remaps.prepare(entry, context))
+                let path = try remaps.prepare(entry, context)
+                let lent = try lendDescriptor(to: path, context)
+                let made = try open(entry, at: path)
+                try lent?()
                 try check(entry, made.number, context)
                 try context.files.add(member.id, made)
             }
+        }
+    }
+
+    /// /proc/PID/fdinfo/N can be opened only while the task has a descriptor N, and it has none yet: it gets one for a
+    /// moment. Returns what takes it away.
+    private static func lendDescriptor(
+        to path: [UInt8], _ context: RestoreContext
+    ) throws(Failure) -> (() throws(Failure) -> Void)? {
+        let words = String(decoding: path, as: UTF8.self).split(separator: "/")
+        guard words.count == 4, words[0] == "proc", words[2] == "fdinfo", let id = Int32(words[1]),
+            let number = Int32(words[3]), number >= 0, let courier = context.courier?.remote,
+            number != courier.number, let process = context.processes.first(where: { $0.id == TaskID(id) }),
+            !process.plan.isZombie
+        else { return nil }
+        var lend = Batch()
+        lend.add(.dup3, .descriptor(courier), .value(Int(number)), .value(0), doing: "lend a descriptor")
+        try process.puppet.run(lend)
+        return { () throws(Failure) in
+            var batch = Batch()
+            batch.add(.close, .value(Int(number)), doing: "take a descriptor back")
+            try process.puppet.run(batch)
         }
     }
 

@@ -37,7 +37,7 @@ final class Remaps {
         }
         let saysDeleted = path.reversed().starts(with: Remaps.deleted.utf8.reversed())
         if facts.begins(with: "/proc/"), isProc(file.handle.number) {
-            return try pathInProc(path, saysDeleted, id)
+            return try pathInProc(path, saysDeleted, id, facts.status)
         }
         if facts.status.links == 0 {
             if saysDeleted { path.removeLast(Remaps.deleted.utf8.count) }
@@ -71,10 +71,21 @@ final class Remaps {
         return led[path] == inode
     }
 
-    private func pathInProc(_ path: [UInt8], _ saysDeleted: Bool, _ id: UInt32) throws(Failure) -> [UInt8] {
-        guard saysDeleted else { return path }
-        let plain = Array(path.dropLast(Remaps.deleted.utf8.count))
+    /// Only the directory of a dead task itself is called deleted; what lies in it leads nowhere, or to another task's.
+    private func pathInProc(
+        _ path: [UInt8], _ saysDeleted: Bool, _ id: UInt32, _ status: FileStatus
+    ) throws(Failure) -> [UInt8] {
+        guard saysDeleted || !leads(path, to: status) else { return path }
+        let plain = saysDeleted ? Array(path.dropLast(Remaps.deleted.utf8.count)) : path
         let word = plain.dropFirst("/proc/".utf8.count).prefix { $0 != 0x2f }
+        let folder = Array("/proc/".utf8) + word
+        if (try? FileStatus.read(path: folder)) != nil {
+            // The descriptor that the entry tells of was closed; it is lent one at restore.
+            if plain.dropFirst(folder.count).starts(with: "/fdinfo/".utf8) { return plain }
+            throw Failure(
+                .unsupported, "it was opened when another task, or an entry that is gone, had this path",
+                advice: "Close it before the dump")
+        }
         guard let pid = UInt32(String(decoding: word, as: UTF8.self)) else {
             throw Failure(.unsupported, "the entry of /proc is gone")
         }

@@ -15,6 +15,7 @@ final class RestoredRemaps {
     private var onlyPaths: Set<UInt32> = []
     private var ghosts: [UInt32: [UInt8]] = [:]
     private var linked: Set<UInt32> = []
+    private var inodes: [Inode: UInt32] = [:]
     private var names: [(path: [UInt8], isDirectory: Bool)] = []
     private var standIns: [UInt32: Puppet] = [:]
 
@@ -26,6 +27,11 @@ final class RestoredRemaps {
         for entry in try context.images.loadAll(.remapPaths, as: RemapFilePathEntry.self) {
             remaps[entry.origID] = entry
         }
+        for remap in remaps.values where remap.hasRemapType && remap.remapType == .ghost {
+            guard let entry = try context.images.open(.ghost(remap.remapID)).next(GhostFileEntry.self), entry.hasIno
+            else { continue }
+            inodes[Inode(device: entry.dev, inode: entry.ino)] = remap.origID
+        }
         for entry in context.entries.values where entry.hasFifo {
             onlyPaths.insert(entry.fifo.hasRegfID ? entry.fifo.regfID : entry.id)
         }
@@ -36,6 +42,13 @@ final class RestoredRemaps {
 
     /// Whether an entry is only the path of another one and not a file to be opened.
     func isOnlyPath(_ id: UInt32) -> Bool { onlyPaths.contains(id) }
+
+    /// The file that is made again for an unlinked inode.
+    func ghost(device: UInt32, inode: UInt64) -> UInt32? { inodes[Inode(device: device, inode: inode)] }
+
+    private struct Inode: Hashable {
+        let device: UInt32, inode: UInt64
+    }
 
     /// Descriptions of one ghost are opened together, while it has a name.
     func group(_ id: UInt32) -> UInt64 {

@@ -65,6 +65,9 @@ public nonisolated enum MarkType: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   case inode = 1
   case mount = 2
 
+  /// Ours: a mark on a whole file system; `me` tells a mount of it.
+  case filesystem = 1000
+
   public init() {
     self = .inode
   }
@@ -1741,6 +1744,16 @@ public nonisolated struct InotifyFileEntry: Sendable {
 
   public var wd: [InotifyWdEntry] = []
 
+  /// Ours: events waited to be read. They are in inotify-queue.img, or else an overflow is reported.
+  public var hasEvents_p: Bool {
+    get {_hasEvents_p ?? false}
+    set {_hasEvents_p = newValue}
+  }
+  /// Returns true if `hasEvents_p` has been explicitly set.
+  public var hasHasEvents_p: Bool {self._hasEvents_p != nil}
+  /// Clears the value of `hasEvents_p`. Subsequent reads from it will return its default value.
+  public mutating func clearHasEvents_p() {self._hasEvents_p = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -1748,6 +1761,83 @@ public nonisolated struct InotifyFileEntry: Sendable {
   fileprivate var _id: UInt32? = nil
   fileprivate var _flags: UInt32? = nil
   fileprivate var _fown: FownEntry? = nil
+  fileprivate var _hasEvents_p: Bool? = nil
+}
+
+/// Ours: what waited to be read from an inotify.
+public nonisolated struct InotifyQueueEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var id: UInt32 {
+    get {_id ?? 0}
+    set {_id = newValue}
+  }
+  /// Returns true if `id` has been explicitly set.
+  public var hasID: Bool {self._id != nil}
+  /// Clears the value of `id`. Subsequent reads from it will return its default value.
+  public mutating func clearID() {self._id = nil}
+
+  public var event: [InotifyEventEntry] = []
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _id: UInt32? = nil
+}
+
+/// Ours: struct inotify_event.
+public nonisolated struct InotifyEventEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var wd: Int32 {
+    get {_wd ?? 0}
+    set {_wd = newValue}
+  }
+  /// Returns true if `wd` has been explicitly set.
+  public var hasWd: Bool {self._wd != nil}
+  /// Clears the value of `wd`. Subsequent reads from it will return its default value.
+  public mutating func clearWd() {self._wd = nil}
+
+  public var mask: UInt32 {
+    get {_mask ?? 0}
+    set {_mask = newValue}
+  }
+  /// Returns true if `mask` has been explicitly set.
+  public var hasMask: Bool {self._mask != nil}
+  /// Clears the value of `mask`. Subsequent reads from it will return its default value.
+  public mutating func clearMask() {self._mask = nil}
+
+  public var cookie: UInt32 {
+    get {_cookie ?? 0}
+    set {_cookie = newValue}
+  }
+  /// Returns true if `cookie` has been explicitly set.
+  public var hasCookie: Bool {self._cookie != nil}
+  /// Clears the value of `cookie`. Subsequent reads from it will return its default value.
+  public mutating func clearCookie() {self._cookie = nil}
+
+  public var name: Data {
+    get {_name ?? Data()}
+    set {_name = newValue}
+  }
+  /// Returns true if `name` has been explicitly set.
+  public var hasName: Bool {self._name != nil}
+  /// Clears the value of `name`. Subsequent reads from it will return its default value.
+  public mutating func clearName() {self._name = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _wd: Int32? = nil
+  fileprivate var _mask: UInt32? = nil
+  fileprivate var _cookie: UInt32? = nil
+  fileprivate var _name: Data? = nil
 }
 
 public nonisolated struct FanotifyInodeMarkEntry: Sendable {
@@ -1955,6 +2045,26 @@ public nonisolated struct FanotifyFileEntry: Sendable {
 
   public var mark: [FanotifyMarkEntry] = []
 
+  /// Ours: events waited to be read, which are lost; an overflow is reported.
+  public var hasEvents_p: Bool {
+    get {_hasEvents_p ?? false}
+    set {_hasEvents_p = newValue}
+  }
+  /// Returns true if `hasEvents_p` has been explicitly set.
+  public var hasHasEvents_p: Bool {self._hasEvents_p != nil}
+  /// Clears the value of `hasEvents_p`. Subsequent reads from it will return its default value.
+  public mutating func clearHasEvents_p() {self._hasEvents_p = nil}
+
+  /// Ours: its maker had no CAP_SYS_ADMIN, so that the kernel shows it less.
+  public var unprivileged: Bool {
+    get {_unprivileged ?? false}
+    set {_unprivileged = newValue}
+  }
+  /// Returns true if `unprivileged` has been explicitly set.
+  public var hasUnprivileged: Bool {self._unprivileged != nil}
+  /// Clears the value of `unprivileged`. Subsequent reads from it will return its default value.
+  public mutating func clearUnprivileged() {self._unprivileged = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -1964,6 +2074,8 @@ public nonisolated struct FanotifyFileEntry: Sendable {
   fileprivate var _fown: FownEntry? = nil
   fileprivate var _faflags: UInt32? = nil
   fileprivate var _evflags: UInt32? = nil
+  fileprivate var _hasEvents_p: Bool? = nil
+  fileprivate var _unprivileged: Bool? = nil
 }
 
 public nonisolated struct FhEntry: Sendable {
@@ -4890,7 +5002,7 @@ nonisolated extension FdTypes: SwiftProtobuf._ProtoNameProviding {
 }
 
 nonisolated extension MarkType: SwiftProtobuf._ProtoNameProviding {
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}INODE\0\u{1}MOUNT\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}INODE\0\u{1}MOUNT\0\u{2}f\u{f}FILESYSTEM\0")
 }
 
 nonisolated extension FhEntrySizes: SwiftProtobuf._ProtoNameProviding {
@@ -6591,7 +6703,7 @@ nonisolated extension InotifyWdEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
 
 nonisolated extension InotifyFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "InotifyFileEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{2}\u{2}fown\0\u{1}wd\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{2}\u{2}fown\0\u{1}wd\0\u{4}c\u{f}has_events\0")
 
   public var isInitialized: Bool {
     if self._id == nil {return false}
@@ -6612,6 +6724,7 @@ nonisolated extension InotifyFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
       case 2: try { try decoder.decodeSingularUInt32Field(value: &self._flags) }()
       case 4: try { try decoder.decodeSingularMessageField(value: &self._fown) }()
       case 5: try { try decoder.decodeRepeatedMessageField(value: &self.wd) }()
+      case 1000: try { try decoder.decodeSingularBoolField(value: &self._hasEvents_p) }()
       default: break
       }
     }
@@ -6634,6 +6747,9 @@ nonisolated extension InotifyFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
     if !self.wd.isEmpty {
       try visitor.visitRepeatedMessageField(value: self.wd, fieldNumber: 5)
     }
+    try { if let v = self._hasEvents_p {
+      try visitor.visitSingularBoolField(value: v, fieldNumber: 1000)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -6642,6 +6758,107 @@ nonisolated extension InotifyFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
     if lhs._flags != rhs._flags {return false}
     if lhs._fown != rhs._fown {return false}
     if lhs.wd != rhs.wd {return false}
+    if lhs._hasEvents_p != rhs._hasEvents_p {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension InotifyQueueEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "InotifyQueueEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}event\0")
+
+  public var isInitialized: Bool {
+    if self._id == nil {return false}
+    if !SwiftProtobuf.Internal.areAllInitialized(self.event) {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._id) }()
+      case 2: try { try decoder.decodeRepeatedMessageField(value: &self.event) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._id {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    if !self.event.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.event, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: InotifyQueueEntry, rhs: InotifyQueueEntry) -> Bool {
+    if lhs._id != rhs._id {return false}
+    if lhs.event != rhs.event {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension InotifyEventEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "InotifyEventEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}wd\0\u{1}mask\0\u{1}cookie\0\u{1}name\0")
+
+  public var isInitialized: Bool {
+    if self._wd == nil {return false}
+    if self._mask == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularSInt32Field(value: &self._wd) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self._mask) }()
+      case 3: try { try decoder.decodeSingularUInt32Field(value: &self._cookie) }()
+      case 4: try { try decoder.decodeSingularBytesField(value: &self._name) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._wd {
+      try visitor.visitSingularSInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._mask {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
+    } }()
+    try { if let v = self._cookie {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 3)
+    } }()
+    try { if let v = self._name {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 4)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: InotifyEventEntry, rhs: InotifyEventEntry) -> Bool {
+    if lhs._wd != rhs._wd {return false}
+    if lhs._mask != rhs._mask {return false}
+    if lhs._cookie != rhs._cookie {return false}
+    if lhs._name != rhs._name {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -6820,7 +7037,7 @@ nonisolated extension FanotifyMarkEntry: SwiftProtobuf.Message, SwiftProtobuf._M
 
 nonisolated extension FanotifyFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "FanotifyFileEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}faflags\0\u{1}evflags\0\u{1}mark\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}faflags\0\u{1}evflags\0\u{1}mark\0\u{4}b\u{f}has_events\0\u{1}unprivileged\0")
 
   public var isInitialized: Bool {
     if self._id == nil {return false}
@@ -6845,6 +7062,8 @@ nonisolated extension FanotifyFileEntry: SwiftProtobuf.Message, SwiftProtobuf._M
       case 4: try { try decoder.decodeSingularUInt32Field(value: &self._faflags) }()
       case 5: try { try decoder.decodeSingularUInt32Field(value: &self._evflags) }()
       case 6: try { try decoder.decodeRepeatedMessageField(value: &self.mark) }()
+      case 1000: try { try decoder.decodeSingularBoolField(value: &self._hasEvents_p) }()
+      case 1001: try { try decoder.decodeSingularBoolField(value: &self._unprivileged) }()
       default: break
       }
     }
@@ -6873,6 +7092,12 @@ nonisolated extension FanotifyFileEntry: SwiftProtobuf.Message, SwiftProtobuf._M
     if !self.mark.isEmpty {
       try visitor.visitRepeatedMessageField(value: self.mark, fieldNumber: 6)
     }
+    try { if let v = self._hasEvents_p {
+      try visitor.visitSingularBoolField(value: v, fieldNumber: 1000)
+    } }()
+    try { if let v = self._unprivileged {
+      try visitor.visitSingularBoolField(value: v, fieldNumber: 1001)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -6883,6 +7108,8 @@ nonisolated extension FanotifyFileEntry: SwiftProtobuf.Message, SwiftProtobuf._M
     if lhs._faflags != rhs._faflags {return false}
     if lhs._evflags != rhs._evflags {return false}
     if lhs.mark != rhs.mark {return false}
+    if lhs._hasEvents_p != rhs._hasEvents_p {return false}
+    if lhs._unprivileged != rhs._unprivileged {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

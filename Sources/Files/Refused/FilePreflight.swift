@@ -1,0 +1,89 @@
+public import Diagnostics
+internal import Kinds
+public import Linux
+internal import Procfs
+internal import SystemPackage
+
+/// Finds files that can't be dumped before anything is stopped.
+public enum FilePreflight {
+    /// Looks through the descriptors of a running tree. What changes meanwhile is found by the dump itself.
+    ///
+    /// Only links are read, and each text is looked into once, but for kinds where it depends on the single object.
+    public static func check(_ root: TaskID) throws(Failure) {
+        var look = Look()
+        var queue = [root]
+        var seen: Set<TaskID> = [root]
+        while let task = queue.popLast() {
+            try look.check(task)
+            for child in children(of: task) where seen.insert(child).inserted { queue.append(child) }
+        }
+    }
+
+    private static func children(of task: TaskID) -> [TaskID] {
+        var children: [TaskID] = []
+        for thread in (try? listNumbers("/proc/\(task.rawValue)/task")) ?? [] {
+            guard let text = try? readWholeFile("/proc/\(task.rawValue)/task/\(thread)/children") else { continue }
+            children += text.split(separator: 0x20).compactMap { Int32(String(decoding: $0, as: UTF8.self)) }.map {
+                TaskID($0)
+            }
+        }
+        return children
+    }
+}
+
+private struct Look {
+    /// Texts that are all right.
+    private var known: Set<[UInt8]> = []
+    /// The one met last: most descriptors of a task with many are of one kind.
+    private var last: [UInt8] = []
+    private var buffer = [UInt8](repeating: 0, count: 256)
+
+    mutating func check(_ task: TaskID) throws(Failure) {
+        guard let folder = try? openFile("/proc/\(task.rawValue)/fd", [.directory]),
+            let numbers = try? listNumbers(".", in: folder.number)
+        else { return }
+        for number in numbers {
+            guard let text = target(of: number, in: folder.number), !known.contains(text) else { continue }
+            let name = (try? TaskStatus.read(of: task).name) ?? "?"
+            try during(.dumping(task, name)) { () throws(Failure) in
+                try during(.descriptor(number)) { () throws(Failure) in
+                    try during(.file(String(decoding: text, as: UTF8.self))) { () throws(Failure) in
+                        if try isHarmless(number, of: task, text) {
+                            known.insert(text)
+                            last = text
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The text of a link, if it is of a kind that may be refused.
+    private mutating func target(of number: Int32, in folder: Int32) -> [UInt8]? {
+        let length = try? withCString("\(number)") { (name) throws(SystemCallError) in
+            try buffer.withAddress { (address, count) throws(SystemCallError) in
+                try systemCall(.readlinkat, Int(folder), name, address, count)
+            }
+        }
+        guard let length, let first = buffer.first, length != last.count || !buffer.starts(with: last) else {
+            return nil
+        }
+        let isInteresting =
+            first == 0x61
+            ? buffer.starts(with: "anon_inode:".utf8)
+            : first == 0x2f && (buffer.starts(with: "/dev/".utf8) || buffer.starts(with: "/secretmem ".utf8))
+        return isInteresting ? Array(buffer[..<length]) : nil
+    }
+
+    /// Whether all files with this text can be dumped.
+    private func isHarmless(_ number: Int32, of task: TaskID, _ text: [UInt8]) throws(Failure) -> Bool {
+        // A file that is gone by now is no reason for anything.
+        guard let status = try? FileStatus.read("/proc/\(task.rawValue)/fd/\(number)", in: currentDirectory),
+            let information = try? DescriptorInformation.read(of: task, number)
+        else { return false }
+        let facts = FileFacts(status: status, target: text, information: information)
+        guard let kind = fileKinds.first(where: { $0.claims(facts) }) else { throw Refused.unknown(facts) }
+        if let refusal = kind.refusal(facts) { throw refusal }
+        return !kind.isRefusedSingly
+    }
+}
