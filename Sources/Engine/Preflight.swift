@@ -27,6 +27,6 @@ enum Preflight {
             throw Failure(
                 .usage, "\(root) is a thread of task \(status.process)", advice: "Pass --tree \(status.process)")
         }
-        try FilePreflight.check(root)
+        try FilePreflight.check(root, policy)
     }
 }

@@ -176,7 +176,7 @@ public final class FileDump: FileDumper {
     }
 
     private func describe(_ file: OpenFile) throws(Failure) -> UInt32 {
-        if let kind = fileKinds.first(where: { $0.claims(file.facts) }) ?? ExternalFile.kind(of: file.facts, context) {
+        if let kind = fileKinds.first(where: { $0.claims(file.facts) }) ?? ExternalFile.kind(of: file.facts, context.policy) {
             let entry = try kind.dump(file, context)
             context.files.append(entry)
             return entry.type

@@ -28,9 +28,9 @@ enum ExternalFile: FileKind {
     }
 
     /// The kind that dumps a file that no kind claims.
-    static func kind(of facts: FileFacts, _ context: DumpContext) -> (any FileKind.Type)? {
-        if context.policy.external.contains(name(facts)) { return RegularFile.self }
-        return device(facts).map { context.policy.external.contains($0) } ?? false ? ExternalFile.self : nil
+    static func kind(of facts: FileFacts, _ policy: DumpPolicy) -> (any FileKind.Type)? {
+        if policy.external.contains(name(facts)) { return RegularFile.self }
+        return device(facts).map { policy.external.contains($0) } ?? false ? ExternalFile.self : nil
     }
 
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry {

@@ -1,5 +1,5 @@
 public import Diagnostics
-internal import Kinds
+public import Kinds
 public import Linux
 internal import Procfs
 internal import SystemPackage
@@ -9,8 +9,8 @@ public enum FilePreflight {
     /// Looks through the descriptors of a running tree. What changes meanwhile is found by the dump itself.
     ///
     /// Only links are read, and each text is looked into once, but for kinds where it depends on the single object.
-    public static func check(_ root: TaskID) throws(Failure) {
-        var look = Look()
+    public static func check(_ root: TaskID, _ policy: DumpPolicy) throws(Failure) {
+        var look = Look(policy)
         var queue = [root]
         var seen: Set<TaskID> = [root]
         while let task = queue.popLast() {
@@ -32,11 +32,14 @@ public enum FilePreflight {
 }
 
 private struct Look {
+    private let policy: DumpPolicy
     /// Texts that are all right.
     private var known: Set<[UInt8]> = []
     /// The one met last: most descriptors of a task with many are of one kind.
     private var last: [UInt8] = []
     private var buffer = [UInt8](repeating: 0, count: 256)
+
+    init(_ policy: DumpPolicy) { self.policy = policy }
 
     mutating func check(_ task: TaskID) throws(Failure) {
         guard let folder = try? openFile("/proc/\(task.rawValue)/fd", [.directory]),
@@ -82,7 +85,9 @@ private struct Look {
             let information = try? DescriptorInformation.read(of: task, number)
         else { return false }
         let facts = FileFacts(status: status, target: text, information: information)
-        guard let kind = fileKinds.first(where: { $0.claims(facts) }) else { throw Refused.unknown(facts) }
+        guard let kind = fileKinds.first(where: { $0.claims(facts) }) ?? ExternalFile.kind(of: facts, policy) else {
+            throw Refused.unknown(facts)
+        }
         if let refusal = kind.refusal(facts) { throw refusal }
         return !kind.isRefusedSingly
     }
