@@ -12,8 +12,30 @@ public struct DumpPolicy: Sendable {
     public var removesLinkRemaps = false
     /// The tree goes on after the dump, so nothing on disk that it needs may be moved.
     public var leaveRunning = false
+    /// Resources that stay outside, as `type[id]` or `type[id]:key` (`--external`).
+    public var external = ExternalResources()
     /// CRIU's defaults.
     public init() {}
+}
+
+/// Resources outside of the tree, as `--external` names them.
+public struct ExternalResources: Hashable, Sendable {
+    /// The texts before and after the colon that follows the bracket.
+    private var values: [String: String] = [:]
+
+    /// None.
+    public init() {}
+
+    /// Adds `type[id]` or `type[id]:value`.
+    public mutating func add(_ text: String) {
+        guard let bracket = text.firstIndex(of: "]") else { return }
+        values[String(text[...bracket])] = String(text[bracket...].dropFirst(2))
+    }
+
+    /// Whether `type[id]` is named.
+    public func contains(_ name: String) -> Bool { values[name] != nil }
+    /// What follows `type[id]:`, which may be nothing; nil if `type[id]` is not named.
+    public func value(_ name: String) -> String? { values[name] }
 }
 
 /// What the user allows and asks of a restore.
@@ -24,6 +46,8 @@ public struct RestorePolicy: Sendable {
     public var ghostLimit: UInt64 = 1 << 20
     /// Compare the permission bits of files with the image (off with `--skip-file-rwx-check`).
     public var checksPermissions = true
+    /// Descriptors of ours that stand for resources of the image, by CRIU's names of those (`--inherit-fd`).
+    public var inherited: [String: Int32] = [:]
     /// The CPU features to compare (`--cpu-cap`).
     public var cpuCapabilities = CPUCapabilities.default
     /// CRIU's defaults.

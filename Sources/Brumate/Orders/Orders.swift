@@ -18,6 +18,7 @@ enum Orders {
         request.policy.ghostLimit = options.ghostLimit
         request.policy.linkRemap = options.linkRemap
         request.policy.shellJob = options.shellJob
+        for text in options.external { request.policy.external.add(text) }
         request.policy.recordsCPU = options.cpuCapabilities.contains(.image)
         switch options.ending {
         case .default: request.afterwards = .killed
@@ -35,6 +36,7 @@ enum Orders {
         let options = session.options
         try refuseOutside(options)
         var request = RestoreRequest(images: session.imagesPath)
+        for inherited in options.inheritedDescriptors { request.policy.inherited[inherited.key] = inherited.number }
         request.policy.shellJob = options.shellJob
         request.policy.ghostLimit = options.ghostLimit
         request.policy.checksPermissions = !options.skipFilePermissionCheck
@@ -51,7 +53,8 @@ enum Orders {
     /// What would be wrong to pass over in silence: resources that come from, or stay, outside of the tree.
     private static func refuseOutside(_ options: Options) throws(Failure) {
         for (name, isUsed) in [
-            ("--external", !options.external.isEmpty), ("--inherit-fd", !options.inheritedDescriptors.isEmpty),
+            ("--external", options.external.contains { !$0.hasPrefix("tty[") }),
+            ("--inherit-fd", options.inheritedDescriptors.contains { !$0.key.hasPrefix("tty[") }),
         ] where isUsed { throw Failure(.unsupported, "\(name) is not supported yet") }
     }
 
