@@ -217,12 +217,27 @@ struct TtyQueues {
                 .ioctl, .descriptor(master), .value(Request.setLock.rawValue), .buffer(zero), doing: "unlock a terminal"
             )
         }
+        // A background process may not read its own terminal.
+        let owner = order.master.owner.stat
+        let (group, foreground) = (owner.group.rawValue, owner.foregroundGroup)
+        let isBehind =
+            UInt32(truncatingIfNeeded: owner.terminal) == TerminalDevice.slaveDevice(order.index) && foreground > 0
+            && foreground != group
+        let own = batch.place(value: (group, Int32(0)))
+        let before = batch.place(value: (foreground, Int32(0)))
         let open = OpenFlags([.readWrite, .nonBlocking, .noControllingTerminal, .closeOnExec])
         batch.add(
             .ioctl, .descriptor(master), .value(Request.openSlave.rawValue), .value(Int(open.rawValue)),
             doing: "open the slave end of a terminal")
         batch.add(
             .ioctl, .descriptor(slave), .value(Request.settings.rawValue), .buffer(seen), doing: "look at a terminal")
+        if isBehind {
+            batch.add(
+                .ioctl, .descriptor(slave), .value(Request.setGroup.rawValue), .buffer(own),
+                doing: "bring a task to the foreground")
+        }
+        // Whoever may not read takes nothing.
+        batch.add(.read, .descriptor(slave), .buffer(seen), .value(0), doing: "read a terminal")
         if order.atSlave > 0 {
             let reading = order.settings.isCanonical ? batch.place(order.settings.withoutLines.bytes) : original
             if order.settings.isCanonical { set(reading) }
@@ -263,6 +278,11 @@ struct TtyQueues {
             batch.add(.fcntl, .descriptor(master), .value(4), .value(flags), doing: "set a terminal", mayFail: true)
         }
         set(original)
+        if isBehind {
+            batch.add(
+                .ioctl, .descriptor(slave), .value(Request.setGroup.rawValue), .buffer(before),
+                doing: "send a task to the background", mayFail: true)
+        }
         batch.add(.close, .descriptor(slave), doing: "close a terminal", mayFail: true)
         if locked.contains(order.index) {
             batch.add(
