@@ -117,8 +117,11 @@ struct Terminal {
 
     /// A new description of the slave end of this master, by `TIOCGPTPEER`. Needs no path.
     func openSlave(_ flags: OpenFlags) throws(SystemCallError) -> Descriptor {
-        let flags = flags.union([.closeOnExec, .noControllingTerminal, .largeFile])
-        return Descriptor(owning: Int32(try call(.openSlave, Int(flags.rawValue))))
+        let flags = flags.union([.noControllingTerminal, .largeFile])
+        let made = Descriptor(owning: Int32(try call(.openSlave, Int(flags.rawValue))))
+        // Unlike open(2), the request would leave O_CLOEXEC among the flags of the description.
+        try systemCall(.fcntl, Int(made.number), 2, 1)
+        return made
     }
 }
 
