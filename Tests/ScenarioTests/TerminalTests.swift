@@ -278,98 +278,98 @@ struct `A terminal goes on after dump and restore` {
         }
         return nil
     }
-}
 
-/// Programs whose terminal has its master end outside of the tree. A driver in Python plays the terminal.
-@Suite(.serialized, .enabled(if: geteuid() == 0, "checkpointing other processes needs root"))
-struct `A terminal from outside` {
-    private static let helpers = """
-        import pty, subprocess, termios, tty, fcntl
-        binary = os.environ.get('BRUMATE', '.build/release/brumate')
-        def order(*words, **more): return subprocess.run([binary, *words, '-D', work + '/images', '-v4'], **more).returncode
-        def log(name): return open(work + '/images/' + name).read().splitlines()[-1]
-        def text(name):
-            try: return open(work + '/' + name).read()
-            except FileNotFoundError: return ''
-        def session(body):
-            pid, fd = pty.fork()
-            if pid == 0:
-                try: body()
-                except BaseException as e: open(work + '/trouble', 'a').write(repr(e))
-                os._exit(0)
-            return pid, fd
-        def until(condition):
-            for _ in range(20000):
-                if condition(): return
-                if text('trouble'): raise Exception(text('trouble'))
-                time.sleep(0.001)
-            raise Exception('waited in vain: %s %s %s' % (text('out'), text('images/dump.log')[-300:], text('images/restore.log')[-300:]))
+    /// Programs whose terminal has its master end outside of the tree. A driver in Python plays the terminal.
+    @Suite(.serialized)
+    struct `from outside` {
+        private static let helpers = """
+            import pty, subprocess, termios, tty, fcntl
+            binary = os.environ.get('BRUMATE', '.build/release/brumate')
+            def order(*words, **more): return subprocess.run([binary, *words, '-D', work + '/images', '-v4'], **more).returncode
+            def log(name): return open(work + '/images/' + name).read().splitlines()[-1]
+            def text(name):
+                try: return open(work + '/' + name).read()
+                except FileNotFoundError: return ''
+            def session(body):
+                pid, fd = pty.fork()
+                if pid == 0:
+                    try: body()
+                    except BaseException as e: open(work + '/trouble', 'a').write(repr(e))
+                    os._exit(0)
+                return pid, fd
+            def until(condition):
+                for _ in range(20000):
+                    if condition(): return
+                    if text('trouble'): raise Exception(text('trouble'))
+                    time.sleep(0.001)
+                raise Exception('waited in vain: %s %s %s' % (text('out'), text('images/dump.log')[-300:], text('images/restore.log')[-300:]))
 
-        """
+            """
 
-    @Test func `is exchanged for the terminal of the restore with --shell-job`() throws {
-        let program = try Program(
-            Self.helpers + """
-                job = '''
-                import os, sys, signal, termios, tty
-                signal.signal(signal.SIGTTOU, signal.SIG_IGN); os.tcsetpgrp(0, os.getpgrp()); tty.setcbreak(0)
-                os.closerange(3, 100); t = os.open('/dev/tty', os.O_RDWR); open(sys.argv[1] + '/ready', 'w').write('x')
-                while True:
-                    got = os.read(t, 1).decode()
-                    facts = [got, os.ttyname(0), os.tcgetpgrp(0) == os.getpgrp(), termios.tcgetattr(0)[3] & termios.ICANON]
-                    if got == 'q': sys.exit()
-                    open(sys.argv[1] + '/out', 'a').write(repr(facts) + chr(10))
-                '''
-                def first():
-                    p = subprocess.Popen([sys.executable, '-c', job, work], preexec_fn=lambda: os.setpgid(0, 0))
-                    until(lambda: text('out')); signal.signal(signal.SIGTTOU, signal.SIG_IGN); os.tcsetpgrp(0, os.getpgrp())
-                    if order('dump', '-o', 'refused.log', '-t', str(p.pid)) != 1: raise Exception('dumped without --shell-job')
-                    if order('dump', '-o', 'dump.log', '-t', str(p.pid), '-j'): raise Exception(log('dump.log'))
-                    p.wait()
-                def second():
-                    if order('restore', '-o', 'refused.log', '-d', '-j', stdin=subprocess.DEVNULL) != 1: raise Exception('no terminal')
-                    if order('restore', '-o', 'restore.log', '-d', '-j'): raise Exception(log('restore.log'))
-                    until(lambda: text('out').count(chr(10)) == 2)
-                pid, fd = session(first); until(lambda: text('ready')); os.write(fd, b'a'); os.waitpid(pid, 0)
-                old = text('out'); between = pty.openpty()
-                pid, fd2 = session(second); name = os.readlink('/proc/%d/fd/0' % pid)
-                until(lambda: 'finished' in text('images/restore.log') or len(os.listdir(work + '/images')) and 'stats-restore' in os.listdir(work + '/images'))
-                os.write(fd2, b'b'); until(lambda: text('out').count(chr(10)) == 2); os.write(fd2, b'q'); os.waitpid(pid, 0)
-                def check():
-                    if text('trouble'): return text('trouble')
-                    a, b = [eval(l) for l in text('out').splitlines()]
-                    if a[0] != 'a' or a[2:] != [True, 0]: return 'before: %s' % a
-                    if b != ['b', name, True, 0] or b[1] == a[1]: return '%s, was %s' % (b, a)
-                serve(check)
-                """)
-        #expect(program.ask() == "ok")
-    }
+        @Test func `is exchanged for the terminal of the restore with --shell-job`() throws {
+            let program = try Program(
+                Self.helpers + """
+                    job = '''
+                    import os, sys, signal, termios, tty
+                    signal.signal(signal.SIGTTOU, signal.SIG_IGN); os.tcsetpgrp(0, os.getpgrp()); tty.setcbreak(0)
+                    os.closerange(3, 100); t = os.open('/dev/tty', os.O_RDWR); open(sys.argv[1] + '/ready', 'w').write('x')
+                    while True:
+                        got = os.read(t, 1).decode()
+                        facts = [got, os.ttyname(0), os.tcgetpgrp(0) == os.getpgrp(), termios.tcgetattr(0)[3] & termios.ICANON]
+                        if got == 'q': sys.exit()
+                        open(sys.argv[1] + '/out', 'a').write(repr(facts) + chr(10))
+                    '''
+                    def first():
+                        p = subprocess.Popen([sys.executable, '-c', job, work], preexec_fn=lambda: os.setpgid(0, 0))
+                        until(lambda: text('out'))
+                        if order('dump', '-o', 'refused.log', '-t', str(p.pid)) != 1: raise Exception('dumped without --shell-job')
+                        if order('dump', '-o', 'dump.log', '-t', str(p.pid), '-j'): raise Exception(log('dump.log'))
+                        p.wait()
+                    def second():
+                        if order('restore', '-o', 'refused.log', '-d', '-j', stdin=subprocess.DEVNULL) != 1: raise Exception('no terminal')
+                        if order('restore', '-o', 'restore.log', '-d', '-j'): raise Exception(log('restore.log'))
+                        until(lambda: text('out').count(chr(10)) == 2)
+                    pid, fd = session(first); until(lambda: text('ready')); os.write(fd, b'a'); os.waitpid(pid, 0)
+                    old = text('out'); between = pty.openpty()
+                    pid, fd2 = session(second); name = '/dev/pts/%d' % struct.unpack('i', fcntl.ioctl(fd2, 0x80045430, bytes(4)))[0]
+                    until(lambda: 'stats-restore' in os.listdir(work + '/images'))
+                    os.write(fd2, b'b'); until(lambda: text('out').count(chr(10)) == 2); os.write(fd2, b'q'); os.waitpid(pid, 0)
+                    def check():
+                        if text('trouble'): return text('trouble')
+                        a, b = [eval(l) for l in text('out').splitlines()]
+                        if a[0] != 'a' or a[2:] != [True, 0]: return 'before: %s' % a
+                        if b != ['b', name, True, 0] or b[1] == a[1]: return '%s, was %s' % (b, a)
+                    serve(check)
+                    """)
+            #expect(program.ask() == "ok")
+        }
 
-    @Test func `is passed with --external and --inherit-fd`() throws {
-        let program = try Program(
-            Self.helpers + """
-                m, s = pty.openpty()
-                p = subprocess.Popen([sys.executable, '-c',
-                    'import os, fcntl, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.closerange(3, 100); os.write(1, b"up"); '
-                    'os.write(1, os.read(0, 99).upper())'], stdin=s, stdout=s, stderr=s)
-                os.read(m, 99)
-                st = os.fstat(s); name = 'tty[%x:%x]' % (st.st_rdev, st.st_dev); os.close(s)
-                refused = order('dump', '-o', 'dump.log', '-t', str(p.pid)); why = log('dump.log')
-                if order('dump', '-o', 'dump.log', '-t', str(p.pid), '--external', name): raise Exception(log('dump.log'))
-                p.wait(); os.close(m)
-                spare = pty.openpty(); m, s = pty.openpty(); path = os.ttyname(s)
-                refused_too = order('restore', '-o', 'restore.log', '-d'); why_too = log('restore.log')
-                if order('restore', '-o', 'restore.log', '-d', '--inherit-fd', 'fd[%d]:%s' % (s, name), pass_fds=[s]): raise Exception(log('restore.log'))
-                facts = open('/proc/%d/stat' % p.pid).read().rsplit(')', 1)[1].split()[3:6], os.readlink('/proc/%d/fd/0' % p.pid)
-                number = os.fstat(s).st_rdev; os.close(s)
-                def check():
-                    if refused != 1 or name not in why: return 'not refused: %s' % why
-                    if refused_too != 1 or '--inherit-fd fd[N]:' + name not in why_too: return 'not refused: %s' % why_too
-                    if facts != ([str(p.pid), str(number), str(p.pid)], path): return str(facts)
-                    os.write(m, b'hello' + bytes([10])); got = b''
-                    while b'HELLO' not in got: got += os.read(m, 99)
-                serve(check)
-                """)
-        #expect(program.ask() == "ok")
+        @Test func `is passed with --external and --inherit-fd`() throws {
+            let program = try Program(
+                Self.helpers + """
+                    m, s = pty.openpty()
+                    p = subprocess.Popen([sys.executable, '-c',
+                        'import os, fcntl, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.closerange(3, 100); os.write(1, b"up"); '
+                        'os.write(1, os.read(0, 99).upper())'], stdin=s, stdout=s, stderr=s)
+                    os.read(m, 99)
+                    st = os.fstat(s); name = 'tty[%x:%x]' % (st.st_rdev, st.st_dev); os.close(s)
+                    refused = order('dump', '-o', 'dump.log', '-t', str(p.pid)); why = log('dump.log')
+                    if order('dump', '-o', 'dump.log', '-t', str(p.pid), '--external', name): raise Exception(log('dump.log'))
+                    p.wait(); os.close(m)
+                    spare = pty.openpty(); m, s = pty.openpty(); path = os.ttyname(s)
+                    refused_too = order('restore', '-o', 'restore.log', '-d'); why_too = log('restore.log')
+                    if order('restore', '-o', 'restore.log', '-d', '--inherit-fd', 'fd[%d]:%s' % (s, name), pass_fds=[s]): raise Exception(log('restore.log'))
+                    facts = open('/proc/%d/stat' % p.pid).read().rsplit(')', 1)[1].split()[3:6], os.readlink('/proc/%d/fd/0' % p.pid)
+                    number = os.fstat(s).st_rdev; os.close(s)
+                    def check():
+                        if refused != 1 or name not in why: return 'not refused: %s' % why
+                        if refused_too != 1 or '--inherit-fd fd[N]:' + name not in why_too: return 'not refused: %s' % why_too
+                        if facts != ([str(p.pid), str(number), str(p.pid)], path): return str(facts)
+                        os.write(m, b'hello' + bytes([10])); got = b''
+                        while b'HELLO' not in got: got += os.read(m, 99)
+                    serve(check)
+                    """)
+            #expect(program.ask() == "ok")
+        }
     }
 }
