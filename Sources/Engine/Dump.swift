@@ -116,6 +116,32 @@ private struct LeaderAnswer {
     let results: Results
 }
 
+private func startServer(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) -> Server {
+    guard let leader = process.threads.first else { throw Failure(.bug, "no threads") }
+    let code =
+        process.mappings.filter { $0.isNamed("[vdso]") }
+        + process.mappings.filter { !$0.isShared && $0.protection & 5 == 5 && !$0.isNamed("[vdso]") }
+    let hole = try RestorePlan.hole(in: process.mappings.map(\.range), size: Server.runwaySize)
+    return try Server.start(
+        in: leader.tracee, registers: leader.registers, mask: leader.signalMask, memory: process.memory,
+        code: code.map(\.range), hole: hole.start, faults: context.faults)
+}
+
+/// Starts the server anew in a process that was cured already.
+private final class LateServer: SystemCallServer {
+    private unowned let context: DumpContext
+
+    init(_ context: DumpContext) { self.context = context }
+
+    func run(_ batch: consuming Batch, in process: DumpedProcess) throws(Failure) -> Results {
+        let server = try startServer(process, context)
+        let outcome: Result<Results, Failure>
+        do throws(Failure) { outcome = .success(try server.run(batch)) } catch { outcome = .failure(error) }
+        try server.cure(memory: process.memory)
+        return try outcome.get()
+    }
+}
+
 /// One dump while the tree stands still.
 private struct DumpOrder {
     let context: DumpContext
@@ -128,6 +154,8 @@ private struct DumpOrder {
         try checkSession(request)
         var sharing = ObjectSharing()
         for process in context.processes { try sharing.identify(process) }
+        let server = LateServer(context)
+        context.server = server
         context.fileDumper = files
         for process in context.processes {
             try during(.dumping(process.id, process.name)) { () throws(Failure) in
@@ -228,14 +256,7 @@ private struct DumpOrder {
 
     /// Runs all system calls that the process must make itself, one batch per thread, and cures it.
     func infect(_ process: DumpedProcess) throws(Failure) -> LeaderAnswer {
-        guard let leader = process.threads.first else { throw Failure(.bug, "no threads") }
-        let code =
-            process.mappings.filter { $0.isNamed("[vdso]") }
-            + process.mappings.filter { !$0.isShared && $0.protection & 5 == 5 && !$0.isNamed("[vdso]") }
-        let hole = try RestorePlan.hole(in: process.mappings.map(\.range), size: Server.runwaySize)
-        let server = try Server.start(
-            in: leader.tracee, registers: leader.registers, mask: leader.signalMask, memory: process.memory,
-            code: code.map(\.range), hole: hole.start, faults: context.faults)
+        let server = try startServer(process, context)
         let outcome = question(process, server)
         try server.cure(memory: process.memory)
         let answer = try outcome.get()

@@ -223,6 +223,11 @@ final class RestoreOrder {
                 for made in puppet { puppets[made.id] = made }
             case .startSession(let id):
                 try call(id, .setsid, doing: "start a session")
+                if let leader = processes[id], !leader.plan.isZombie {
+                    try during(.restoring(id, leader.name)) { () throws(Failure) in
+                        try FileRestore.sessionStarted(by: leader, context)
+                    }
+                }
             case .startGroup(let id):
                 try call(id, .setpgid, 0, 0, doing: "start a process group")
             case .joinGroup(let id, let group):
@@ -236,6 +241,7 @@ final class RestoreOrder {
                 try dismiss(id)
             }
         }
+        try FileRestore.grown(context)
         try context.faults.pass(.restoreMemory)
     }
 

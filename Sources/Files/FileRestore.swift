@@ -67,6 +67,16 @@ public enum FileRestore {
         }
     }
 
+    /// Lets the kinds act on the leader of a session that has just begun.
+    public static func sessionStarted(by leader: RestoredProcess, _ context: RestoreContext) throws(Failure) {
+        for kind in fileKinds { try kind.sessionStarted(by: leader, context) }
+    }
+
+    /// Lets the kinds act once all tasks exist.
+    public static func grown(_ context: RestoreContext) throws(Failure) {
+        for kind in fileKinds { try kind.grown(context) }
+    }
+
     /// Fills the descriptor tables and sets directories.
     public static func fill(_ context: RestoreContext) throws(Failure) {
         let kinds = Kinds.of(context)

@@ -55,6 +55,8 @@ public struct ImageName: Hashable, Sendable {
     public static let cpuInformation = ImageName("cpuinfo.img", 0x6140_4013)
     /// `tty-info.img`.
     public static let ttyInformation = ImageName("tty-info.img", 0x5945_3036)
+    /// `tty-data.img`: what waits in terminals.
+    public static let ttyData = ImageName("tty-data.img", 0x5941_3026)
     /// `stats-dump`.
     public static let dumpStatistics = ImageName("stats-dump", 0x5709_3306, isService: true)
     /// `stats-restore`.

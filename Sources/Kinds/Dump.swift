@@ -89,6 +89,12 @@ public protocol FileDumper: AnyObject {
     func dump(link: String, of process: DumpedProcess) throws(Failure) -> UInt32
 }
 
+/// Makes stopped processes run system calls once more, after they were cured.
+public protocol SystemCallServer: AnyObject {
+    /// Runs a batch in a process's leader. The process ends the batch even if we die meanwhile.
+    func run(_ batch: consuming Batch, in process: DumpedProcess) throws(Failure) -> Results
+}
+
 /// One dump in progress.
 public final class DumpContext {
     /// What the user allows.
@@ -105,6 +111,8 @@ public final class DumpContext {
     public var processes: [DumpedProcess] = []
     /// Who dumps files; set by the engine.
     public var fileDumper: (any FileDumper)?
+    /// Who makes processes run system calls; set by the engine.
+    public var server: (any SystemCallServer)?
     /// Everything that files.img will hold.
     public var files: [FileEntry] = []
     /// Open file descriptions met so far, and ids for files.img.
@@ -113,6 +121,12 @@ public final class DumpContext {
 
     /// What a kind remembers during one dump; made at first use.
     public func state<State: AnyObject>(_ type: State.Type, _ make: () -> State) -> State { memories.of(type, make) }
+
+    /// Runs a batch of system calls in a stopped process.
+    public func run(_ batch: consuming Batch, in process: DumpedProcess) throws(Failure) -> Results {
+        guard let server else { throw Failure(.bug, "system calls before the server") }
+        return try server.run(batch, in: process)
+    }
 
     /// Starts a dump.
     public init(policy: DumpPolicy, images: ImageDirectory, log: Logger, faults: Faults) {

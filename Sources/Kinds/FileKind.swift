@@ -75,6 +75,10 @@ public protocol FileKind: SendableMetatype {
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure)
     /// Who gets signals for the file, if the kind's entries say.
     static func owner(_ entry: FileEntry) -> FownEntry?
+    /// A session leader has just started its session. What it gets here, the children that it will have inherit.
+    static func sessionStarted(by leader: RestoredProcess, _ context: RestoreContext) throws(Failure)
+    /// All tasks exist, without descriptors yet. What only a task can make is made here.
+    static func grown(_ context: RestoreContext) throws(Failure)
     /// Joins it to other objects once all files are made and all descriptor tables are filled. Kinds are wired in the
     /// order of the registry.
     static func wire(_ entry: FileEntry, _ context: RestoreContext) throws(Failure)
@@ -101,6 +105,10 @@ extension FileKind {
     public static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 { UInt64(entry.id) }
     /// No.
     public static func comesAfterTasks(_ entry: FileEntry) -> Bool { false }
+    /// Nothing.
+    public static func sessionStarted(by leader: RestoredProcess, _ context: RestoreContext) throws(Failure) {}
+    /// Nothing.
+    public static func grown(_ context: RestoreContext) throws(Failure) {}
     /// Nothing.
     public static func wire(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {}
     /// Nothing.

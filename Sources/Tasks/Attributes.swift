@@ -84,6 +84,7 @@ enum Attributes: TaskPart {
         thread.core.tc.personality =
             UInt32(String(decoding: personality.prefix { $0 != 0x0a }, as: UTF8.self), radix: 16) ?? 0
         thread.core.tc.exitCode = 0
+        thread.core.tc.brumate.terminal = UInt32(truncatingIfNeeded: process.stat.terminal)
         thread.core.tc.flags = UInt32(truncatingIfNeeded: process.stat.flags)
         thread.core.tc.taskState = process.frozen.stopSignal == nil ? 1 : 3
         if let signal = process.frozen.stopSignal { thread.core.tc.stopSigno = UInt32(signal) }

@@ -35,6 +35,9 @@ final class RestoredRemaps {
         for entry in context.entries.values where entry.hasFifo {
             onlyPaths.insert(entry.fifo.hasRegfID ? entry.fifo.regfID : entry.id)
         }
+        for entry in context.entries.values where entry.hasTty && entry.tty.hasRegfID {
+            onlyPaths.insert(entry.tty.regfID)
+        }
         for entry in remaps.values where entry.remapType == .linked || !entry.hasRemapType {
             onlyPaths.insert(entry.remapID)
         }

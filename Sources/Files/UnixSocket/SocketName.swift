@@ -64,7 +64,8 @@ struct SocketName {
     }
 
     private func bindAside(_ number: Int32, connecting others: [Int32]) throws(Failure) {
-        let root = Array("/tmp/.brumate-\(TaskID.current)".utf8)
+        // Not named by our pid: another pid namespace may have the same one and the same /tmp.
+        let root = Array("/tmp/.brumate-\(String(UInt64.random(in: 0...(.max)), radix: 16))".utf8)
         let plain = Array(name.prefix { $0 != 0 })
         let inside = plain.first == 0x2f ? plain : directory + [0x2f] + plain
         var made: [[UInt8]] = []

@@ -2554,12 +2554,28 @@ public nonisolated struct TtyDataEntry: Sendable {
   /// Clears the value of `data`. Subsequent reads from it will return its default value.
   public mutating func clearData() {self._data = nil}
 
+  /// Where ends of file stand among the lines of a canonical terminal: offsets in `data`, ascending.
+  public var endsOfFile: [UInt32] = []
+
+  /// At a master whose slave end is not open: what waits for the slave end, and its ends of file.
+  public var other: Data {
+    get {_other ?? Data()}
+    set {_other = newValue}
+  }
+  /// Returns true if `other` has been explicitly set.
+  public var hasOther: Bool {self._other != nil}
+  /// Clears the value of `other`. Subsequent reads from it will return its default value.
+  public mutating func clearOther() {self._other = nil}
+
+  public var otherEndsOfFile: [UInt32] = []
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
   fileprivate var _ttyID: UInt32? = nil
   fileprivate var _data: Data? = nil
+  fileprivate var _other: Data? = nil
 }
 
 public nonisolated struct TtyInfoEntry: @unchecked Sendable {
@@ -2701,6 +2717,54 @@ public nonisolated struct TtyInfoEntry: @unchecked Sendable {
   public var hasGid: Bool {_storage._gid != nil}
   /// Clears the value of `gid`. Subsequent reads from it will return its default value.
   public mutating func clearGid() {_uniqueStorage()._gid = nil}
+
+  /// The device number of the terminal behind /dev/tty or /dev/console.
+  public var terminal: UInt32 {
+    get {_storage._terminal ?? 0}
+    set {_uniqueStorage()._terminal = newValue}
+  }
+  /// Returns true if `terminal` has been explicitly set.
+  public var hasTerminal: Bool {_storage._terminal != nil}
+  /// Clears the value of `terminal`. Subsequent reads from it will return its default value.
+  public mutating func clearTerminal() {_uniqueStorage()._terminal = nil}
+
+  /// At a master: the slave end was open once and is no more.
+  public var slaveClosed: Bool {
+    get {_storage._slaveClosed ?? false}
+    set {_uniqueStorage()._slaveClosed = newValue}
+  }
+  /// Returns true if `slaveClosed` has been explicitly set.
+  public var hasSlaveClosed: Bool {_storage._slaveClosed != nil}
+  /// Clears the value of `slaveClosed`. Subsequent reads from it will return its default value.
+  public mutating func clearSlaveClosed() {_uniqueStorage()._slaveClosed = nil}
+
+  /// At a master: mode and owner of the slave's inode, which may have no open file.
+  public var slaveMode: UInt32 {
+    get {_storage._slaveMode ?? 0}
+    set {_uniqueStorage()._slaveMode = newValue}
+  }
+  /// Returns true if `slaveMode` has been explicitly set.
+  public var hasSlaveMode: Bool {_storage._slaveMode != nil}
+  /// Clears the value of `slaveMode`. Subsequent reads from it will return its default value.
+  public mutating func clearSlaveMode() {_uniqueStorage()._slaveMode = nil}
+
+  public var slaveUid: UInt32 {
+    get {_storage._slaveUid ?? 0}
+    set {_uniqueStorage()._slaveUid = newValue}
+  }
+  /// Returns true if `slaveUid` has been explicitly set.
+  public var hasSlaveUid: Bool {_storage._slaveUid != nil}
+  /// Clears the value of `slaveUid`. Subsequent reads from it will return its default value.
+  public mutating func clearSlaveUid() {_uniqueStorage()._slaveUid = nil}
+
+  public var slaveGid: UInt32 {
+    get {_storage._slaveGid ?? 0}
+    set {_uniqueStorage()._slaveGid = newValue}
+  }
+  /// Returns true if `slaveGid` has been explicitly set.
+  public var hasSlaveGid: Bool {_storage._slaveGid != nil}
+  /// Clears the value of `slaveGid`. Subsequent reads from it will return its default value.
+  public mutating func clearSlaveGid() {_uniqueStorage()._slaveGid = nil}
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -7577,7 +7641,7 @@ nonisolated extension TtyPtyEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
 
 nonisolated extension TtyDataEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "TtyDataEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}tty_id\0\u{1}data\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}tty_id\0\u{1}data\0\u{4}f\u{f}ends_of_file\0\u{1}other\0\u{3}other_ends_of_file\0")
 
   public var isInitialized: Bool {
     if self._ttyID == nil {return false}
@@ -7593,6 +7657,9 @@ nonisolated extension TtyDataEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
       switch fieldNumber {
       case 1: try { try decoder.decodeSingularUInt32Field(value: &self._ttyID) }()
       case 2: try { try decoder.decodeSingularBytesField(value: &self._data) }()
+      case 1000: try { try decoder.decodeRepeatedUInt32Field(value: &self.endsOfFile) }()
+      case 1001: try { try decoder.decodeSingularBytesField(value: &self._other) }()
+      case 1002: try { try decoder.decodeRepeatedUInt32Field(value: &self.otherEndsOfFile) }()
       default: break
       }
     }
@@ -7609,12 +7676,24 @@ nonisolated extension TtyDataEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
     try { if let v = self._data {
       try visitor.visitSingularBytesField(value: v, fieldNumber: 2)
     } }()
+    if !self.endsOfFile.isEmpty {
+      try visitor.visitRepeatedUInt32Field(value: self.endsOfFile, fieldNumber: 1000)
+    }
+    try { if let v = self._other {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 1001)
+    } }()
+    if !self.otherEndsOfFile.isEmpty {
+      try visitor.visitRepeatedUInt32Field(value: self.otherEndsOfFile, fieldNumber: 1002)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
   public static func ==(lhs: TtyDataEntry, rhs: TtyDataEntry) -> Bool {
     if lhs._ttyID != rhs._ttyID {return false}
     if lhs._data != rhs._data {return false}
+    if lhs.endsOfFile != rhs.endsOfFile {return false}
+    if lhs._other != rhs._other {return false}
+    if lhs.otherEndsOfFile != rhs.otherEndsOfFile {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -7622,7 +7701,7 @@ nonisolated extension TtyDataEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
 
 nonisolated extension TtyInfoEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "TtyInfoEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}type\0\u{1}locked\0\u{1}exclusive\0\u{3}packet_mode\0\u{1}sid\0\u{1}pgrp\0\u{1}rdev\0\u{1}termios\0\u{3}termios_locked\0\u{1}winsize\0\u{1}pty\0\u{1}dev\0\u{1}uid\0\u{1}gid\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}type\0\u{1}locked\0\u{1}exclusive\0\u{3}packet_mode\0\u{1}sid\0\u{1}pgrp\0\u{1}rdev\0\u{1}termios\0\u{3}termios_locked\0\u{1}winsize\0\u{1}pty\0\u{1}dev\0\u{1}uid\0\u{1}gid\0\u{2}Y\u{f}terminal\0\u{3}slave_closed\0\u{3}slave_mode\0\u{3}slave_uid\0\u{3}slave_gid\0")
 
   fileprivate class _StorageClass {
     var _id: UInt32? = nil
@@ -7640,6 +7719,11 @@ nonisolated extension TtyInfoEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
     var _dev: UInt32? = nil
     var _uid: UInt32? = nil
     var _gid: UInt32? = nil
+    var _terminal: UInt32? = nil
+    var _slaveClosed: Bool? = nil
+    var _slaveMode: UInt32? = nil
+    var _slaveUid: UInt32? = nil
+    var _slaveGid: UInt32? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -7665,6 +7749,11 @@ nonisolated extension TtyInfoEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
       _dev = source._dev
       _uid = source._uid
       _gid = source._gid
+      _terminal = source._terminal
+      _slaveClosed = source._slaveClosed
+      _slaveMode = source._slaveMode
+      _slaveUid = source._slaveUid
+      _slaveGid = source._slaveGid
     }
   }
 
@@ -7716,6 +7805,11 @@ nonisolated extension TtyInfoEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
         case 13: try { try decoder.decodeSingularUInt32Field(value: &_storage._dev) }()
         case 14: try { try decoder.decodeSingularUInt32Field(value: &_storage._uid) }()
         case 15: try { try decoder.decodeSingularUInt32Field(value: &_storage._gid) }()
+        case 1000: try { try decoder.decodeSingularUInt32Field(value: &_storage._terminal) }()
+        case 1001: try { try decoder.decodeSingularBoolField(value: &_storage._slaveClosed) }()
+        case 1002: try { try decoder.decodeSingularUInt32Field(value: &_storage._slaveMode) }()
+        case 1003: try { try decoder.decodeSingularUInt32Field(value: &_storage._slaveUid) }()
+        case 1004: try { try decoder.decodeSingularUInt32Field(value: &_storage._slaveGid) }()
         default: break
         }
       }
@@ -7773,6 +7867,21 @@ nonisolated extension TtyInfoEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
       try { if let v = _storage._gid {
         try visitor.visitSingularUInt32Field(value: v, fieldNumber: 15)
       } }()
+      try { if let v = _storage._terminal {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1000)
+      } }()
+      try { if let v = _storage._slaveClosed {
+        try visitor.visitSingularBoolField(value: v, fieldNumber: 1001)
+      } }()
+      try { if let v = _storage._slaveMode {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1002)
+      } }()
+      try { if let v = _storage._slaveUid {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1003)
+      } }()
+      try { if let v = _storage._slaveGid {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1004)
+      } }()
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -7797,6 +7906,11 @@ nonisolated extension TtyInfoEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
         if _storage._dev != rhs_storage._dev {return false}
         if _storage._uid != rhs_storage._uid {return false}
         if _storage._gid != rhs_storage._gid {return false}
+        if _storage._terminal != rhs_storage._terminal {return false}
+        if _storage._slaveClosed != rhs_storage._slaveClosed {return false}
+        if _storage._slaveMode != rhs_storage._slaveMode {return false}
+        if _storage._slaveUid != rhs_storage._slaveUid {return false}
+        if _storage._slaveGid != rhs_storage._slaveGid {return false}
         return true
       }
       if !storagesAreEqual {return false}
