@@ -361,6 +361,7 @@ struct AddressSpace {
     // MARK: finish
 
     func finish() throws(Failure) {
+        try AioRing.restore(plan, puppet, context)
         let executable = try context.deliver([try context.files.number(plan.entry.exeFileID)], to: puppet)
         var batch = Batch()
         for (index, area) in plan.areas.enumerated() where area.isMapped {

@@ -25,7 +25,7 @@ struct AreaStatus: OptionSet, Hashable {
     static let uprobes = AreaStatus(rawValue: 1 << 17)
 
     /// What only other issues can bring back.
-    static let unsupported: AreaStatus = [.sysv, .socket, .aioRing, .shadowStack, .uprobes]
+    static let unsupported: AreaStatus = [.sysv, .socket, .shadowStack, .uprobes]
     /// Mappings of a file in files.img.
     static let file: AreaStatus = [.filePrivate, .fileShared]
 }
@@ -59,6 +59,8 @@ struct Area: Hashable {
         protection = Int(entry.prot & 0xf)
         flags = Int(entry.flags)
         status = AreaStatus(rawValue: entry.status)
+        // Its contents wait in ordinary memory at its place until it is made.
+        if status.contains(.aioRing) { flags = MapFlags.private }
         file = entry.shmid
         offset = entry.pgoff
         access = entry.hasFdflags ? entry.fdflags & 3 : nil
@@ -79,7 +81,7 @@ struct Area: Hashable {
     }
 
     /// Whether its pages belong to the process alone.
-    var isPrivate: Bool { !status.isDisjoint(with: [.filePrivate, .anonymousPrivate]) && !isOfKernel }
+    var isPrivate: Bool { !status.isDisjoint(with: [.filePrivate, .anonymousPrivate, .aioRing]) && !isOfKernel }
     /// Whether the kernel made it.
     var isOfKernel: Bool { !status.isDisjoint(with: [.vdso, .vvar, .vsyscall]) }
     /// Whether it is mapped from a descriptor.

@@ -34,7 +34,7 @@ public enum MemoryDump {
             throw Failure(.unsupported, "the task handles its page faults itself (userfaultfd)", advice: advice)
         }
         for (start, words) in [
-            ("/SYSV", "System V shared memory can't be dumped yet"), ("/[aio]", "AIO rings can't be dumped yet"),
+            ("/SYSV", "System V shared memory can't be dumped yet"),
             ("anon_inode:", "it maps \(mapping.text)"), ("socket:", "it maps a socket"),
             ("[uprobes]", "the task has uprobes"),
             ("/secretmem", "it is secret memory, which nobody else can read"),
@@ -74,6 +74,11 @@ public enum MemoryDump {
                 }
             }
         }
+        for mapping in process.mappings where mapping.isAioRing {
+            try during(.mapping(mapping.range)) { () throws(Failure) in
+                try AioRing(mapping.range).settle(process, context)
+            }
+        }
         let guards = try dumpPages(process, context)
         if hasVsyscall {
             var entry = VmaEntry()
@@ -91,6 +96,7 @@ public enum MemoryDump {
             areas.append(entry)
         }
         layout.vmas = areas
+        layout.aios = process.mappings.filter(\.isAioRing).map { AioRing($0.range).entry }
         try context.images.write(.memory(process.id.rawValue), [layout])
     }
 
@@ -153,6 +159,8 @@ public enum MemoryDump {
             status.formUnion([.vvar, .anonymousPrivate])
             flags |= MapFlags.anonymous
             entry.madv = 1 << 16
+        } else if mapping.isAioRing {
+            status = .aioRing
         } else if mapping.inode == 0 || (!mapping.isShared && mapping.isNamed("/anon_hugepage (deleted)")) {
             status.insert(.anonymousPrivate)
             flags |= MapFlags.anonymous
@@ -227,7 +235,7 @@ public enum MemoryDump {
         var guards: [AddressRange] = []
         var (nextPage, nextGuard) = (0, 0)
         for mapping in process.mappings {
-            if mapping.isNamed("[vdso]") {
+            if mapping.isNamed("[vdso]") || mapping.isAioRing {
                 stretches.append(PageStretch(mapping.range, isReadable: false))
                 runs.append(PageRun(address: mapping.range.start, pages: mapping.range.length / pageSize))
                 continue
