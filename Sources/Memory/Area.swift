@@ -1,6 +1,7 @@
 internal import Diagnostics
 internal import ImageFormat
 internal import ImageMessages
+internal import Kinds
 internal import Linux
 internal import Procfs
 
@@ -23,6 +24,8 @@ struct AreaStatus: OptionSet, Hashable {
     static let shadowStack = AreaStatus(rawValue: 1 << 15)
     static let guardPages = AreaStatus(rawValue: 1 << 16)
     static let uprobes = AreaStatus(rawValue: 1 << 17)
+    /// Ours: memory of an io_uring, which is mapped when that is made.
+    static let ring = AreaStatus(rawValue: RingMapping.status)
 
     /// What only other issues can bring back.
     static let unsupported: AreaStatus = [.sysv, .socket, .shadowStack, .uprobes]
@@ -87,7 +90,7 @@ struct Area: Hashable {
     /// Whether it is mapped from a descriptor.
     var isFile: Bool { !status.isDisjoint(with: .file) }
     /// Whether it has to be mapped at all.
-    var isMapped: Bool { !isOfKernel && !status.contains(.guardPages) }
+    var isMapped: Bool { !isOfKernel && status.isDisjoint(with: [.guardPages, .ring]) }
 
     /// Whether a mapping of a parent can serve as this one: it is the same but for what is set at the end.
     func isInheritable(from other: Area) -> Bool {
@@ -99,6 +102,9 @@ struct Area: Hashable {
 extension VMA {
     /// Whether it is made by the kernel for every task.
     var isOfKernel: Bool { isNamed("[vdso]") || isNamed("[vvar]") || isNamed("[vvar_vclock]") }
+
+    /// Whether it is memory of an io_uring.
+    var isRing: Bool { isShared && isNamed("anon_inode:[io_uring]") }
 
     /// Size of its pages in bytes, if they are huge.
     var hugePageSize: UInt64? { flags.contains("ht") ? kernelPageSize ?? 2 << 20 : nil }

@@ -25,7 +25,7 @@ public enum MemoryDump {
 
     private static func check(_ mapping: VMA) throws(Failure) {
         let advice = "Unmap it before the dump, or see docs/unsupported.md"
-        if mapping.isOfKernel { return }
+        if mapping.isOfKernel || mapping.isRing { return }
         if mapping.flags.contains("io") || mapping.flags.contains("pf") {
             throw Failure(.unsupported, "it maps device memory (\(mapping.text))", advice: advice)
         }
@@ -161,6 +161,9 @@ public enum MemoryDump {
             entry.madv = 1 << 16
         } else if mapping.isAioRing {
             status = .aioRing
+        } else if mapping.isRing {
+            status = .ring
+            (entry.shmid, entry.pgoff) = (mapping.inode, mapping.offset)
         } else if mapping.inode == 0 || (!mapping.isShared && mapping.isNamed("/anon_hugepage (deleted)")) {
             status.insert(.anonymousPrivate)
             flags |= MapFlags.anonymous

@@ -131,6 +131,8 @@ public struct FrozenTree: ~Copyable {
                         // One that is about to be reaped is refused with EPERM.
                         let stat = try? TaskStat.read(of: id, thread: TaskID(number))
                         if error.errno == .ESRCH || stat?.isEnded ?? true { continue }
+                        // Workers of io_uring are threads of the kernel in the process's guise.
+                        if stat?.isWorker ?? false { continue }
                         FrozenTree.release([fresh], .running)
                         throw refusal(TaskID(number), error)
                     }
