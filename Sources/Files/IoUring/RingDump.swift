@@ -57,18 +57,26 @@ struct RingDump {
 
     // MARK: shape
 
-    /// Whether the ring has memory at an offset for so many bytes. Longer mappings may be granted, but lead nowhere.
+    /// Whether the ring has memory at an offset for so many bytes. Some kernels grant longer mappings, which lead
+    /// nowhere, and no shorter ones; others the reverse.
     private func fits(_ length: Int, at offset: Int) -> Bool {
-        guard let mapped = try? Mapping(length: length, flags: 1, file: file.handle.number, offset: offset),
-            let memory = try? openFile("/proc/self/mem")
-        else { return false }
-        var byte: [UInt8] = [0]
-        let (number, last) = (memory.number, UInt64(mapped.address + length - 1))
-        let got = try? byte.withAddress { (address, count) throws(SystemCallError) in
-            try readFully(number, into: address, count: count, at: last)
+        let ring = file.handle.number
+        for whole in [RingDump.longest, length] {
+            guard let mapped = try? Mapping(length: whole, flags: 1, file: ring, offset: offset),
+                let memory = try? openFile("/proc/self/mem")
+            else { continue }
+            var byte: [UInt8] = [0]
+            let (number, last) = (memory.number, UInt64(mapped.address + length - 1))
+            let got = try? byte.withAddress { (address, count) throws(SystemCallError) in
+                try readFully(number, into: address, count: count, at: last)
+            }
+            return got == 1
         }
-        return got == 1
+        return false
     }
+
+    /// As long as the requests of the largest ring, and longer than its completions with their array.
+    private static let longest = 128 * RingShape.mostRequests
 
     private static func pages(_ length: Int) -> Int { (length + Int(pageSize) - 1) / Int(pageSize) }
 
