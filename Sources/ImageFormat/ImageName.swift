@@ -43,6 +43,8 @@ public struct ImageName: Hashable, Sendable {
     public static let remapPaths = ImageName("remap-fpath.img", 0x5913_3954)
     /// `memfd.img`.
     public static let memfd = ImageName("memfd.img", 0x4845_3499)
+    /// `mqueues.img`, which is ours: POSIX message queues.
+    public static let messageQueues = ImageName("mqueues.img", 0x4d51_5545)
     /// `filelocks.img`.
     public static let fileLocks = ImageName("filelocks.img", 0x5432_3616)
     /// `cgroup.img`.
