@@ -77,6 +77,8 @@ public struct ImageName: Hashable, Sendable {
     public static func ghost(_ id: UInt32) -> ImageName {
         ImageName("ghost-file-\(String(id, radix: 16)).img", 0x5258_3605)
     }
+    /// `ipcns-shm-ID.img`: System V shared memory.
+    public static func sharedMemory(_ id: UInt32) -> ImageName { ImageName("ipcns-shm-\(id).img", 0x4628_3044) }
     /// `timens-ID.img`.
     public static func timeNamespace(_ id: UInt32) -> ImageName { ImageName("timens-\(id).img", 0x4311_4433) }
 }

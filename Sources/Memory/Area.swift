@@ -28,7 +28,7 @@ struct AreaStatus: OptionSet, Hashable {
     static let ring = AreaStatus(rawValue: RingMapping.status)
 
     /// What only other issues can bring back.
-    static let unsupported: AreaStatus = [.sysv, .socket, .shadowStack, .uprobes]
+    static let unsupported: AreaStatus = [.socket, .shadowStack, .uprobes]
     /// Mappings of a file in files.img.
     static let file: AreaStatus = [.filePrivate, .fileShared]
 }
@@ -89,6 +89,8 @@ struct Area: Hashable {
     var isOfKernel: Bool { !status.isDisjoint(with: [.vdso, .vvar, .vsyscall]) }
     /// Whether it is mapped from a descriptor.
     var isFile: Bool { !status.isDisjoint(with: .file) }
+    /// How a System V segment is attached: the protection that the mapping then has.
+    var attachedProtection: Int { (access == 0 ? 1 : 3) | protection & 4 }
     /// Whether it has to be mapped at all.
     var isMapped: Bool { !isOfKernel && status.isDisjoint(with: [.guardPages, .ring]) }
 

@@ -34,7 +34,6 @@ public enum MemoryDump {
             throw Failure(.unsupported, "the task handles its page faults itself (userfaultfd)", advice: advice)
         }
         for (start, words) in [
-            ("/SYSV", "System V shared memory can't be dumped yet"),
             ("anon_inode:", "it maps \(mapping.text)"), ("socket:", "it maps a socket"),
             ("[uprobes]", "the task has uprobes"),
             ("/secretmem", "it is secret memory, which nobody else can read"),
@@ -101,7 +100,10 @@ public enum MemoryDump {
     }
 
     /// Writes what processes share. Shared memory is written where its file is met.
-    public static func finish(_ context: DumpContext) throws(Failure) { try SharedPages.of(context).finish(context) }
+    public static func finish(_ context: DumpContext) throws(Failure) {
+        try SharedPages.of(context).finish(context)
+        try SystemVSegments.of(context).finish(context)
+    }
 
     /// Whether tasks see [vsyscall]: the same for all.
     private static let hasVsyscall: Bool = {
@@ -161,6 +163,13 @@ public enum MemoryDump {
             entry.madv = 1 << 16
         } else if mapping.isAioRing {
             status = .aioRing
+        } else if mapping.isSystemV {
+            status.formUnion([.sysv, .anonymousShared])
+            flags |= MapFlags.anonymous
+            (entry.shmid, entry.pgoff) = (mapping.inode, mapping.offset)
+            // Attached for reading only.
+            entry.fdflags = mapping.flags.contains("mw") ? 2 : 0
+            try SystemVSegments.of(context).dump(mapping, of: process, context)
         } else if mapping.isRing {
             status = .ring
             (entry.shmid, entry.pgoff) = (mapping.inode, mapping.offset)

@@ -1,4 +1,5 @@
 import Glibc
+import Linux
 import Testing
 
 /// Rings of requests and queues of messages. They need root.
@@ -97,6 +98,57 @@ struct `A program goes on with its rings and queues` {
         #expect(program.ask() == "ok")
     }
 
+    @Test func `System V shared memory, kept and removed, whole and in parts, in several processes`() throws {
+        let program = try Program(
+            RingTests.calls + """
+                def attach(id, address=0, flags=0):
+                    libc.shmat.restype = ctypes.c_void_p
+                    got = libc.shmat(id, ctypes.c_void_p(address), flags)
+                    if got in (None, 2**64 - 1): raise OSError(ctypes.get_errno(), 'shmat')
+                    return got
+                def memory(address, length): return (ctypes.c_char * length).from_address(address)
+                key = 0x42520000 | os.getpid() & 0xffff
+                kept = call(29, key, 5 * 4096 + 7, 0o3640); gone = call(29, key + 1, 3 << 20, 0o3600)
+                one, two = attach(kept), attach(kept, 0, 0o10000); three = attach(gone)
+                call(31, gone, 0, None)
+                libc.munmap(ctypes.c_void_p(one + 4096), ctypes.c_size_t(4096))
+                libc.mprotect(ctypes.c_void_p(one + 8192), ctypes.c_size_t(4096), 1)
+                memory(one, 5)[:] = b'whole'; memory(one + 12288, 4)[:] = b'part'; memory(three + (2 << 20), 4)[:] = b'gone'
+                r, w = os.pipe(); r2, w2 = os.pipe()
+                if os.fork() == 0:
+                    while os.read(r, 1): memory(three, 1)[:] = bytes([memory(three, 1)[0][0] + 1]); os.write(w2, b'.')
+                def look():
+                    text = [l.split() for l in open('/proc/sysvipc/shm') if l.split()[1] in (str(kept), str(gone))]
+                    maps = [l for l in open('/proc/self/maps') if 'SYSV' in l]
+                    return sorted(l[:4] + l[6:11] for l in text), [l.split()[:3] + l.split()[5:] for l in maps]
+                before = look()
+                def check():
+                    if look() != before: return 'status %r %r' % (look(), before)
+                    if memory(one, 5).raw != b'whole' or memory(two + 12288, 4).raw != b'part': return 'contents'
+                    if memory(three + (2 << 20), 4).raw != b'gone': return 'contents of the removed one'
+                    old = memory(three, 1)[0][0]; os.write(w, b'.'); os.read(r2, 1)
+                    if memory(three, 1)[0][0] != old + 1: return 'not shared'
+                    memory(one, 5)[:] = b'other'
+                    if memory(two, 5).raw != b'other': return 'attached twice, but not the same'
+                    memory(one, 5)[:] = b'whole'
+                signal.signal(signal.SIGTERM, lambda *_: (call(31, kept, 0, None), os._exit(0)))
+                serve(check)
+                """)
+        defer { program.end() }
+        let here = try program.cycle()
+        #expect(here == "ok")
+        // As after a reboot: the segment is gone.
+        let dumped = try program.dump()
+        #expect(dumped == 0)
+        let key = 0x4252_0000 | program.id & 0xffff
+        let id = shmget(key, 0, 0)
+        #expect(id >= 0)
+        unsafe shmctl(id, IPC_RMID, nil)
+        let restored = try program.restore()
+        #expect(restored == 0)
+        #expect(program.ask() == "ok")
+    }
+
     @Test func `POSIX message queues, with messages, priorities and notifications`() throws {
         let program = try Program(
             RingTests.calls + """
@@ -146,7 +198,11 @@ struct `A program goes on with its rings and queues` {
         // As after a reboot: the queues are gone.
         let dumped = try program.dump()
         #expect(dumped == 0)
-        for end in "kt" { mq_unlink("/brumate-test-\(program.id)\(end)") }
+        for end in "kt" {
+            try withCString("brumate-test-\(program.id)\(end)") { (name) throws(SystemCallError) in
+                try systemCall(.mq_unlink, name)
+            }
+        }
         let restored = try program.restore()
         #expect(restored == 0)
         #expect(program.ask() == "ok")
