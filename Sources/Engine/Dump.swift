@@ -174,7 +174,7 @@ private struct DumpOrder {
         }
         log.debug("dumped \(context.files.count) files")
         try context.faults.pass(.dumpFiles)
-        MemoryDump.finish(context)
+        try MemoryDump.finish(context)
         try files.finish()
         try writeTree()
         try TaskDump.finish(context)

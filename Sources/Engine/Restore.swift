@@ -90,6 +90,7 @@ final class RestoreOrder {
         try buryZombies()
         for stage in [Stage.thread, .pending] { try perform(stage) }
         try FileRestore.settle(context)
+        try MemoryRestore.settle(context)
         try writePidFile(root.id)
         try request.scripts.run(.postRestore, images: context.images.directory.number, root: root.id)
         try perform(.seal)
@@ -465,6 +466,7 @@ final class RestoreOrder {
         }
         for puppet in puppets.values { while puppet.tracee.isAttached, (try? puppet.tracee.wait()) != nil {} }
         FileRestore.abandon(context)
+        MemoryRestore.abandon(context)
         if madePidFile, let path = request.pidFile {
             _ = try? removeName(path)
         }

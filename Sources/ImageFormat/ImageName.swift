@@ -47,6 +47,8 @@ public struct ImageName: Hashable, Sendable {
     public static let inotifyQueue = ImageName("inotify-queue.img", 0x4252_4951)
     /// `bpfmap-data.img`.
     public static let bpfMapData = ImageName("bpfmap-data.img", 0x6432_4033)
+    /// `mqueues.img`, which is ours: POSIX message queues.
+    public static let messageQueues = ImageName("mqueues.img", 0x4d51_5545)
     /// `filelocks.img`.
     public static let fileLocks = ImageName("filelocks.img", 0x5432_3616)
     /// `cgroup.img`.
@@ -81,6 +83,8 @@ public struct ImageName: Hashable, Sendable {
     public static func ghost(_ id: UInt32) -> ImageName {
         ImageName("ghost-file-\(String(id, radix: 16)).img", 0x5258_3605)
     }
+    /// `ipcns-shm-ID.img`: System V shared memory.
+    public static func sharedMemory(_ id: UInt32) -> ImageName { ImageName("ipcns-shm-\(id).img", 0x4628_3044) }
     /// `timens-ID.img`.
     public static func timeNamespace(_ id: UInt32) -> ImageName { ImageName("timens-\(id).img", 0x4311_4433) }
 }

@@ -36,8 +36,44 @@ public final class Courier {
     /// The most descriptors that the kernel takes in one message (SCM_MAX_FD).
     static let most = 253
 
+    /// Descriptors of ours that the kernel refuses to send: io_urings. Puppets fetch them themselves.
+    public var unsendable: Set<Int32> = []
+
     /// Hands copies of our descriptors to a puppet. Returns their numbers there, the lowest that were free.
     public func deliver(_ numbers: [Int32], to puppet: Puppet) throws(Failure) -> [RemoteDescriptor] {
+        guard numbers.contains(where: unsendable.contains) else { return try send(numbers, to: puppet) }
+        let ourselves = try attempt("open a pidfd of our own") { () throws(SystemCallError) in
+            Descriptor(owning: Int32(try systemCall(.pidfd_open, try systemCall(.getpid), 0)))
+        }
+        // It goes out of the way, so that what arrives gets the lowest numbers.
+        let low = try send([ourselves.number], to: puppet)[0]
+        var start = Batch()
+        let moved = start.add(
+            .fcntl, .descriptor(low), .value(1030), .value(Int(remote.number) + 1), doing: "move a descriptor away")
+        start.add(.close, .descriptor(low), doing: "close a descriptor")
+        let source = RemoteDescriptor(Int32(try puppet.run(start)[moved]))
+        var arrived: [RemoteDescriptor] = []
+        var next = 0
+        while next < numbers.count {
+            let stretch = numbers[next...].prefix { !unsendable.contains($0) }
+            arrived += try send(Array(stretch), to: puppet)
+            next += stretch.count
+            guard next < numbers.count else { break }
+            var fetch = Batch()
+            let slot = fetch.add(
+                .pidfd_getfd, .descriptor(source), .value(Int(numbers[next])), .value(0), doing: "fetch a descriptor")
+            // What is fetched is closed on exec, what is received is not.
+            fetch.add(.fcntl, .result(slot), .value(2), .value(0), doing: "fetch a descriptor")
+            arrived.append(RemoteDescriptor(Int32(try puppet.run(fetch)[slot])))
+            next += 1
+        }
+        var end = Batch()
+        end.add(.close, .descriptor(source), doing: "close a descriptor")
+        try puppet.run(end)
+        return arrived
+    }
+
+    private func send(_ numbers: [Int32], to puppet: Puppet) throws(Failure) -> [RemoteDescriptor] {
         var arrived: [RemoteDescriptor] = []
         var start = 0
         while start < numbers.count {

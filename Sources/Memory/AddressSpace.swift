@@ -43,6 +43,10 @@ struct AddressSpace {
         let final = try moveKernelMappings(placement, kept, &batch)
         let numbers = try deliverFiles(except: kept)
         for (index, area) in plan.areas.enumerated() where area.isMapped && kept[index] == nil {
+            if area.status.contains(.sysv) {
+                try attach(area, &batch)
+                continue
+            }
             map(area, protection: plan.mappedProtection[index], numbers[index], &batch)
         }
         let (pieces, fresh, drops) = try difference(kept)
@@ -233,6 +237,30 @@ struct AddressSpace {
             .bits(file == nil ? 0 : area.offset), doing: "map memory")
     }
 
+    /// Attaches a System V segment. A part of one is attached as a whole elsewhere, and moved.
+    private func attach(_ area: Area, _ batch: inout Batch) throws(Failure) {
+        let whole = SystemVSegments.of(context).length(area.file) ?? 0
+        guard area.offset < whole, area.range.length <= whole - area.offset else {
+            throw Failure(.corruptImage, "the mapping \(area.range) reaches beyond its segment")
+        }
+        // SHM_RDONLY, SHM_EXEC
+        let flags = (area.access == 0 ? 0o10000 : 0) | (area.protection & 4 != 0 ? 0o100000 : 0)
+        let id = Batch.Argument.bits(area.file)
+        if area.range.length == whole {
+            batch.add(.shmat, id, .address(area.range.start), .value(flags), doing: "attach a System V segment")
+            return
+        }
+        let taken = plan.areas.map(\.range) + [puppet.runway]
+        let parking = try RestorePlan.hole(in: taken, size: whole)
+        let part = parking.start + area.offset
+        let length = Batch.Argument.bits(area.range.length)
+        batch.add(.shmat, id, .address(parking.start), .value(flags), doing: "attach a System V segment")
+        batch.add(
+            .mremap, .address(part), length, length, .value(3), .address(area.range.start),
+            doing: "move a part of a System V segment")
+        batch.add(.munmap, .address(parking.start), .bits(whole), doing: "detach the rest of a System V segment")
+    }
+
     // MARK: pages
 
     /// Which pages must be written: those in fresh mappings, and those that differ from the parent's. Also the inherited
@@ -378,6 +406,7 @@ struct AddressSpace {
     // MARK: finish
 
     func finish() throws(Failure) {
+        try AioRing.restore(plan, puppet, context)
         let executable = try context.deliver([try context.files.number(plan.entry.exeFileID)], to: puppet)
         var batch = Batch()
         for (index, area) in plan.areas.enumerated() where area.isMapped {

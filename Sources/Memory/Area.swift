@@ -1,6 +1,7 @@
 internal import Diagnostics
 internal import ImageFormat
 internal import ImageMessages
+internal import Kinds
 internal import Linux
 internal import Procfs
 
@@ -23,9 +24,11 @@ struct AreaStatus: OptionSet, Hashable {
     static let shadowStack = AreaStatus(rawValue: 1 << 15)
     static let guardPages = AreaStatus(rawValue: 1 << 16)
     static let uprobes = AreaStatus(rawValue: 1 << 17)
+    /// Ours: memory of an io_uring, which is mapped when that is made.
+    static let ring = AreaStatus(rawValue: RingMapping.status)
 
     /// What only other issues can bring back.
-    static let unsupported: AreaStatus = [.sysv, .socket, .aioRing, .shadowStack, .uprobes]
+    static let unsupported: AreaStatus = [.socket, .shadowStack, .uprobes]
     /// Mappings of a file in files.img.
     static let file: AreaStatus = [.filePrivate, .fileShared]
 }
@@ -59,6 +62,8 @@ struct Area: Hashable {
         protection = Int(entry.prot & 0xf)
         flags = Int(entry.flags)
         status = AreaStatus(rawValue: entry.status)
+        // Its contents wait in ordinary memory at its place until it is made.
+        if status.contains(.aioRing) { flags = MapFlags.private }
         file = entry.shmid
         offset = entry.pgoff
         access = entry.hasFdflags ? entry.fdflags & 3 : nil
@@ -79,13 +84,15 @@ struct Area: Hashable {
     }
 
     /// Whether its pages belong to the process alone.
-    var isPrivate: Bool { !status.isDisjoint(with: [.filePrivate, .anonymousPrivate]) && !isOfKernel }
+    var isPrivate: Bool { !status.isDisjoint(with: [.filePrivate, .anonymousPrivate, .aioRing]) && !isOfKernel }
     /// Whether the kernel made it.
     var isOfKernel: Bool { !status.isDisjoint(with: [.vdso, .vvar, .vsyscall]) }
     /// Whether it is mapped from a descriptor.
     var isFile: Bool { !status.isDisjoint(with: .file) }
+    /// How a System V segment is attached: the protection that the mapping then has.
+    var attachedProtection: Int { (access == 0 ? 1 : 3) | protection & 4 }
     /// Whether it has to be mapped at all.
-    var isMapped: Bool { !isOfKernel && !status.contains(.guardPages) }
+    var isMapped: Bool { !isOfKernel && status.isDisjoint(with: [.guardPages, .ring]) }
 
     /// Whether a mapping of a parent can serve as this one: it is the same but for what is set at the end.
     func isInheritable(from other: Area) -> Bool {
@@ -95,6 +102,9 @@ struct Area: Hashable {
 }
 
 extension VMA {
+    /// Whether it is memory of an io_uring.
+    var isRing: Bool { isShared && isNamed("anon_inode:[io_uring]") }
+
     /// Size of its pages in bytes, if they are huge.
     var hugePageSize: UInt64? { flags.contains("ht") ? kernelPageSize ?? 2 << 20 : nil }
 }

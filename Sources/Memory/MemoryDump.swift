@@ -25,7 +25,7 @@ public enum MemoryDump {
 
     private static func check(_ mapping: VMA) throws(Failure) {
         let advice = "Unmap it before the dump, or see docs/unsupported.md"
-        if mapping.isOfKernel { return }
+        if mapping.isOfKernel || mapping.isRing { return }
         if mapping.flags.contains("io") || mapping.flags.contains("pf") {
             throw Failure(.unsupported, "it maps device memory (\(mapping.text))", advice: advice)
         }
@@ -34,7 +34,6 @@ public enum MemoryDump {
             throw Failure(.unsupported, "the task handles its page faults itself (userfaultfd)", advice: advice)
         }
         for (start, words) in [
-            ("/SYSV", "System V shared memory can't be dumped yet"), ("/[aio]", "AIO rings can't be dumped yet"),
             ("anon_inode:", "it maps \(mapping.text)"), ("socket:", "it maps a socket"),
             ("[uprobes]", "the task has uprobes"),
             ("/secretmem", "it is secret memory, which nobody else can read"),
@@ -74,6 +73,11 @@ public enum MemoryDump {
                 }
             }
         }
+        for mapping in process.mappings where mapping.isAioRing {
+            try during(.mapping(mapping.range)) { () throws(Failure) in
+                try AioRing(mapping.range).settle(process, context)
+            }
+        }
         let guards = try dumpPages(process, context)
         if hasVsyscall {
             var entry = VmaEntry()
@@ -91,6 +95,7 @@ public enum MemoryDump {
             areas.append(entry)
         }
         layout.vmas = areas
+        layout.aios = process.mappings.filter(\.isAioRing).map { AioRing($0.range).entry }
         try context.images.write(.memory(process.id.rawValue), [layout])
     }
 
@@ -107,7 +112,10 @@ public enum MemoryDump {
     }
 
     /// Writes what processes share. Shared memory is written where its file is met.
-    public static func finish(_ context: DumpContext) { SharedPages.of(context).finish(context) }
+    public static func finish(_ context: DumpContext) throws(Failure) {
+        SharedPages.of(context).finish(context)
+        try SystemVSegments.of(context).finish(context)
+    }
 
     /// Whether tasks see [vsyscall]: the same for all.
     private static let hasVsyscall: Bool = {
@@ -165,6 +173,18 @@ public enum MemoryDump {
             status.formUnion([.vvar, .anonymousPrivate])
             flags |= MapFlags.anonymous
             entry.madv = 1 << 16
+        } else if mapping.isAioRing {
+            status = .aioRing
+        } else if mapping.isSystemV {
+            status.formUnion([.sysv, .anonymousShared])
+            flags |= MapFlags.anonymous
+            (entry.shmid, entry.pgoff) = (mapping.inode, mapping.offset)
+            // Attached for reading only.
+            entry.fdflags = mapping.flags.contains("mw") ? 2 : 0
+            try SystemVSegments.of(context).dump(mapping, of: process, context)
+        } else if mapping.isRing {
+            status = .ring
+            (entry.shmid, entry.pgoff) = (mapping.inode, mapping.offset)
         } else if mapping.inode == 0 || (!mapping.isShared && mapping.isNamed("/anon_hugepage (deleted)")) {
             status.insert(.anonymousPrivate)
             flags |= MapFlags.anonymous
@@ -233,7 +253,7 @@ public enum MemoryDump {
         var guards: [AddressRange] = []
         var (nextPage, nextGuard) = (0, 0)
         for mapping in process.mappings {
-            if mapping.isNamed("[vdso]") {
+            if mapping.isNamed("[vdso]") || mapping.isAioRing {
                 stretches.append(PageStretch(mapping.range, isReadable: false))
                 runs.append(PageRun(address: mapping.range.start, pages: mapping.range.length / pageSize))
                 continue

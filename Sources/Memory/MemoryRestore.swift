@@ -27,6 +27,7 @@ public enum MemoryRestore {
             }
         }
         try built.createSegments(context)
+        try SystemVSegments.of(context).create(for: built.plans.values.flatMap(\.areas), context)
     }
 
     /// Makes the process's mappings and fills them. Its children are cloned after this.
@@ -50,6 +51,14 @@ public enum MemoryRestore {
         try AddressSpace(process, plan, nil, context).finish()
         plan.pieces = []
     }
+
+    /// Lets go of what all tasks have mapped by now.
+    public static func settle(_ context: RestoreContext) throws(Failure) {
+        try SystemVSegments.of(context).settle()
+    }
+
+    /// Takes back what a failed restore left in the kernel.
+    public static func abandon(_ context: RestoreContext) { SystemVSegments.of(context).abandon() }
 
     /// What the kernel made in a task: [vvar], [vvar_vclock] and [vdso], in the order of addresses.
     struct Placement {
@@ -96,7 +105,7 @@ final class MemoryPlan {
         vdso = try VdsoPlan(&areas, pieces, threads: threads, context)
         self.areas = areas
         self.guards = guards
-        mappedProtection = areas.map(\.protection)
+        mappedProtection = areas.map { $0.status.contains(.sysv) ? $0.attachedProtection : $0.protection }
         var next = 0
         for piece in pieces {
             var at = piece.range.start
@@ -128,7 +137,8 @@ final class BuiltMemories {
     func createSegments(_ context: RestoreContext) throws(Failure) {
         var sizes: [UInt64: UInt64] = [:]
         for plan in plans.values {
-            for area in plan.areas where area.status.contains(.anonymousShared) {
+            for area in plan.areas 
+            where area.status.contains(.anonymousShared) && !area.status.contains(.sysv) {
                 let (end, over) = area.offset.addingReportingOverflow(area.range.length)
                 guard !over, end <= 1 << 47 else {
                     throw Failure(.corruptImage, "the shared memory \(area.file) is too large")
@@ -165,7 +175,7 @@ final class BuiltMemories {
     /// Our descriptor of what an area maps.
     func number(for area: Area, _ context: RestoreContext) throws(Failure) -> Int32? {
         if area.isFile { return try number(forFile: area, context) }
-        if area.status.contains(.anonymousShared) { return segments[area.file] }
+        if area.status.contains(.anonymousShared), !area.status.contains(.sysv) { return segments[area.file] }
         return nil
     }
 }

@@ -137,6 +137,8 @@ public struct TaskStat: Sendable {
     public var foregroundGroup: Int32 { Int32(truncatingIfNeeded: field(8)) }
     /// `PF_*` flags.
     public var flags: UInt64 { unsigned(9) }
+    /// Whether it is a worker of the kernel that runs no code of the process (`PF_IO_WORKER`).
+    public var isWorker: Bool { flags & 0x10 != 0 }
     /// Nice value.
     public var nice: Int32 { Int32(truncatingIfNeeded: field(19)) }
     /// Start time in clock ticks after boot.

@@ -129,6 +129,7 @@ public struct FrozenTree: ~Copyable {
                 let listed = (try? listNumbers("/proc/\(id.rawValue)/task")) ?? []
                 var fresh: [Tracee] = []
                 for number in listed where seen.insert(TaskID(number)).inserted {
+                    if number != id.rawValue, isWorker(TaskID(number), of: id) { continue }
                     do throws(SystemCallError) {
                         // Suspended seccomp filters can't interfere with the system calls that we run in the task.
                         fresh.append(try FrozenTree.seize(TaskID(number)))
@@ -162,6 +163,15 @@ public struct FrozenTree: ~Copyable {
         }
         if leader != 0 { process.threads.swapAt(0, leader) }
         return process
+    }
+
+    /// Whether a thread is a worker of io_uring: a thread of the kernel in the process's guise. To stop it would
+    /// interrupt requests.
+    private static func isWorker(_ thread: TaskID, of id: TaskID) -> Bool {
+        guard let name = try? readWholeFile("/proc/\(id.rawValue)/task/\(thread.rawValue)/comm"),
+            name.starts(with: "iou-".utf8)
+        else { return false }
+        return (try? TaskStat.read(of: id, thread: thread))?.isWorker ?? false
     }
 
     private static func seize(_ id: TaskID) throws(SystemCallError) -> Tracee {

@@ -10,7 +10,7 @@ public import Remote
 /// limits and filters need rights that the credentials then take away.
 let taskParts: [any TaskPart.Type] = [
     Registrations.self, Signals.self, Timers.self, Scheduling.self, Limits.self, Attributes.self, Seccomp.self,
-    Credentials.self, RegisterState.self,
+    Credentials.self, RegisterState.self, Rings.self,
 ]
 
 /// Dumps what belongs to tasks and threads.

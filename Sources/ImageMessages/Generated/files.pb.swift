@@ -52,6 +52,10 @@ public nonisolated enum FdTypes: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   case memfd = 18
   case bpfmap = 19
   case pidfd = 20
+
+  /// Ours: CRIU has no io_uring and no POSIX message queues.
+  case ioUring = 1010
+  case messageQueue = 1011
   case ctlTty = 65534
   case autofsPipe = 65535
 
@@ -985,11 +989,621 @@ public nonisolated struct FileEntry: @unchecked Sendable {
   /// Clears the value of `pidfd`. Subsequent reads from it will return its default value.
   public mutating func clearPidfd() {_uniqueStorage()._pidfd = nil}
 
+  public var ioUring: IoUringEntry {
+    get {_storage._ioUring ?? IoUringEntry()}
+    set {_uniqueStorage()._ioUring = newValue}
+  }
+  /// Returns true if `ioUring` has been explicitly set.
+  public var hasIoUring: Bool {_storage._ioUring != nil}
+  /// Clears the value of `ioUring`. Subsequent reads from it will return its default value.
+  public mutating func clearIoUring() {_uniqueStorage()._ioUring = nil}
+
+  public var messageQueue: MessageQueueFileEntry {
+    get {_storage._messageQueue ?? MessageQueueFileEntry()}
+    set {_uniqueStorage()._messageQueue = newValue}
+  }
+  /// Returns true if `messageQueue` has been explicitly set.
+  public var hasMessageQueue: Bool {_storage._messageQueue != nil}
+  /// Clears the value of `messageQueue`. Subsequent reads from it will return its default value.
+  public mutating func clearMessageQueue() {_uniqueStorage()._messageQueue = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
   fileprivate var _storage = _StorageClass.defaultInstance
+}
+
+/// A ring of io_uring(7). Counters are the kernel's, modulo 2^32.
+public nonisolated struct IoUringEntry: @unchecked Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var id: UInt32 {
+    get {_storage._id ?? 0}
+    set {_uniqueStorage()._id = newValue}
+  }
+  /// Returns true if `id` has been explicitly set.
+  public var hasID: Bool {_storage._id != nil}
+  /// Clears the value of `id`. Subsequent reads from it will return its default value.
+  public mutating func clearID() {_uniqueStorage()._id = nil}
+
+  public var flags: UInt32 {
+    get {_storage._flags ?? 0}
+    set {_uniqueStorage()._flags = newValue}
+  }
+  /// Returns true if `flags` has been explicitly set.
+  public var hasFlags: Bool {_storage._flags != nil}
+  /// Clears the value of `flags`. Subsequent reads from it will return its default value.
+  public mutating func clearFlags() {_uniqueStorage()._flags = nil}
+
+  public var fown: FownEntry {
+    get {_storage._fown ?? FownEntry()}
+    set {_uniqueStorage()._fown = newValue}
+  }
+  /// Returns true if `fown` has been explicitly set.
+  public var hasFown: Bool {_storage._fown != nil}
+  /// Clears the value of `fown`. Subsequent reads from it will return its default value.
+  public mutating func clearFown() {_uniqueStorage()._fown = nil}
+
+  /// What mappings of the ring have in `shmid`.
+  public var inode: UInt64 {
+    get {_storage._inode ?? 0}
+    set {_uniqueStorage()._inode = newValue}
+  }
+  /// Returns true if `inode` has been explicitly set.
+  public var hasInode: Bool {_storage._inode != nil}
+  /// Clears the value of `inode`. Subsequent reads from it will return its default value.
+  public mutating func clearInode() {_uniqueStorage()._inode = nil}
+
+  /// The process whose memory and descriptors it uses, its number there, and the only thread that may submit.
+  public var owner: UInt32 {
+    get {_storage._owner ?? 0}
+    set {_uniqueStorage()._owner = newValue}
+  }
+  /// Returns true if `owner` has been explicitly set.
+  public var hasOwner: Bool {_storage._owner != nil}
+  /// Clears the value of `owner`. Subsequent reads from it will return its default value.
+  public mutating func clearOwner() {_uniqueStorage()._owner = nil}
+
+  public var fd: UInt32 {
+    get {_storage._fd ?? 0}
+    set {_uniqueStorage()._fd = newValue}
+  }
+  /// Returns true if `fd` has been explicitly set.
+  public var hasFd: Bool {_storage._fd != nil}
+  /// Clears the value of `fd`. Subsequent reads from it will return its default value.
+  public mutating func clearFd() {_uniqueStorage()._fd = nil}
+
+  public var submitter: UInt32 {
+    get {_storage._submitter ?? 0}
+    set {_uniqueStorage()._submitter = newValue}
+  }
+  /// Returns true if `submitter` has been explicitly set.
+  public var hasSubmitter: Bool {_storage._submitter != nil}
+  /// Clears the value of `submitter`. Subsequent reads from it will return its default value.
+  public mutating func clearSubmitter() {_uniqueStorage()._submitter = nil}
+
+  /// IORING_SETUP_* as far as they can be known.
+  public var setupFlags: UInt32 {
+    get {_storage._setupFlags ?? 0}
+    set {_uniqueStorage()._setupFlags = newValue}
+  }
+  /// Returns true if `setupFlags` has been explicitly set.
+  public var hasSetupFlags: Bool {_storage._setupFlags != nil}
+  /// Clears the value of `setupFlags`. Subsequent reads from it will return its default value.
+  public mutating func clearSetupFlags() {_uniqueStorage()._setupFlags = nil}
+
+  public var sqEntries: UInt32 {
+    get {_storage._sqEntries ?? 0}
+    set {_uniqueStorage()._sqEntries = newValue}
+  }
+  /// Returns true if `sqEntries` has been explicitly set.
+  public var hasSqEntries: Bool {_storage._sqEntries != nil}
+  /// Clears the value of `sqEntries`. Subsequent reads from it will return its default value.
+  public mutating func clearSqEntries() {_uniqueStorage()._sqEntries = nil}
+
+  public var cqEntries: UInt32 {
+    get {_storage._cqEntries ?? 0}
+    set {_uniqueStorage()._cqEntries = newValue}
+  }
+  /// Returns true if `cqEntries` has been explicitly set.
+  public var hasCqEntries: Bool {_storage._cqEntries != nil}
+  /// Clears the value of `cqEntries`. Subsequent reads from it will return its default value.
+  public mutating func clearCqEntries() {_uniqueStorage()._cqEntries = nil}
+
+  public var sqHead: UInt32 {
+    get {_storage._sqHead ?? 0}
+    set {_uniqueStorage()._sqHead = newValue}
+  }
+  /// Returns true if `sqHead` has been explicitly set.
+  public var hasSqHead: Bool {_storage._sqHead != nil}
+  /// Clears the value of `sqHead`. Subsequent reads from it will return its default value.
+  public mutating func clearSqHead() {_uniqueStorage()._sqHead = nil}
+
+  public var sqTail: UInt32 {
+    get {_storage._sqTail ?? 0}
+    set {_uniqueStorage()._sqTail = newValue}
+  }
+  /// Returns true if `sqTail` has been explicitly set.
+  public var hasSqTail: Bool {_storage._sqTail != nil}
+  /// Clears the value of `sqTail`. Subsequent reads from it will return its default value.
+  public mutating func clearSqTail() {_uniqueStorage()._sqTail = nil}
+
+  public var cqHead: UInt32 {
+    get {_storage._cqHead ?? 0}
+    set {_uniqueStorage()._cqHead = newValue}
+  }
+  /// Returns true if `cqHead` has been explicitly set.
+  public var hasCqHead: Bool {_storage._cqHead != nil}
+  /// Clears the value of `cqHead`. Subsequent reads from it will return its default value.
+  public mutating func clearCqHead() {_uniqueStorage()._cqHead = nil}
+
+  public var cqTail: UInt32 {
+    get {_storage._cqTail ?? 0}
+    set {_uniqueStorage()._cqTail = newValue}
+  }
+  /// Returns true if `cqTail` has been explicitly set.
+  public var hasCqTail: Bool {_storage._cqTail != nil}
+  /// Clears the value of `cqTail`. Subsequent reads from it will return its default value.
+  public mutating func clearCqTail() {_uniqueStorage()._cqTail = nil}
+
+  public var sqDropped: UInt32 {
+    get {_storage._sqDropped ?? 0}
+    set {_uniqueStorage()._sqDropped = newValue}
+  }
+  /// Returns true if `sqDropped` has been explicitly set.
+  public var hasSqDropped: Bool {_storage._sqDropped != nil}
+  /// Clears the value of `sqDropped`. Subsequent reads from it will return its default value.
+  public mutating func clearSqDropped() {_uniqueStorage()._sqDropped = nil}
+
+  public var cqOverflow: UInt32 {
+    get {_storage._cqOverflow ?? 0}
+    set {_uniqueStorage()._cqOverflow = newValue}
+  }
+  /// Returns true if `cqOverflow` has been explicitly set.
+  public var hasCqOverflow: Bool {_storage._cqOverflow != nil}
+  /// Clears the value of `cqOverflow`. Subsequent reads from it will return its default value.
+  public mutating func clearCqOverflow() {_uniqueStorage()._cqOverflow = nil}
+
+  public var cqFlags: UInt32 {
+    get {_storage._cqFlags ?? 0}
+    set {_uniqueStorage()._cqFlags = newValue}
+  }
+  /// Returns true if `cqFlags` has been explicitly set.
+  public var hasCqFlags: Bool {_storage._cqFlags != nil}
+  /// Clears the value of `cqFlags`. Subsequent reads from it will return its default value.
+  public mutating func clearCqFlags() {_uniqueStorage()._cqFlags = nil}
+
+  /// Contents: completions, indices and requests.
+  public var cqes: Data {
+    get {_storage._cqes ?? Data()}
+    set {_uniqueStorage()._cqes = newValue}
+  }
+  /// Returns true if `cqes` has been explicitly set.
+  public var hasCqes: Bool {_storage._cqes != nil}
+  /// Clears the value of `cqes`. Subsequent reads from it will return its default value.
+  public mutating func clearCqes() {_uniqueStorage()._cqes = nil}
+
+  public var array: Data {
+    get {_storage._array ?? Data()}
+    set {_uniqueStorage()._array = newValue}
+  }
+  /// Returns true if `array` has been explicitly set.
+  public var hasArray: Bool {_storage._array != nil}
+  /// Clears the value of `array`. Subsequent reads from it will return its default value.
+  public mutating func clearArray() {_uniqueStorage()._array = nil}
+
+  public var sqes: Data {
+    get {_storage._sqes ?? Data()}
+    set {_uniqueStorage()._sqes = newValue}
+  }
+  /// Returns true if `sqes` has been explicitly set.
+  public var hasSqes: Bool {_storage._sqes != nil}
+  /// Clears the value of `sqes`. Subsequent reads from it will return its default value.
+  public mutating func clearSqes() {_uniqueStorage()._sqes = nil}
+
+  /// The polling thread's processor and patience in milliseconds, and the ring whose thread it is.
+  public var sqThreadCpu: UInt32 {
+    get {_storage._sqThreadCpu ?? 0}
+    set {_uniqueStorage()._sqThreadCpu = newValue}
+  }
+  /// Returns true if `sqThreadCpu` has been explicitly set.
+  public var hasSqThreadCpu: Bool {_storage._sqThreadCpu != nil}
+  /// Clears the value of `sqThreadCpu`. Subsequent reads from it will return its default value.
+  public mutating func clearSqThreadCpu() {_uniqueStorage()._sqThreadCpu = nil}
+
+  public var sqThreadIdle: UInt32 {
+    get {_storage._sqThreadIdle ?? 0}
+    set {_uniqueStorage()._sqThreadIdle = newValue}
+  }
+  /// Returns true if `sqThreadIdle` has been explicitly set.
+  public var hasSqThreadIdle: Bool {_storage._sqThreadIdle != nil}
+  /// Clears the value of `sqThreadIdle`. Subsequent reads from it will return its default value.
+  public mutating func clearSqThreadIdle() {_uniqueStorage()._sqThreadIdle = nil}
+
+  public var attachedTo: UInt32 {
+    get {_storage._attachedTo ?? 0}
+    set {_uniqueStorage()._attachedTo = newValue}
+  }
+  /// Returns true if `attachedTo` has been explicitly set.
+  public var hasAttachedTo: Bool {_storage._attachedTo != nil}
+  /// Clears the value of `attachedTo`. Subsequent reads from it will return its default value.
+  public mutating func clearAttachedTo() {_uniqueStorage()._attachedTo = nil}
+
+  /// Registered files, by descriptor numbers of the owner, and buffers: as many slots, the used ones listed.
+  public var fileSlots: UInt32 {
+    get {_storage._fileSlots ?? 0}
+    set {_uniqueStorage()._fileSlots = newValue}
+  }
+  /// Returns true if `fileSlots` has been explicitly set.
+  public var hasFileSlots: Bool {_storage._fileSlots != nil}
+  /// Clears the value of `fileSlots`. Subsequent reads from it will return its default value.
+  public mutating func clearFileSlots() {_uniqueStorage()._fileSlots = nil}
+
+  public var files: [IoUringFile] {
+    get {_storage._files}
+    set {_uniqueStorage()._files = newValue}
+  }
+
+  public var bufferSlots: UInt32 {
+    get {_storage._bufferSlots ?? 0}
+    set {_uniqueStorage()._bufferSlots = newValue}
+  }
+  /// Returns true if `bufferSlots` has been explicitly set.
+  public var hasBufferSlots: Bool {_storage._bufferSlots != nil}
+  /// Clears the value of `bufferSlots`. Subsequent reads from it will return its default value.
+  public mutating func clearBufferSlots() {_uniqueStorage()._bufferSlots = nil}
+
+  public var buffers: [IoUringBuffer] {
+    get {_storage._buffers}
+    set {_uniqueStorage()._buffers = newValue}
+  }
+
+  public var eventfd: UInt32 {
+    get {_storage._eventfd ?? 0}
+    set {_uniqueStorage()._eventfd = newValue}
+  }
+  /// Returns true if `eventfd` has been explicitly set.
+  public var hasEventfd: Bool {_storage._eventfd != nil}
+  /// Clears the value of `eventfd`. Subsequent reads from it will return its default value.
+  public mutating func clearEventfd() {_uniqueStorage()._eventfd = nil}
+
+  /// Threads that have registered the ring's descriptor.
+  public var handles: [IoUringHandle] {
+    get {_storage._handles}
+    set {_uniqueStorage()._handles = newValue}
+  }
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _storage = _StorageClass.defaultInstance
+}
+
+public nonisolated struct IoUringFile: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var slot: UInt32 {
+    get {_slot ?? 0}
+    set {_slot = newValue}
+  }
+  /// Returns true if `slot` has been explicitly set.
+  public var hasSlot: Bool {self._slot != nil}
+  /// Clears the value of `slot`. Subsequent reads from it will return its default value.
+  public mutating func clearSlot() {self._slot = nil}
+
+  public var fd: UInt32 {
+    get {_fd ?? 0}
+    set {_fd = newValue}
+  }
+  /// Returns true if `fd` has been explicitly set.
+  public var hasFd: Bool {self._fd != nil}
+  /// Clears the value of `fd`. Subsequent reads from it will return its default value.
+  public mutating func clearFd() {self._fd = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _slot: UInt32? = nil
+  fileprivate var _fd: UInt32? = nil
+}
+
+public nonisolated struct IoUringBuffer: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var slot: UInt32 {
+    get {_slot ?? 0}
+    set {_slot = newValue}
+  }
+  /// Returns true if `slot` has been explicitly set.
+  public var hasSlot: Bool {self._slot != nil}
+  /// Clears the value of `slot`. Subsequent reads from it will return its default value.
+  public mutating func clearSlot() {self._slot = nil}
+
+  public var address: UInt64 {
+    get {_address ?? 0}
+    set {_address = newValue}
+  }
+  /// Returns true if `address` has been explicitly set.
+  public var hasAddress: Bool {self._address != nil}
+  /// Clears the value of `address`. Subsequent reads from it will return its default value.
+  public mutating func clearAddress() {self._address = nil}
+
+  public var length: UInt64 {
+    get {_length ?? 0}
+    set {_length = newValue}
+  }
+  /// Returns true if `length` has been explicitly set.
+  public var hasLength: Bool {self._length != nil}
+  /// Clears the value of `length`. Subsequent reads from it will return its default value.
+  public mutating func clearLength() {self._length = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _slot: UInt32? = nil
+  fileprivate var _address: UInt64? = nil
+  fileprivate var _length: UInt64? = nil
+}
+
+public nonisolated struct IoUringHandle: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var thread: UInt32 {
+    get {_thread ?? 0}
+    set {_thread = newValue}
+  }
+  /// Returns true if `thread` has been explicitly set.
+  public var hasThread: Bool {self._thread != nil}
+  /// Clears the value of `thread`. Subsequent reads from it will return its default value.
+  public mutating func clearThread() {self._thread = nil}
+
+  public var index: UInt32 {
+    get {_index ?? 0}
+    set {_index = newValue}
+  }
+  /// Returns true if `index` has been explicitly set.
+  public var hasIndex: Bool {self._index != nil}
+  /// Clears the value of `index`. Subsequent reads from it will return its default value.
+  public mutating func clearIndex() {self._index = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _thread: UInt32? = nil
+  fileprivate var _index: UInt32? = nil
+}
+
+/// One opening of a POSIX message queue.
+public nonisolated struct MessageQueueFileEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var id: UInt32 {
+    get {_id ?? 0}
+    set {_id = newValue}
+  }
+  /// Returns true if `id` has been explicitly set.
+  public var hasID: Bool {self._id != nil}
+  /// Clears the value of `id`. Subsequent reads from it will return its default value.
+  public mutating func clearID() {self._id = nil}
+
+  public var flags: UInt32 {
+    get {_flags ?? 0}
+    set {_flags = newValue}
+  }
+  /// Returns true if `flags` has been explicitly set.
+  public var hasFlags: Bool {self._flags != nil}
+  /// Clears the value of `flags`. Subsequent reads from it will return its default value.
+  public mutating func clearFlags() {self._flags = nil}
+
+  public var fown: FownEntry {
+    get {_fown ?? FownEntry()}
+    set {_fown = newValue}
+  }
+  /// Returns true if `fown` has been explicitly set.
+  public var hasFown: Bool {self._fown != nil}
+  /// Clears the value of `fown`. Subsequent reads from it will return its default value.
+  public mutating func clearFown() {self._fown = nil}
+
+  /// The queue in mqueues.img.
+  public var queue: UInt32 {
+    get {_queue ?? 0}
+    set {_queue = newValue}
+  }
+  /// Returns true if `queue` has been explicitly set.
+  public var hasQueue: Bool {self._queue != nil}
+  /// Clears the value of `queue`. Subsequent reads from it will return its default value.
+  public mutating func clearQueue() {self._queue = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _id: UInt32? = nil
+  fileprivate var _flags: UInt32? = nil
+  fileprivate var _fown: FownEntry? = nil
+  fileprivate var _queue: UInt32? = nil
+}
+
+/// A POSIX message queue: mqueues.img.
+public nonisolated struct MessageQueueEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var id: UInt32 {
+    get {_id ?? 0}
+    set {_id = newValue}
+  }
+  /// Returns true if `id` has been explicitly set.
+  public var hasID: Bool {self._id != nil}
+  /// Clears the value of `id`. Subsequent reads from it will return its default value.
+  public mutating func clearID() {self._id = nil}
+
+  public var name: Data {
+    get {_name ?? Data()}
+    set {_name = newValue}
+  }
+  /// Returns true if `name` has been explicitly set.
+  public var hasName: Bool {self._name != nil}
+  /// Clears the value of `name`. Subsequent reads from it will return its default value.
+  public mutating func clearName() {self._name = nil}
+
+  public var unlinked: Bool {
+    get {_unlinked ?? false}
+    set {_unlinked = newValue}
+  }
+  /// Returns true if `unlinked` has been explicitly set.
+  public var hasUnlinked: Bool {self._unlinked != nil}
+  /// Clears the value of `unlinked`. Subsequent reads from it will return its default value.
+  public mutating func clearUnlinked() {self._unlinked = nil}
+
+  public var mode: UInt32 {
+    get {_mode ?? 0}
+    set {_mode = newValue}
+  }
+  /// Returns true if `mode` has been explicitly set.
+  public var hasMode: Bool {self._mode != nil}
+  /// Clears the value of `mode`. Subsequent reads from it will return its default value.
+  public mutating func clearMode() {self._mode = nil}
+
+  public var uid: UInt32 {
+    get {_uid ?? 0}
+    set {_uid = newValue}
+  }
+  /// Returns true if `uid` has been explicitly set.
+  public var hasUid: Bool {self._uid != nil}
+  /// Clears the value of `uid`. Subsequent reads from it will return its default value.
+  public mutating func clearUid() {self._uid = nil}
+
+  public var gid: UInt32 {
+    get {_gid ?? 0}
+    set {_gid = newValue}
+  }
+  /// Returns true if `gid` has been explicitly set.
+  public var hasGid: Bool {self._gid != nil}
+  /// Clears the value of `gid`. Subsequent reads from it will return its default value.
+  public mutating func clearGid() {self._gid = nil}
+
+  public var maxMessages: UInt32 {
+    get {_maxMessages ?? 0}
+    set {_maxMessages = newValue}
+  }
+  /// Returns true if `maxMessages` has been explicitly set.
+  public var hasMaxMessages: Bool {self._maxMessages != nil}
+  /// Clears the value of `maxMessages`. Subsequent reads from it will return its default value.
+  public mutating func clearMaxMessages() {self._maxMessages = nil}
+
+  public var messageSize: UInt32 {
+    get {_messageSize ?? 0}
+    set {_messageSize = newValue}
+  }
+  /// Returns true if `messageSize` has been explicitly set.
+  public var hasMessageSize: Bool {self._messageSize != nil}
+  /// Clears the value of `messageSize`. Subsequent reads from it will return its default value.
+  public mutating func clearMessageSize() {self._messageSize = nil}
+
+  /// In the order in which they are received.
+  public var messages: [QueuedMessage] = []
+
+  /// Who is told of the next message: SIGEV_*, signal, value.
+  public var notified: UInt32 {
+    get {_notified ?? 0}
+    set {_notified = newValue}
+  }
+  /// Returns true if `notified` has been explicitly set.
+  public var hasNotified: Bool {self._notified != nil}
+  /// Clears the value of `notified`. Subsequent reads from it will return its default value.
+  public mutating func clearNotified() {self._notified = nil}
+
+  public var notify: UInt32 {
+    get {_notify ?? 0}
+    set {_notify = newValue}
+  }
+  /// Returns true if `notify` has been explicitly set.
+  public var hasNotify: Bool {self._notify != nil}
+  /// Clears the value of `notify`. Subsequent reads from it will return its default value.
+  public mutating func clearNotify() {self._notify = nil}
+
+  public var signal: UInt32 {
+    get {_signal ?? 0}
+    set {_signal = newValue}
+  }
+  /// Returns true if `signal` has been explicitly set.
+  public var hasSignal: Bool {self._signal != nil}
+  /// Clears the value of `signal`. Subsequent reads from it will return its default value.
+  public mutating func clearSignal() {self._signal = nil}
+
+  public var value: UInt64 {
+    get {_value ?? 0}
+    set {_value = newValue}
+  }
+  /// Returns true if `value` has been explicitly set.
+  public var hasValue: Bool {self._value != nil}
+  /// Clears the value of `value`. Subsequent reads from it will return its default value.
+  public mutating func clearValue() {self._value = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _id: UInt32? = nil
+  fileprivate var _name: Data? = nil
+  fileprivate var _unlinked: Bool? = nil
+  fileprivate var _mode: UInt32? = nil
+  fileprivate var _uid: UInt32? = nil
+  fileprivate var _gid: UInt32? = nil
+  fileprivate var _maxMessages: UInt32? = nil
+  fileprivate var _messageSize: UInt32? = nil
+  fileprivate var _notified: UInt32? = nil
+  fileprivate var _notify: UInt32? = nil
+  fileprivate var _signal: UInt32? = nil
+  fileprivate var _value: UInt64? = nil
+}
+
+public nonisolated struct QueuedMessage: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var priority: UInt32 {
+    get {_priority ?? 0}
+    set {_priority = newValue}
+  }
+  /// Returns true if `priority` has been explicitly set.
+  public var hasPriority: Bool {self._priority != nil}
+  /// Clears the value of `priority`. Subsequent reads from it will return its default value.
+  public mutating func clearPriority() {self._priority = nil}
+
+  public var text: Data {
+    get {_text ?? Data()}
+    set {_text = newValue}
+  }
+  /// Returns true if `text` has been explicitly set.
+  public var hasText: Bool {self._text != nil}
+  /// Clears the value of `text`. Subsequent reads from it will return its default value.
+  public mutating func clearText() {self._text = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _priority: UInt32? = nil
+  fileprivate var _text: Data? = nil
 }
 
 /// A regular file, directory or stateless device.
@@ -5062,7 +5676,7 @@ public nonisolated struct TcpStreamEntry: @unchecked Sendable {
 // MARK: - Code below here is support for the SwiftProtobuf runtime.
 
 nonisolated extension FdTypes: SwiftProtobuf._ProtoNameProviding {
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0UND\0\u{1}REG\0\u{1}PIPE\0\u{1}FIFO\0\u{1}INETSK\0\u{1}UNIXSK\0\u{1}EVENTFD\0\u{1}EVENTPOLL\0\u{1}INOTIFY\0\u{1}SIGNALFD\0\u{1}PACKETSK\0\u{1}TTY\0\u{1}FANOTIFY\0\u{1}NETLINKSK\0\u{1}NS\0\u{1}TUNF\0\u{1}EXT\0\u{1}TIMERFD\0\u{1}MEMFD\0\u{1}BPFMAP\0\u{1}PIDFD\0\u{2}j\u{7f}\u{f}CTL_TTY\0\u{1}AUTOFS_PIPE\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0UND\0\u{1}REG\0\u{1}PIPE\0\u{1}FIFO\0\u{1}INETSK\0\u{1}UNIXSK\0\u{1}EVENTFD\0\u{1}EVENTPOLL\0\u{1}INOTIFY\0\u{1}SIGNALFD\0\u{1}PACKETSK\0\u{1}TTY\0\u{1}FANOTIFY\0\u{1}NETLINKSK\0\u{1}NS\0\u{1}TUNF\0\u{1}EXT\0\u{1}TIMERFD\0\u{1}MEMFD\0\u{1}BPFMAP\0\u{1}PIDFD\0\u{2}^\u{f}IO_URING\0\u{1}MESSAGE_QUEUE\0\u{2}Kp\u{f}CTL_TTY\0\u{1}AUTOFS_PIPE\0")
 }
 
 nonisolated extension MarkType: SwiftProtobuf._ProtoNameProviding {
@@ -5766,7 +6380,7 @@ nonisolated extension FdinfoEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
 
 nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "FileEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}type\0\u{1}id\0\u{1}reg\0\u{1}isk\0\u{1}nsf\0\u{1}psk\0\u{1}nlsk\0\u{1}efd\0\u{1}epfd\0\u{1}sgfd\0\u{1}tunf\0\u{1}tfd\0\u{1}ify\0\u{1}ffy\0\u{1}ext\0\u{1}usk\0\u{1}fifo\0\u{1}pipe\0\u{1}tty\0\u{1}memfd\0\u{1}bpf\0\u{1}pidfd\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}type\0\u{1}id\0\u{1}reg\0\u{1}isk\0\u{1}nsf\0\u{1}psk\0\u{1}nlsk\0\u{1}efd\0\u{1}epfd\0\u{1}sgfd\0\u{1}tunf\0\u{1}tfd\0\u{1}ify\0\u{1}ffy\0\u{1}ext\0\u{1}usk\0\u{1}fifo\0\u{1}pipe\0\u{1}tty\0\u{1}memfd\0\u{1}bpf\0\u{1}pidfd\0\u{4}\\\u{f}io_uring\0\u{3}message_queue\0")
 
   fileprivate class _StorageClass {
     var _type: UInt32? = nil
@@ -5791,6 +6405,8 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
     var _memfd: MemfdFileEntry? = nil
     var _bpf: BpfmapFileEntry? = nil
     var _pidfd: PidfdEntry? = nil
+    var _ioUring: IoUringEntry? = nil
+    var _messageQueue: MessageQueueFileEntry? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -5823,6 +6439,8 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
       _memfd = source._memfd
       _bpf = source._bpf
       _pidfd = source._pidfd
+      _ioUring = source._ioUring
+      _messageQueue = source._messageQueue
     }
   }
 
@@ -5857,6 +6475,8 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
       if let v = _storage._memfd, !v.isInitialized {return false}
       if let v = _storage._bpf, !v.isInitialized {return false}
       if let v = _storage._pidfd, !v.isInitialized {return false}
+      if let v = _storage._ioUring, !v.isInitialized {return false}
+      if let v = _storage._messageQueue, !v.isInitialized {return false}
       return true
     }
   }
@@ -5891,6 +6511,8 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
         case 20: try { try decoder.decodeSingularMessageField(value: &_storage._memfd) }()
         case 21: try { try decoder.decodeSingularMessageField(value: &_storage._bpf) }()
         case 22: try { try decoder.decodeSingularMessageField(value: &_storage._pidfd) }()
+        case 1010: try { try decoder.decodeSingularMessageField(value: &_storage._ioUring) }()
+        case 1011: try { try decoder.decodeSingularMessageField(value: &_storage._messageQueue) }()
         default: break
         }
       }
@@ -5969,6 +6591,12 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
       try { if let v = _storage._pidfd {
         try visitor.visitSingularMessageField(value: v, fieldNumber: 22)
       } }()
+      try { if let v = _storage._ioUring {
+        try visitor.visitSingularMessageField(value: v, fieldNumber: 1010)
+      } }()
+      try { if let v = _storage._messageQueue {
+        try visitor.visitSingularMessageField(value: v, fieldNumber: 1011)
+      } }()
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -6000,10 +6628,654 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
         if _storage._memfd != rhs_storage._memfd {return false}
         if _storage._bpf != rhs_storage._bpf {return false}
         if _storage._pidfd != rhs_storage._pidfd {return false}
+        if _storage._ioUring != rhs_storage._ioUring {return false}
+        if _storage._messageQueue != rhs_storage._messageQueue {return false}
         return true
       }
       if !storagesAreEqual {return false}
     }
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension IoUringEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "IoUringEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}inode\0\u{1}owner\0\u{1}fd\0\u{1}submitter\0\u{3}setup_flags\0\u{3}sq_entries\0\u{3}cq_entries\0\u{3}sq_head\0\u{3}sq_tail\0\u{3}cq_head\0\u{3}cq_tail\0\u{3}sq_dropped\0\u{3}cq_overflow\0\u{3}cq_flags\0\u{1}cqes\0\u{1}array\0\u{1}sqes\0\u{3}sq_thread_cpu\0\u{3}sq_thread_idle\0\u{3}attached_to\0\u{3}file_slots\0\u{1}files\0\u{3}buffer_slots\0\u{1}buffers\0\u{1}eventfd\0\u{1}handles\0")
+
+  fileprivate class _StorageClass {
+    var _id: UInt32? = nil
+    var _flags: UInt32? = nil
+    var _fown: FownEntry? = nil
+    var _inode: UInt64? = nil
+    var _owner: UInt32? = nil
+    var _fd: UInt32? = nil
+    var _submitter: UInt32? = nil
+    var _setupFlags: UInt32? = nil
+    var _sqEntries: UInt32? = nil
+    var _cqEntries: UInt32? = nil
+    var _sqHead: UInt32? = nil
+    var _sqTail: UInt32? = nil
+    var _cqHead: UInt32? = nil
+    var _cqTail: UInt32? = nil
+    var _sqDropped: UInt32? = nil
+    var _cqOverflow: UInt32? = nil
+    var _cqFlags: UInt32? = nil
+    var _cqes: Data? = nil
+    var _array: Data? = nil
+    var _sqes: Data? = nil
+    var _sqThreadCpu: UInt32? = nil
+    var _sqThreadIdle: UInt32? = nil
+    var _attachedTo: UInt32? = nil
+    var _fileSlots: UInt32? = nil
+    var _files: [IoUringFile] = []
+    var _bufferSlots: UInt32? = nil
+    var _buffers: [IoUringBuffer] = []
+    var _eventfd: UInt32? = nil
+    var _handles: [IoUringHandle] = []
+
+      // This property is used as the initial default value for new instances of the type.
+      // The type itself is protecting the reference to its storage via CoW semantics.
+      // This will force a copy to be made of this reference when the first mutation occurs;
+      // hence, it is safe to mark this as `nonisolated(unsafe)`.
+      static nonisolated(unsafe) let defaultInstance = _StorageClass()
+
+    private init() {}
+
+    init(copying source: _StorageClass) {
+      _id = source._id
+      _flags = source._flags
+      _fown = source._fown
+      _inode = source._inode
+      _owner = source._owner
+      _fd = source._fd
+      _submitter = source._submitter
+      _setupFlags = source._setupFlags
+      _sqEntries = source._sqEntries
+      _cqEntries = source._cqEntries
+      _sqHead = source._sqHead
+      _sqTail = source._sqTail
+      _cqHead = source._cqHead
+      _cqTail = source._cqTail
+      _sqDropped = source._sqDropped
+      _cqOverflow = source._cqOverflow
+      _cqFlags = source._cqFlags
+      _cqes = source._cqes
+      _array = source._array
+      _sqes = source._sqes
+      _sqThreadCpu = source._sqThreadCpu
+      _sqThreadIdle = source._sqThreadIdle
+      _attachedTo = source._attachedTo
+      _fileSlots = source._fileSlots
+      _files = source._files
+      _bufferSlots = source._bufferSlots
+      _buffers = source._buffers
+      _eventfd = source._eventfd
+      _handles = source._handles
+    }
+  }
+
+  fileprivate mutating func _uniqueStorage() -> _StorageClass {
+    if !isKnownUniquelyReferenced(&_storage) {
+      _storage = _StorageClass(copying: _storage)
+    }
+    return _storage
+  }
+
+  public var isInitialized: Bool {
+    return withExtendedLifetime(_storage) { (_storage: _StorageClass) in
+      if _storage._id == nil {return false}
+      if _storage._flags == nil {return false}
+      if _storage._fown == nil {return false}
+      if _storage._inode == nil {return false}
+      if _storage._owner == nil {return false}
+      if _storage._fd == nil {return false}
+      if _storage._setupFlags == nil {return false}
+      if _storage._sqEntries == nil {return false}
+      if _storage._cqEntries == nil {return false}
+      if _storage._sqHead == nil {return false}
+      if _storage._sqTail == nil {return false}
+      if _storage._cqHead == nil {return false}
+      if _storage._cqTail == nil {return false}
+      if _storage._cqes == nil {return false}
+      if _storage._array == nil {return false}
+      if _storage._sqes == nil {return false}
+      if let v = _storage._fown, !v.isInitialized {return false}
+      if !SwiftProtobuf.Internal.areAllInitialized(_storage._files) {return false}
+      if !SwiftProtobuf.Internal.areAllInitialized(_storage._buffers) {return false}
+      if !SwiftProtobuf.Internal.areAllInitialized(_storage._handles) {return false}
+      return true
+    }
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    _ = _uniqueStorage()
+    try withExtendedLifetime(_storage) { (_storage: _StorageClass) in
+      while let fieldNumber = try decoder.nextFieldNumber() {
+        // The use of inline closures is to circumvent an issue where the compiler
+        // allocates stack space for every case branch when no optimizations are
+        // enabled. https://github.com/apple/swift-protobuf/issues/1034
+        switch fieldNumber {
+        case 1: try { try decoder.decodeSingularUInt32Field(value: &_storage._id) }()
+        case 2: try { try decoder.decodeSingularUInt32Field(value: &_storage._flags) }()
+        case 3: try { try decoder.decodeSingularMessageField(value: &_storage._fown) }()
+        case 4: try { try decoder.decodeSingularUInt64Field(value: &_storage._inode) }()
+        case 5: try { try decoder.decodeSingularUInt32Field(value: &_storage._owner) }()
+        case 6: try { try decoder.decodeSingularUInt32Field(value: &_storage._fd) }()
+        case 7: try { try decoder.decodeSingularUInt32Field(value: &_storage._submitter) }()
+        case 8: try { try decoder.decodeSingularUInt32Field(value: &_storage._setupFlags) }()
+        case 9: try { try decoder.decodeSingularUInt32Field(value: &_storage._sqEntries) }()
+        case 10: try { try decoder.decodeSingularUInt32Field(value: &_storage._cqEntries) }()
+        case 11: try { try decoder.decodeSingularUInt32Field(value: &_storage._sqHead) }()
+        case 12: try { try decoder.decodeSingularUInt32Field(value: &_storage._sqTail) }()
+        case 13: try { try decoder.decodeSingularUInt32Field(value: &_storage._cqHead) }()
+        case 14: try { try decoder.decodeSingularUInt32Field(value: &_storage._cqTail) }()
+        case 15: try { try decoder.decodeSingularUInt32Field(value: &_storage._sqDropped) }()
+        case 16: try { try decoder.decodeSingularUInt32Field(value: &_storage._cqOverflow) }()
+        case 17: try { try decoder.decodeSingularUInt32Field(value: &_storage._cqFlags) }()
+        case 18: try { try decoder.decodeSingularBytesField(value: &_storage._cqes) }()
+        case 19: try { try decoder.decodeSingularBytesField(value: &_storage._array) }()
+        case 20: try { try decoder.decodeSingularBytesField(value: &_storage._sqes) }()
+        case 21: try { try decoder.decodeSingularUInt32Field(value: &_storage._sqThreadCpu) }()
+        case 22: try { try decoder.decodeSingularUInt32Field(value: &_storage._sqThreadIdle) }()
+        case 23: try { try decoder.decodeSingularUInt32Field(value: &_storage._attachedTo) }()
+        case 24: try { try decoder.decodeSingularUInt32Field(value: &_storage._fileSlots) }()
+        case 25: try { try decoder.decodeRepeatedMessageField(value: &_storage._files) }()
+        case 26: try { try decoder.decodeSingularUInt32Field(value: &_storage._bufferSlots) }()
+        case 27: try { try decoder.decodeRepeatedMessageField(value: &_storage._buffers) }()
+        case 28: try { try decoder.decodeSingularUInt32Field(value: &_storage._eventfd) }()
+        case 29: try { try decoder.decodeRepeatedMessageField(value: &_storage._handles) }()
+        default: break
+        }
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try withExtendedLifetime(_storage) { (_storage: _StorageClass) in
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every if/case branch local when no optimizations
+      // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+      // https://github.com/apple/swift-protobuf/issues/1182
+      try { if let v = _storage._id {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+      } }()
+      try { if let v = _storage._flags {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
+      } }()
+      try { if let v = _storage._fown {
+        try visitor.visitSingularMessageField(value: v, fieldNumber: 3)
+      } }()
+      try { if let v = _storage._inode {
+        try visitor.visitSingularUInt64Field(value: v, fieldNumber: 4)
+      } }()
+      try { if let v = _storage._owner {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 5)
+      } }()
+      try { if let v = _storage._fd {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 6)
+      } }()
+      try { if let v = _storage._submitter {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 7)
+      } }()
+      try { if let v = _storage._setupFlags {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 8)
+      } }()
+      try { if let v = _storage._sqEntries {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 9)
+      } }()
+      try { if let v = _storage._cqEntries {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 10)
+      } }()
+      try { if let v = _storage._sqHead {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 11)
+      } }()
+      try { if let v = _storage._sqTail {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 12)
+      } }()
+      try { if let v = _storage._cqHead {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 13)
+      } }()
+      try { if let v = _storage._cqTail {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 14)
+      } }()
+      try { if let v = _storage._sqDropped {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 15)
+      } }()
+      try { if let v = _storage._cqOverflow {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 16)
+      } }()
+      try { if let v = _storage._cqFlags {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 17)
+      } }()
+      try { if let v = _storage._cqes {
+        try visitor.visitSingularBytesField(value: v, fieldNumber: 18)
+      } }()
+      try { if let v = _storage._array {
+        try visitor.visitSingularBytesField(value: v, fieldNumber: 19)
+      } }()
+      try { if let v = _storage._sqes {
+        try visitor.visitSingularBytesField(value: v, fieldNumber: 20)
+      } }()
+      try { if let v = _storage._sqThreadCpu {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 21)
+      } }()
+      try { if let v = _storage._sqThreadIdle {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 22)
+      } }()
+      try { if let v = _storage._attachedTo {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 23)
+      } }()
+      try { if let v = _storage._fileSlots {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 24)
+      } }()
+      if !_storage._files.isEmpty {
+        try visitor.visitRepeatedMessageField(value: _storage._files, fieldNumber: 25)
+      }
+      try { if let v = _storage._bufferSlots {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 26)
+      } }()
+      if !_storage._buffers.isEmpty {
+        try visitor.visitRepeatedMessageField(value: _storage._buffers, fieldNumber: 27)
+      }
+      try { if let v = _storage._eventfd {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 28)
+      } }()
+      if !_storage._handles.isEmpty {
+        try visitor.visitRepeatedMessageField(value: _storage._handles, fieldNumber: 29)
+      }
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: IoUringEntry, rhs: IoUringEntry) -> Bool {
+    if lhs._storage !== rhs._storage {
+      let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
+        let _storage = _args.0
+        let rhs_storage = _args.1
+        if _storage._id != rhs_storage._id {return false}
+        if _storage._flags != rhs_storage._flags {return false}
+        if _storage._fown != rhs_storage._fown {return false}
+        if _storage._inode != rhs_storage._inode {return false}
+        if _storage._owner != rhs_storage._owner {return false}
+        if _storage._fd != rhs_storage._fd {return false}
+        if _storage._submitter != rhs_storage._submitter {return false}
+        if _storage._setupFlags != rhs_storage._setupFlags {return false}
+        if _storage._sqEntries != rhs_storage._sqEntries {return false}
+        if _storage._cqEntries != rhs_storage._cqEntries {return false}
+        if _storage._sqHead != rhs_storage._sqHead {return false}
+        if _storage._sqTail != rhs_storage._sqTail {return false}
+        if _storage._cqHead != rhs_storage._cqHead {return false}
+        if _storage._cqTail != rhs_storage._cqTail {return false}
+        if _storage._sqDropped != rhs_storage._sqDropped {return false}
+        if _storage._cqOverflow != rhs_storage._cqOverflow {return false}
+        if _storage._cqFlags != rhs_storage._cqFlags {return false}
+        if _storage._cqes != rhs_storage._cqes {return false}
+        if _storage._array != rhs_storage._array {return false}
+        if _storage._sqes != rhs_storage._sqes {return false}
+        if _storage._sqThreadCpu != rhs_storage._sqThreadCpu {return false}
+        if _storage._sqThreadIdle != rhs_storage._sqThreadIdle {return false}
+        if _storage._attachedTo != rhs_storage._attachedTo {return false}
+        if _storage._fileSlots != rhs_storage._fileSlots {return false}
+        if _storage._files != rhs_storage._files {return false}
+        if _storage._bufferSlots != rhs_storage._bufferSlots {return false}
+        if _storage._buffers != rhs_storage._buffers {return false}
+        if _storage._eventfd != rhs_storage._eventfd {return false}
+        if _storage._handles != rhs_storage._handles {return false}
+        return true
+      }
+      if !storagesAreEqual {return false}
+    }
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension IoUringFile: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "IoUringFile"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}slot\0\u{1}fd\0")
+
+  public var isInitialized: Bool {
+    if self._slot == nil {return false}
+    if self._fd == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._slot) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self._fd) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._slot {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._fd {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: IoUringFile, rhs: IoUringFile) -> Bool {
+    if lhs._slot != rhs._slot {return false}
+    if lhs._fd != rhs._fd {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension IoUringBuffer: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "IoUringBuffer"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}slot\0\u{1}address\0\u{1}length\0")
+
+  public var isInitialized: Bool {
+    if self._slot == nil {return false}
+    if self._address == nil {return false}
+    if self._length == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._slot) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self._address) }()
+      case 3: try { try decoder.decodeSingularUInt64Field(value: &self._length) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._slot {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._address {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 2)
+    } }()
+    try { if let v = self._length {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 3)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: IoUringBuffer, rhs: IoUringBuffer) -> Bool {
+    if lhs._slot != rhs._slot {return false}
+    if lhs._address != rhs._address {return false}
+    if lhs._length != rhs._length {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension IoUringHandle: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "IoUringHandle"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}thread\0\u{1}index\0")
+
+  public var isInitialized: Bool {
+    if self._thread == nil {return false}
+    if self._index == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._thread) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self._index) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._thread {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._index {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: IoUringHandle, rhs: IoUringHandle) -> Bool {
+    if lhs._thread != rhs._thread {return false}
+    if lhs._index != rhs._index {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension MessageQueueFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "MessageQueueFileEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}queue\0")
+
+  public var isInitialized: Bool {
+    if self._id == nil {return false}
+    if self._flags == nil {return false}
+    if self._fown == nil {return false}
+    if self._queue == nil {return false}
+    if let v = self._fown, !v.isInitialized {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._id) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self._flags) }()
+      case 3: try { try decoder.decodeSingularMessageField(value: &self._fown) }()
+      case 4: try { try decoder.decodeSingularUInt32Field(value: &self._queue) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._id {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._flags {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
+    } }()
+    try { if let v = self._fown {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 3)
+    } }()
+    try { if let v = self._queue {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 4)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: MessageQueueFileEntry, rhs: MessageQueueFileEntry) -> Bool {
+    if lhs._id != rhs._id {return false}
+    if lhs._flags != rhs._flags {return false}
+    if lhs._fown != rhs._fown {return false}
+    if lhs._queue != rhs._queue {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension MessageQueueEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "MessageQueueEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}name\0\u{1}unlinked\0\u{1}mode\0\u{1}uid\0\u{1}gid\0\u{3}max_messages\0\u{3}message_size\0\u{1}messages\0\u{1}notified\0\u{1}notify\0\u{1}signal\0\u{1}value\0")
+
+  public var isInitialized: Bool {
+    if self._id == nil {return false}
+    if self._name == nil {return false}
+    if self._mode == nil {return false}
+    if self._uid == nil {return false}
+    if self._gid == nil {return false}
+    if self._maxMessages == nil {return false}
+    if self._messageSize == nil {return false}
+    if !SwiftProtobuf.Internal.areAllInitialized(self.messages) {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._id) }()
+      case 2: try { try decoder.decodeSingularBytesField(value: &self._name) }()
+      case 3: try { try decoder.decodeSingularBoolField(value: &self._unlinked) }()
+      case 4: try { try decoder.decodeSingularUInt32Field(value: &self._mode) }()
+      case 5: try { try decoder.decodeSingularUInt32Field(value: &self._uid) }()
+      case 6: try { try decoder.decodeSingularUInt32Field(value: &self._gid) }()
+      case 7: try { try decoder.decodeSingularUInt32Field(value: &self._maxMessages) }()
+      case 8: try { try decoder.decodeSingularUInt32Field(value: &self._messageSize) }()
+      case 9: try { try decoder.decodeRepeatedMessageField(value: &self.messages) }()
+      case 10: try { try decoder.decodeSingularUInt32Field(value: &self._notified) }()
+      case 11: try { try decoder.decodeSingularUInt32Field(value: &self._notify) }()
+      case 12: try { try decoder.decodeSingularUInt32Field(value: &self._signal) }()
+      case 13: try { try decoder.decodeSingularUInt64Field(value: &self._value) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._id {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._name {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 2)
+    } }()
+    try { if let v = self._unlinked {
+      try visitor.visitSingularBoolField(value: v, fieldNumber: 3)
+    } }()
+    try { if let v = self._mode {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 4)
+    } }()
+    try { if let v = self._uid {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 5)
+    } }()
+    try { if let v = self._gid {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 6)
+    } }()
+    try { if let v = self._maxMessages {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 7)
+    } }()
+    try { if let v = self._messageSize {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 8)
+    } }()
+    if !self.messages.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.messages, fieldNumber: 9)
+    }
+    try { if let v = self._notified {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 10)
+    } }()
+    try { if let v = self._notify {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 11)
+    } }()
+    try { if let v = self._signal {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 12)
+    } }()
+    try { if let v = self._value {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 13)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: MessageQueueEntry, rhs: MessageQueueEntry) -> Bool {
+    if lhs._id != rhs._id {return false}
+    if lhs._name != rhs._name {return false}
+    if lhs._unlinked != rhs._unlinked {return false}
+    if lhs._mode != rhs._mode {return false}
+    if lhs._uid != rhs._uid {return false}
+    if lhs._gid != rhs._gid {return false}
+    if lhs._maxMessages != rhs._maxMessages {return false}
+    if lhs._messageSize != rhs._messageSize {return false}
+    if lhs.messages != rhs.messages {return false}
+    if lhs._notified != rhs._notified {return false}
+    if lhs._notify != rhs._notify {return false}
+    if lhs._signal != rhs._signal {return false}
+    if lhs._value != rhs._value {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension QueuedMessage: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "QueuedMessage"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}priority\0\u{1}text\0")
+
+  public var isInitialized: Bool {
+    if self._priority == nil {return false}
+    if self._text == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._priority) }()
+      case 2: try { try decoder.decodeSingularBytesField(value: &self._text) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._priority {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._text {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 2)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: QueuedMessage, rhs: QueuedMessage) -> Bool {
+    if lhs._priority != rhs._priority {return false}
+    if lhs._text != rhs._text {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

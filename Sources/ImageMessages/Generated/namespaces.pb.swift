@@ -341,6 +341,25 @@ public nonisolated struct IpcShmEntry: Sendable {
   /// Clears the value of `hugetlbFlag`. Subsequent reads from it will return its default value.
   public mutating func clearHugetlbFlag() {self._hugetlbFlag = nil}
 
+  /// Who created it, and when it was changed last: to know it again.
+  public var creator: UInt32 {
+    get {_creator ?? 0}
+    set {_creator = newValue}
+  }
+  /// Returns true if `creator` has been explicitly set.
+  public var hasCreator: Bool {self._creator != nil}
+  /// Clears the value of `creator`. Subsequent reads from it will return its default value.
+  public mutating func clearCreator() {self._creator = nil}
+
+  public var changed: UInt64 {
+    get {_changed ?? 0}
+    set {_changed = newValue}
+  }
+  /// Returns true if `changed` has been explicitly set.
+  public var hasChanged: Bool {self._changed != nil}
+  /// Clears the value of `changed`. Subsequent reads from it will return its default value.
+  public mutating func clearChanged() {self._changed = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -349,6 +368,8 @@ public nonisolated struct IpcShmEntry: Sendable {
   fileprivate var _size: UInt64? = nil
   fileprivate var _inPagemaps: Bool? = nil
   fileprivate var _hugetlbFlag: UInt32? = nil
+  fileprivate var _creator: UInt32? = nil
+  fileprivate var _changed: UInt64? = nil
 }
 
 public nonisolated struct IpcVarEntry: @unchecked Sendable {
@@ -1999,7 +2020,7 @@ nonisolated extension IpcSemEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
 
 nonisolated extension IpcShmEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "IpcShmEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}desc\0\u{1}size\0\u{3}in_pagemaps\0\u{3}hugetlb_flag\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}desc\0\u{1}size\0\u{3}in_pagemaps\0\u{3}hugetlb_flag\0\u{2}d\u{f}creator\0\u{1}changed\0")
 
   public var isInitialized: Bool {
     if self._desc == nil {return false}
@@ -2018,6 +2039,8 @@ nonisolated extension IpcShmEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
       case 2: try { try decoder.decodeSingularUInt64Field(value: &self._size) }()
       case 3: try { try decoder.decodeSingularBoolField(value: &self._inPagemaps) }()
       case 4: try { try decoder.decodeSingularUInt32Field(value: &self._hugetlbFlag) }()
+      case 1000: try { try decoder.decodeSingularUInt32Field(value: &self._creator) }()
+      case 1001: try { try decoder.decodeSingularUInt64Field(value: &self._changed) }()
       default: break
       }
     }
@@ -2040,6 +2063,12 @@ nonisolated extension IpcShmEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
     try { if let v = self._hugetlbFlag {
       try visitor.visitSingularUInt32Field(value: v, fieldNumber: 4)
     } }()
+    try { if let v = self._creator {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1000)
+    } }()
+    try { if let v = self._changed {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 1001)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -2048,6 +2077,8 @@ nonisolated extension IpcShmEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
     if lhs._size != rhs._size {return false}
     if lhs._inPagemaps != rhs._inPagemaps {return false}
     if lhs._hugetlbFlag != rhs._hugetlbFlag {return false}
+    if lhs._creator != rhs._creator {return false}
+    if lhs._changed != rhs._changed {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
