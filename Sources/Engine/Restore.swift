@@ -274,7 +274,8 @@ final class RestoreOrder {
             .restoring(planned.id, planned.cores.first.map { String(decoding: $0.tc.comm, as: UTF8.self) } ?? "?")
         ) {
             () throws(Failure) in
-            for made in try puppet(creator).clone([CloneRequest(id: planned.id, flags: flags)]) {
+            let request = CloneRequest(id: planned.id, flags: flags, exitSignal: planned.exitSignal)
+            for made in try puppet(creator).clone([request]) {
                 puppets[made.id] = made
                 add(planned, made, inherits: inherits)
             }

@@ -26,6 +26,8 @@ public struct RestorePolicy: Sendable {
     public var checksPermissions = true
     /// The CPU features to compare (`--cpu-cap`).
     public var cpuCapabilities = CPUCapabilities.default
+    /// We end when the tree runs (`--restore-detached`), which is its parent's death.
+    public var isDetached = false
     /// CRIU's defaults.
     public init() {}
 }

@@ -65,6 +65,14 @@ final class MemoryPlan {
     var sharedWith: TaskID?
     var placement: MemoryRestore.Placement?
 
+    /// Whether pkey_alloc(2) gave a key out.
+    func allocates(_ key: UInt32) -> Bool { entry.protectionKeys >> key & 1 == 1 }
+
+    /// The last protection key that is to be given out, or that the kernel has.
+    var lastKey: UInt32? {
+        (1..<16 as Range<UInt32>).last { key in allocates(key) || areas.contains { $0.key == key } }
+    }
+
     init(_ entry: MmEntry, _ id: TaskID, _ context: RestoreContext) throws(Failure) {
         self.entry = entry
         var areas: [Area] = []
@@ -81,7 +89,10 @@ final class MemoryPlan {
         self.guards = guards
         let pagemap = try Pagemap.read(.pagemap(id.rawValue), from: context.images)
         pieces = try PageLocator(context.images, process: id.rawValue, pagemap).pieces
-        mappedProtection = areas.map(\.protection)
+        // The kernel's protection key comes when all others are given out.
+        mappedProtection = areas.map { area in
+            (area.isExecuteOnly ? 0 : area.protection) | (area.isPrivate && area.more.contains("ac") ? 2 : 0)
+        }
         var next = 0
         for piece in pieces {
             var at = piece.range.start

@@ -49,6 +49,8 @@ public enum TaskDump {
         core.tc.taskState = 2
         core.tc.exitCode = UInt32(bitPattern: frozen.exitCode ?? 0)
         (core.tc.personality, core.tc.flags, core.tc.blkSigset) = (0, 0, 0)
+        let exitSignal = try TaskStat.read(of: frozen.id).exitSignal
+        if exitSignal != 17, (0...64).contains(exitSignal) { core.tc.brumate.exitSignal = UInt32(exitSignal) }
         core.tc.comm = imageBytes(try TaskStatus.read(of: frozen.id).nameBytes)
         return core
     }

@@ -39,6 +39,7 @@ enum Orders {
         request.policy.ghostLimit = options.ghostLimit
         request.policy.checksPermissions = !options.skipFilePermissionCheck
         request.policy.cpuCapabilities = options.cpuCapabilities
+        request.policy.isDetached = options.restoreDetached && !options.restoreSibling
         request.asSibling = options.restoreSibling
         request.leaveStopped = options.ending == .stopped
         request.pidFile = options.pidfile

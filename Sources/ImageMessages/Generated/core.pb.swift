@@ -4386,6 +4386,7 @@ public nonisolated struct BrumateThreadEntry: @unchecked Sendable {
   /// Clears the value of `timerSlack`. Subsequent reads from it will return its default value.
   public mutating func clearTimerSlack() {_uniqueStorage()._timerSlack = nil}
 
+  /// For other policies than SCHED_DEADLINE a slice of its own.
   public var deadlineRuntime: UInt64 {
     get {_storage._deadlineRuntime ?? 0}
     set {_uniqueStorage()._deadlineRuntime = newValue}
@@ -4613,6 +4614,16 @@ public nonisolated struct BrumateTaskEntry: Sendable {
   /// Clears the value of `exitCode`. Subsequent reads from it will return its default value.
   public mutating func clearExitCode() {self._exitCode = nil}
 
+  /// What the parent gets at its end, if not SIGCHLD.
+  public var exitSignal: UInt32 {
+    get {_exitSignal ?? 0}
+    set {_exitSignal = newValue}
+  }
+  /// Returns true if `exitSignal` has been explicitly set.
+  public var hasExitSignal: Bool {self._exitSignal != nil}
+  /// Clears the value of `exitSignal`. Subsequent reads from it will return its default value.
+  public mutating func clearExitSignal() {self._exitSignal = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -4624,6 +4635,7 @@ public nonisolated struct BrumateTaskEntry: Sendable {
   fileprivate var _personality: UInt32? = nil
   fileprivate var _keepCaps: UInt32? = nil
   fileprivate var _exitCode: UInt32? = nil
+  fileprivate var _exitSignal: UInt32? = nil
 }
 
 // MARK: - Code below here is support for the SwiftProtobuf runtime.
@@ -10004,7 +10016,7 @@ nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._
 
 nonisolated extension BrumateTaskEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "BrumateTaskEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}coredump_filter\0\u{3}autogroup_nice\0\u{1}mdwe\0\u{3}memory_merge\0\u{1}personality\0\u{1}membarrier\0\u{3}keep_caps\0\u{3}exit_code\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}coredump_filter\0\u{3}autogroup_nice\0\u{1}mdwe\0\u{3}memory_merge\0\u{1}personality\0\u{1}membarrier\0\u{3}keep_caps\0\u{3}exit_code\0\u{3}exit_signal\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -10020,6 +10032,7 @@ nonisolated extension BrumateTaskEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
       case 6: try { try decoder.decodeRepeatedUInt32Field(value: &self.membarrier) }()
       case 7: try { try decoder.decodeSingularUInt32Field(value: &self._keepCaps) }()
       case 8: try { try decoder.decodeSingularUInt32Field(value: &self._exitCode) }()
+      case 9: try { try decoder.decodeSingularUInt32Field(value: &self._exitSignal) }()
       default: break
       }
     }
@@ -10054,6 +10067,9 @@ nonisolated extension BrumateTaskEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
     try { if let v = self._exitCode {
       try visitor.visitSingularUInt32Field(value: v, fieldNumber: 8)
     } }()
+    try { if let v = self._exitSignal {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 9)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -10066,6 +10082,7 @@ nonisolated extension BrumateTaskEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
     if lhs.membarrier != rhs.membarrier {return false}
     if lhs._keepCaps != rhs._keepCaps {return false}
     if lhs._exitCode != rhs._exitCode {return false}
+    if lhs._exitSignal != rhs._exitSignal {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

@@ -306,6 +306,36 @@ public nonisolated struct MmEntry: @unchecked Sendable {
   /// Clears the value of `thpDisabled`. Subsequent reads from it will return its default value.
   public mutating func clearThpDisabled() {_uniqueStorage()._thpDisabled = nil}
 
+  /// PR_THP_DISABLE_* flags that go with thp_disabled.
+  public var thpFlags: UInt32 {
+    get {_storage._thpFlags ?? 0}
+    set {_uniqueStorage()._thpFlags = newValue}
+  }
+  /// Returns true if `thpFlags` has been explicitly set.
+  public var hasThpFlags: Bool {_storage._thpFlags != nil}
+  /// Clears the value of `thpFlags`. Subsequent reads from it will return its default value.
+  public mutating func clearThpFlags() {_uniqueStorage()._thpFlags = nil}
+
+  /// One bit for each protection key that pkey_alloc gave out.
+  public var protectionKeys: UInt32 {
+    get {_storage._protectionKeys ?? 0}
+    set {_uniqueStorage()._protectionKeys = newValue}
+  }
+  /// Returns true if `protectionKeys` has been explicitly set.
+  public var hasProtectionKeys: Bool {_storage._protectionKeys != nil}
+  /// Clears the value of `protectionKeys`. Subsequent reads from it will return its default value.
+  public mutating func clearProtectionKeys() {_uniqueStorage()._protectionKeys = nil}
+
+  /// MCL_FUTURE, MCL_ONFAULT.
+  public var lockAll: UInt32 {
+    get {_storage._lockAll ?? 0}
+    set {_uniqueStorage()._lockAll = newValue}
+  }
+  /// Returns true if `lockAll` has been explicitly set.
+  public var hasLockAll: Bool {_storage._lockAll != nil}
+  /// Clears the value of `lockAll`. Subsequent reads from it will return its default value.
+  public mutating func clearLockAll() {_uniqueStorage()._lockAll = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -450,6 +480,15 @@ public nonisolated struct VmaEntry: Sendable {
   /// Guard regions inside: start and end in turn.
   public var guards: [UInt64] = []
 
+  public var protectionKey: UInt32 {
+    get {_protectionKey ?? 0}
+    set {_protectionKey = newValue}
+  }
+  /// Returns true if `protectionKey` has been explicitly set.
+  public var hasProtectionKey: Bool {self._protectionKey != nil}
+  /// Clears the value of `protectionKey`. Subsequent reads from it will return its default value.
+  public mutating func clearProtectionKey() {self._protectionKey = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -468,6 +507,7 @@ public nonisolated struct VmaEntry: Sendable {
   fileprivate var _mempolicyMode: UInt32? = nil
   fileprivate var _mempolicyNodes: Data? = nil
   fileprivate var _moreFlags: Data? = nil
+  fileprivate var _protectionKey: UInt32? = nil
 }
 
 /// First message of a pagemap: which pages file.
@@ -4773,7 +4813,7 @@ nonisolated extension AioRingEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
 
 nonisolated extension MmEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "MmEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}mm_start_code\0\u{3}mm_end_code\0\u{3}mm_start_data\0\u{3}mm_end_data\0\u{3}mm_start_stack\0\u{3}mm_start_brk\0\u{3}mm_brk\0\u{3}mm_arg_start\0\u{3}mm_arg_end\0\u{3}mm_env_start\0\u{3}mm_env_end\0\u{3}exe_file_id\0\u{3}mm_saved_auxv\0\u{1}vmas\0\u{1}dumpable\0\u{1}aios\0\u{3}thp_disabled\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}mm_start_code\0\u{3}mm_end_code\0\u{3}mm_start_data\0\u{3}mm_end_data\0\u{3}mm_start_stack\0\u{3}mm_start_brk\0\u{3}mm_brk\0\u{3}mm_arg_start\0\u{3}mm_arg_end\0\u{3}mm_env_start\0\u{3}mm_env_end\0\u{3}exe_file_id\0\u{3}mm_saved_auxv\0\u{1}vmas\0\u{1}dumpable\0\u{1}aios\0\u{3}thp_disabled\0\u{4}W\u{f}thp_flags\0\u{3}protection_keys\0\u{3}lock_all\0")
 
   fileprivate class _StorageClass {
     var _mmStartCode: UInt64? = nil
@@ -4793,6 +4833,9 @@ nonisolated extension MmEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImpl
     var _dumpable: Int32? = nil
     var _aios: [AioRingEntry] = []
     var _thpDisabled: Bool? = nil
+    var _thpFlags: UInt32? = nil
+    var _protectionKeys: UInt32? = nil
+    var _lockAll: UInt32? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -4820,6 +4863,9 @@ nonisolated extension MmEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImpl
       _dumpable = source._dumpable
       _aios = source._aios
       _thpDisabled = source._thpDisabled
+      _thpFlags = source._thpFlags
+      _protectionKeys = source._protectionKeys
+      _lockAll = source._lockAll
     }
   }
 
@@ -4875,6 +4921,9 @@ nonisolated extension MmEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImpl
         case 15: try { try decoder.decodeSingularInt32Field(value: &_storage._dumpable) }()
         case 16: try { try decoder.decodeRepeatedMessageField(value: &_storage._aios) }()
         case 17: try { try decoder.decodeSingularBoolField(value: &_storage._thpDisabled) }()
+        case 1000: try { try decoder.decodeSingularUInt32Field(value: &_storage._thpFlags) }()
+        case 1001: try { try decoder.decodeSingularUInt32Field(value: &_storage._protectionKeys) }()
+        case 1002: try { try decoder.decodeSingularUInt32Field(value: &_storage._lockAll) }()
         default: break
         }
       }
@@ -4938,6 +4987,15 @@ nonisolated extension MmEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImpl
       try { if let v = _storage._thpDisabled {
         try visitor.visitSingularBoolField(value: v, fieldNumber: 17)
       } }()
+      try { if let v = _storage._thpFlags {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1000)
+      } }()
+      try { if let v = _storage._protectionKeys {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1001)
+      } }()
+      try { if let v = _storage._lockAll {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1002)
+      } }()
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -4964,6 +5022,9 @@ nonisolated extension MmEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImpl
         if _storage._dumpable != rhs_storage._dumpable {return false}
         if _storage._aios != rhs_storage._aios {return false}
         if _storage._thpDisabled != rhs_storage._thpDisabled {return false}
+        if _storage._thpFlags != rhs_storage._thpFlags {return false}
+        if _storage._protectionKeys != rhs_storage._protectionKeys {return false}
+        if _storage._lockAll != rhs_storage._lockAll {return false}
         return true
       }
       if !storagesAreEqual {return false}
@@ -4975,7 +5036,7 @@ nonisolated extension MmEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImpl
 
 nonisolated extension VmaEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "VmaEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}start\0\u{1}end\0\u{1}pgoff\0\u{1}shmid\0\u{1}prot\0\u{1}flags\0\u{1}status\0\u{1}fd\0\u{1}madv\0\u{1}fdflags\0\u{2}^\u{f}name\0\u{3}mempolicy_mode\0\u{3}mempolicy_nodes\0\u{3}more_flags\0\u{1}guards\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}start\0\u{1}end\0\u{1}pgoff\0\u{1}shmid\0\u{1}prot\0\u{1}flags\0\u{1}status\0\u{1}fd\0\u{1}madv\0\u{1}fdflags\0\u{2}^\u{f}name\0\u{3}mempolicy_mode\0\u{3}mempolicy_nodes\0\u{3}more_flags\0\u{1}guards\0\u{3}protection_key\0")
 
   public var isInitialized: Bool {
     if self._start == nil {return false}
@@ -5010,6 +5071,7 @@ nonisolated extension VmaEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
       case 1002: try { try decoder.decodeSingularBytesField(value: &self._mempolicyNodes) }()
       case 1003: try { try decoder.decodeSingularBytesField(value: &self._moreFlags) }()
       case 1004: try { try decoder.decodeRepeatedUInt64Field(value: &self.guards) }()
+      case 1005: try { try decoder.decodeSingularUInt32Field(value: &self._protectionKey) }()
       default: break
       }
     }
@@ -5065,6 +5127,9 @@ nonisolated extension VmaEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
     if !self.guards.isEmpty {
       try visitor.visitRepeatedUInt64Field(value: self.guards, fieldNumber: 1004)
     }
+    try { if let v = self._protectionKey {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1005)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -5084,6 +5149,7 @@ nonisolated extension VmaEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
     if lhs._mempolicyNodes != rhs._mempolicyNodes {return false}
     if lhs._moreFlags != rhs._moreFlags {return false}
     if lhs.guards != rhs.guards {return false}
+    if lhs._protectionKey != rhs._protectionKey {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
