@@ -10,6 +10,8 @@ public struct DumpPolicy: Sendable {
     public var recordsCPU = false
     /// Temporary names go away at the end (`--leave-running`).
     public var removesLinkRemaps = false
+    /// Build ids of mapped programs and libraries are noted (`--file-validation buildid`).
+    public var recordsBuildIDs = true
     /// The tree goes on after the dump, so nothing on disk that it needs may be moved.
     public var leaveRunning = false
     /// CRIU's defaults.
@@ -26,6 +28,8 @@ public struct RestorePolicy: Sendable {
     public var checksPermissions = true
     /// The CPU features to compare (`--cpu-cap`).
     public var cpuCapabilities = CPUCapabilities.default
+    /// Compare build ids of mapped programs and libraries with the image (`--file-validation buildid`).
+    public var checksBuildIDs = true
     /// We end when the tree runs (`--restore-detached`), which is its parent's death.
     public var isDetached = false
     /// CRIU's defaults.

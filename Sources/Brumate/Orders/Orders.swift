@@ -18,6 +18,7 @@ enum Orders {
         request.policy.ghostLimit = options.ghostLimit
         request.policy.linkRemap = options.linkRemap
         request.policy.shellJob = options.shellJob
+        request.policy.recordsBuildIDs = options.fileValidation == .buildID
         request.policy.recordsCPU = options.cpuCapabilities.contains(.image)
         switch options.ending {
         case .default: request.afterwards = .killed
@@ -39,6 +40,7 @@ enum Orders {
         request.policy.ghostLimit = options.ghostLimit
         request.policy.checksPermissions = !options.skipFilePermissionCheck
         request.policy.cpuCapabilities = options.cpuCapabilities
+        request.policy.checksBuildIDs = options.fileValidation == .buildID
         request.policy.isDetached = options.restoreDetached && !options.restoreSibling
         request.asSibling = options.restoreSibling
         request.leaveStopped = options.ending == .stopped

@@ -100,6 +100,25 @@ enum Memfd: FileKind {
         }
     }
 
+    private static let futureWrite: UInt32 = 0x10
+
+    /// Files that are to be sealed once they are mapped.
+    private final class LateSeals {
+        var files: [(number: Int32, seals: Int)] = []
+        deinit { for file in files { _ = try? systemCall(.close, Int(file.number)) } }
+    }
+
+    static func wire(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {
+        let late = context.state(LateSeals.self) { LateSeals() }
+        while let file = late.files.last {
+            try attempt("seal a memfd") { () throws(SystemCallError) in
+                try systemCall(.fcntl, Int(file.number), 1033, file.seals)
+            }
+            late.files.removeLast()
+            _ = try? systemCall(.close, Int(file.number))
+        }
+    }
+
     private static func anonymous(_ inode: MemfdInodeEntry) throws(Failure) -> Descriptor {
         let logarithm = UInt64(inode.hugetlbFlag >> 26 & 0x3f)
         let huge: UInt64? = inode.hugetlbFlag & 4 == 0 ? nil : logarithm == 0 ? 2 << 20 : 1 << logarithm
@@ -134,6 +153,12 @@ enum Memfd: FileKind {
             try SharedMemoryImage.read(
                 id: UInt64(inode.shmid), into: file.number, size: inode.size, from: context.images)
             let number = file.number
+            // It was filled in whole pages.
+            if inode.size % pageSize != 0 {
+                try attempt("set its size") { () throws(SystemCallError) in
+                    try systemCall(.ftruncate, Int(number), Int(bitPattern: UInt(inode.size)))
+                }
+            }
             for member in members {
                 let wanted = member.memfd
                 let made = try attempt("open it") { () throws(SystemCallError) in
@@ -147,8 +172,16 @@ enum Memfd: FileKind {
                 try context.files.add(member.id, made)
             }
             if flags & 2 != 0, inode.seals != 0 {
+                // Who mapped it before F_SEAL_FUTURE_WRITE goes on writing.
+                let late = inode.seals & futureWrite == 0 ? 0 : inode.seals & (futureWrite | 1)
                 try attempt("seal it") { () throws(SystemCallError) in
-                    try systemCall(.fcntl, Int(number), 1033, Int(inode.seals))
+                    try systemCall(.fcntl, Int(number), 1033, Int(inode.seals & ~late))
+                }
+                if late != 0 {
+                    let kept = try attempt("keep it") { () throws(SystemCallError) in
+                        try openFile("/proc/self/fd/\(number)", .readWrite).release()
+                    }
+                    context.state(LateSeals.self) { LateSeals() }.files.append((kept, Int(late)))
                 }
             }
         }

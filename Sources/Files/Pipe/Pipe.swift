@@ -48,7 +48,9 @@ enum Pipe: FileKind {
                 let known = mode == 0 ? hasReader : mode == 1 ? hasWriter : true
                 let made = try attempt("open an end") { () throws(SystemCallError) in
                     let made: Descriptor
-                    if known {
+                    if flags & OpenFlags.path.rawValue != 0 {
+                        return try openFile("/proc/self/fd/\(from)", [.path])
+                    } else if known {
                         made = try openFile(
                             "/proc/self/fd/\(from)", OpenFlags(rawValue: mode | OpenFlags.nonBlocking.rawValue))
                     } else {
@@ -56,6 +58,10 @@ enum Pipe: FileKind {
                     }
                     try systemCall(.fcntl, Int(made.number), 4, status)
                     return made
+                }
+                if flags & OpenFlags.path.rawValue != 0 {
+                    try context.files.add(member.id, made)
+                    continue
                 }
                 if mode == 0 { hasReader = true }
                 if mode == 1 { hasWriter = true }

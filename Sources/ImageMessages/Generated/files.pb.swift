@@ -2830,6 +2830,8 @@ public nonisolated struct GhostFileEntry: Sendable {
   /// Clears the value of `symlnkTarget`. Subsequent reads from it will return its default value.
   public mutating func clearSymlnkTarget() {self._symlnkTarget = nil}
 
+  public var attributes: [BrumateAttributeEntry] = []
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -2845,6 +2847,38 @@ public nonisolated struct GhostFileEntry: Sendable {
   fileprivate var _chunks: Bool? = nil
   fileprivate var _size: UInt64? = nil
   fileprivate var _symlnkTarget: Data? = nil
+}
+
+/// An extended attribute, access control lists among them.
+public nonisolated struct BrumateAttributeEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var name: Data {
+    get {_name ?? Data()}
+    set {_name = newValue}
+  }
+  /// Returns true if `name` has been explicitly set.
+  public var hasName: Bool {self._name != nil}
+  /// Clears the value of `name`. Subsequent reads from it will return its default value.
+  public mutating func clearName() {self._name = nil}
+
+  public var value: Data {
+    get {_value ?? Data()}
+    set {_value = newValue}
+  }
+  /// Returns true if `value` has been explicitly set.
+  public var hasValue: Bool {self._value != nil}
+  /// Clears the value of `value`. Subsequent reads from it will return its default value.
+  public mutating func clearValue() {self._value = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _name: Data? = nil
+  fileprivate var _value: Data? = nil
 }
 
 /// A stretch of data of a sparse ghost file.
@@ -7627,7 +7661,7 @@ nonisolated extension ExtFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
 
 nonisolated extension GhostFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "GhostFileEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}uid\0\u{1}gid\0\u{1}mode\0\u{1}dev\0\u{1}ino\0\u{1}rdev\0\u{1}atim\0\u{1}mtim\0\u{1}chunks\0\u{1}size\0\u{3}symlnk_target\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}uid\0\u{1}gid\0\u{1}mode\0\u{1}dev\0\u{1}ino\0\u{1}rdev\0\u{1}atim\0\u{1}mtim\0\u{1}chunks\0\u{1}size\0\u{3}symlnk_target\0\u{2}]\u{f}attributes\0")
 
   public var isInitialized: Bool {
     if self._uid == nil {return false}
@@ -7635,6 +7669,7 @@ nonisolated extension GhostFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     if self._mode == nil {return false}
     if let v = self._atim, !v.isInitialized {return false}
     if let v = self._mtim, !v.isInitialized {return false}
+    if !SwiftProtobuf.Internal.areAllInitialized(self.attributes) {return false}
     return true
   }
 
@@ -7655,6 +7690,7 @@ nonisolated extension GhostFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
       case 9: try { try decoder.decodeSingularBoolField(value: &self._chunks) }()
       case 10: try { try decoder.decodeSingularUInt64Field(value: &self._size) }()
       case 11: try { try decoder.decodeSingularBytesField(value: &self._symlnkTarget) }()
+      case 1000: try { try decoder.decodeRepeatedMessageField(value: &self.attributes) }()
       default: break
       }
     }
@@ -7698,6 +7734,9 @@ nonisolated extension GhostFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     try { if let v = self._symlnkTarget {
       try visitor.visitSingularBytesField(value: v, fieldNumber: 11)
     } }()
+    if !self.attributes.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.attributes, fieldNumber: 1000)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -7713,6 +7752,52 @@ nonisolated extension GhostFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     if lhs._chunks != rhs._chunks {return false}
     if lhs._size != rhs._size {return false}
     if lhs._symlnkTarget != rhs._symlnkTarget {return false}
+    if lhs.attributes != rhs.attributes {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension BrumateAttributeEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "BrumateAttributeEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}value\0")
+
+  public var isInitialized: Bool {
+    if self._name == nil {return false}
+    if self._value == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularBytesField(value: &self._name) }()
+      case 2: try { try decoder.decodeSingularBytesField(value: &self._value) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._name {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._value {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 2)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: BrumateAttributeEntry, rhs: BrumateAttributeEntry) -> Bool {
+    if lhs._name != rhs._name {return false}
+    if lhs._value != rhs._value {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
