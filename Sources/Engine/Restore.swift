@@ -217,7 +217,10 @@ final class RestoreOrder {
                 try birth(planned, by: creator, flags: sharing(planned, with: creator), inherits: processes[creator])
             case .cloneSibling(let creator, let child):
                 guard let planned = byID[child] else { throw Failure(.bug, "no process \(child)") }
-                try birth(planned, by: creator, flags: 0x8000, inherits: planned.parent.flatMap { processes[$0] })
+                let flags = sharing(planned, with: creator)
+                // Its memory is the creator's, or as the parent's was when the creator was born.
+                let origin = flags & 0x100 != 0 ? creator : planned.parent
+                try birth(planned, by: creator, flags: flags | 0x8000, inherits: origin.flatMap { processes[$0] })
             case .cloneStandIn(let creator, let child):
                 let puppet = try self.puppet(creator).clone([CloneRequest(id: child)])
                 for made in puppet { puppets[made.id] = made }

@@ -9,7 +9,8 @@ public import Remote
 /// All parts of a thread, in the order in which they are asked and restored. Within the stage `seal` the order counts:
 /// limits and filters need rights that the credentials then take away.
 let taskParts: [any TaskPart.Type] = [
-    Registrations.self, Signals.self, Timers.self, Scheduling.self, Limits.self, Attributes.self, Seccomp.self,
+    ThreadDirectories.self, Registrations.self, Signals.self, Timers.self, Scheduling.self, Limits.self,
+    Attributes.self, Seccomp.self,
     Credentials.self, RegisterState.self,
 ]
 

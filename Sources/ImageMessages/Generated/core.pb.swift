@@ -4535,6 +4535,34 @@ public nonisolated struct BrumateThreadEntry: @unchecked Sendable {
   /// Clears the value of `rseqSize`. Subsequent reads from it will return its default value.
   public mutating func clearRseqSize() {_uniqueStorage()._rseqSize = nil}
 
+  /// Directories and umask of a thread that has its own, ids of files.img.
+  public var cwdID: UInt32 {
+    get {_storage._cwdID ?? 0}
+    set {_uniqueStorage()._cwdID = newValue}
+  }
+  /// Returns true if `cwdID` has been explicitly set.
+  public var hasCwdID: Bool {_storage._cwdID != nil}
+  /// Clears the value of `cwdID`. Subsequent reads from it will return its default value.
+  public mutating func clearCwdID() {_uniqueStorage()._cwdID = nil}
+
+  public var rootID: UInt32 {
+    get {_storage._rootID ?? 0}
+    set {_uniqueStorage()._rootID = newValue}
+  }
+  /// Returns true if `rootID` has been explicitly set.
+  public var hasRootID: Bool {_storage._rootID != nil}
+  /// Clears the value of `rootID`. Subsequent reads from it will return its default value.
+  public mutating func clearRootID() {_uniqueStorage()._rootID = nil}
+
+  public var umask: UInt32 {
+    get {_storage._umask ?? 0}
+    set {_uniqueStorage()._umask = newValue}
+  }
+  /// Returns true if `umask` has been explicitly set.
+  public var hasUmask: Bool {_storage._umask != nil}
+  /// Clears the value of `umask`. Subsequent reads from it will return its default value.
+  public mutating func clearUmask() {_uniqueStorage()._umask = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -9792,7 +9820,7 @@ nonisolated extension BrumateRestartEntry: SwiftProtobuf.Message, SwiftProtobuf.
 
 nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "BrumateThreadEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}xstate\0\u{1}restart\0\u{1}affinity\0\u{3}io_priority\0\u{3}timer_slack\0\u{3}deadline_runtime\0\u{3}deadline_deadline\0\u{3}deadline_period\0\u{3}sched_flags\0\u{3}util_min\0\u{3}util_max\0\u{3}mempolicy_mode\0\u{3}mempolicy_nodes\0\u{3}user_dispatch\0\u{1}speculation\0\u{3}core_cookie\0\u{3}tsc_mode\0\u{3}io_flusher\0\u{3}mce_kill\0\u{1}timing\0\u{1}stopped\0\u{3}rseq_size\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}xstate\0\u{1}restart\0\u{1}affinity\0\u{3}io_priority\0\u{3}timer_slack\0\u{3}deadline_runtime\0\u{3}deadline_deadline\0\u{3}deadline_period\0\u{3}sched_flags\0\u{3}util_min\0\u{3}util_max\0\u{3}mempolicy_mode\0\u{3}mempolicy_nodes\0\u{3}user_dispatch\0\u{1}speculation\0\u{3}core_cookie\0\u{3}tsc_mode\0\u{3}io_flusher\0\u{3}mce_kill\0\u{1}timing\0\u{1}stopped\0\u{3}rseq_size\0\u{3}cwd_id\0\u{3}root_id\0\u{1}umask\0")
 
   fileprivate class _StorageClass {
     var _xstate: Data? = nil
@@ -9817,6 +9845,9 @@ nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._
     var _timing: UInt32? = nil
     var _stopped: UInt32? = nil
     var _rseqSize: UInt64? = nil
+    var _cwdID: UInt32? = nil
+    var _rootID: UInt32? = nil
+    var _umask: UInt32? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -9849,6 +9880,9 @@ nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._
       _timing = source._timing
       _stopped = source._stopped
       _rseqSize = source._rseqSize
+      _cwdID = source._cwdID
+      _rootID = source._rootID
+      _umask = source._umask
     }
   }
 
@@ -9896,6 +9930,9 @@ nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._
         case 20: try { try decoder.decodeSingularUInt32Field(value: &_storage._timing) }()
         case 21: try { try decoder.decodeSingularUInt32Field(value: &_storage._stopped) }()
         case 22: try { try decoder.decodeSingularUInt64Field(value: &_storage._rseqSize) }()
+        case 23: try { try decoder.decodeSingularUInt32Field(value: &_storage._cwdID) }()
+        case 24: try { try decoder.decodeSingularUInt32Field(value: &_storage._rootID) }()
+        case 25: try { try decoder.decodeSingularUInt32Field(value: &_storage._umask) }()
         default: break
         }
       }
@@ -9974,6 +10011,15 @@ nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._
       try { if let v = _storage._rseqSize {
         try visitor.visitSingularUInt64Field(value: v, fieldNumber: 22)
       } }()
+      try { if let v = _storage._cwdID {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 23)
+      } }()
+      try { if let v = _storage._rootID {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 24)
+      } }()
+      try { if let v = _storage._umask {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 25)
+      } }()
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -10005,6 +10051,9 @@ nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._
         if _storage._timing != rhs_storage._timing {return false}
         if _storage._stopped != rhs_storage._stopped {return false}
         if _storage._rseqSize != rhs_storage._rseqSize {return false}
+        if _storage._cwdID != rhs_storage._cwdID {return false}
+        if _storage._rootID != rhs_storage._rootID {return false}
+        if _storage._umask != rhs_storage._umask {return false}
         return true
       }
       if !storagesAreEqual {return false}
