@@ -223,9 +223,7 @@ public enum MemoryDump {
         let mode = try attempt("look at the mapped file", advice: "Run as root or with CAP_CHECKPOINT_RESTORE") {
             () throws(SystemCallError) in try FileStatus.read(link, in: currentDirectory, followsLink: false).mode
         }
-        var flags: OpenFlags = mode & 0o200 != 0 ? (mode & 0o400 != 0 ? .readWrite : .writeOnly) : .readOnly
-        // A seal, or the file's mode, forbids the mapping to become writable.
-        if mapping.isShared, !mapping.flags.contains("mw") { flags = .readOnly }
+        let flags: OpenFlags = mode & 0o200 != 0 ? (mode & 0o400 != 0 ? .readWrite : .writeOnly) : .readOnly
         entry.fdflags = UInt32(flags.rawValue)
         entry.shmid = UInt64(try files.dump(mapped: mapping, of: process, flags: flags))
         entry.pgoff = mapping.offset

@@ -79,7 +79,8 @@ struct `A file comes back the same` {
                     return '\\n'.join(out)
                 serve(check)
                 """)
-        #expect(try program.differences() == [])
+        let changes = try program.differences()
+        #expect(changes.isEmpty, "\(changes.joined(separator: "\n"))")
     }
 
     @Test func `even if it has no name any more`() throws {
@@ -105,7 +106,8 @@ struct `A file comes back the same` {
                     return '\\n'.join(told() + ['%r %r %d %s' % (os.pread(g, 5, 0), os.pread(g, 3, 900000), s.st_mtime_ns, holes), repr(os.pread(t, 20, 0))])
                 serve(check)
                 """)
-        #expect(try program.differences() == [])
+        let changes = try program.differences()
+        #expect(changes.isEmpty, "\(changes.joined(separator: "\n"))")
     }
 
     @Test func `and a file without a name can still get one`() throws {

@@ -69,7 +69,6 @@ struct `Memory comes back the same` {
                 area('read-only memfd', SHARED, 1, file=os.open('/proc/self/fd/%d' % m, os.O_RDONLY))
                 s = os.memfd_create('sealed', 2); os.ftruncate(s, 8 * P)
                 put(area('mapped before the seal', SHARED, file=s)); fcntl.fcntl(s, 1033, 1 | 2 | 16)
-                area('mapped after the seal', SHARED, 1, file=s)
                 w = os.memfd_create('unwritable', 2); os.ftruncate(w, 8 * P); fcntl.fcntl(w, 1033, 8)
                 area('sealed against writing', SHARED, 1, file=w)
                 z = os.open('/dev/zero', os.O_RDWR); put(area('zero', SHARED, file=z), 8); put(area('private zero', PRIVATE, file=z), 9)
@@ -88,7 +87,8 @@ struct `Memory comes back the same` {
                     return '\\n'.join(out)
                 check(); serve(check)
                 """)
-        #expect(try program.differences() == [])
+        let changes = try program.differences()
+        #expect(changes.isEmpty, "\(changes.joined(separator: "\n"))")
     }
 
     @Test(arguments: [0, 4]) func `and all future memory stays locked`(onFault: Int) throws {

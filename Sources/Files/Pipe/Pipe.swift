@@ -16,11 +16,17 @@ enum Pipe: FileKind {
         entry.pipeID = UInt32(truncatingIfNeeded: file.facts.status.inode)
         entry.flags = file.facts.statusFlags
         entry.fown = try FileOwner.dump(file)
+        let status = file.facts.status
+        if status.uid != 0 || status.gid != 0 || status.mode & 0o7777 != usualMode {
+            (entry.uid, entry.gid, entry.mode) = (status.uid, status.gid, status.mode & 0o7777)
+        }
         try contents.dump(entry.pipeID, through: file, isFifo: false)
         var whole = FileEntry(.pipe, file.id)
         whole.pipe = entry
         return whole
     }
+
+    private static let usualMode: UInt32 = 0o600
 
     static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.pipe.rawValue) && entry.hasPipe }
 
@@ -38,6 +44,13 @@ enum Pipe: FileKind {
             let reading = Descriptor(owning: ends.0)
             let writing = Descriptor(owning: ends.1)
             try PipeContents.of(context).restore(first.pipe.pipeID, isFifo: false, writing: writing.number)
+            // Its owner may open it again through /proc: /dev/stdout is such a way.
+            if first.pipe.hasUid || first.pipe.hasMode {
+                try attempt("give it its owner") { () throws(SystemCallError) in
+                    try systemCall(.fchown, Int(writing.number), Int(first.pipe.uid), Int(first.pipe.gid))
+                    try systemCall(.fchmod, Int(writing.number), Int(first.pipe.mode & 0o777))
+                }
+            }
             // One description of each end exists already; further ones are opened through /proc.
             var (hasReader, hasWriter) = (false, false)
             for member in members {

@@ -1259,6 +1259,34 @@ public nonisolated struct PipeEntry: Sendable {
   /// Clears the value of `fown`. Subsequent reads from it will return its default value.
   public mutating func clearFown() {self._fown = nil}
 
+  /// Who may open it again through /proc, if not root alone.
+  public var uid: UInt32 {
+    get {_uid ?? 0}
+    set {_uid = newValue}
+  }
+  /// Returns true if `uid` has been explicitly set.
+  public var hasUid: Bool {self._uid != nil}
+  /// Clears the value of `uid`. Subsequent reads from it will return its default value.
+  public mutating func clearUid() {self._uid = nil}
+
+  public var gid: UInt32 {
+    get {_gid ?? 0}
+    set {_gid = newValue}
+  }
+  /// Returns true if `gid` has been explicitly set.
+  public var hasGid: Bool {self._gid != nil}
+  /// Clears the value of `gid`. Subsequent reads from it will return its default value.
+  public mutating func clearGid() {self._gid = nil}
+
+  public var mode: UInt32 {
+    get {_mode ?? 0}
+    set {_mode = newValue}
+  }
+  /// Returns true if `mode` has been explicitly set.
+  public var hasMode: Bool {self._mode != nil}
+  /// Clears the value of `mode`. Subsequent reads from it will return its default value.
+  public mutating func clearMode() {self._mode = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -1267,6 +1295,9 @@ public nonisolated struct PipeEntry: Sendable {
   fileprivate var _pipeID: UInt32? = nil
   fileprivate var _flags: UInt32? = nil
   fileprivate var _fown: FownEntry? = nil
+  fileprivate var _uid: UInt32? = nil
+  fileprivate var _gid: UInt32? = nil
+  fileprivate var _mode: UInt32? = nil
 }
 
 /// Header of the bytes in a pipe, which follow the message.
@@ -5975,7 +6006,7 @@ nonisolated extension FownEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
 
 nonisolated extension PipeEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "PipeEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{3}pipe_id\0\u{1}flags\0\u{1}fown\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{3}pipe_id\0\u{1}flags\0\u{1}fown\0\u{2}d\u{f}uid\0\u{1}gid\0\u{1}mode\0")
 
   public var isInitialized: Bool {
     if self._id == nil {return false}
@@ -5996,6 +6027,9 @@ nonisolated extension PipeEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
       case 2: try { try decoder.decodeSingularUInt32Field(value: &self._pipeID) }()
       case 3: try { try decoder.decodeSingularUInt32Field(value: &self._flags) }()
       case 4: try { try decoder.decodeSingularMessageField(value: &self._fown) }()
+      case 1000: try { try decoder.decodeSingularUInt32Field(value: &self._uid) }()
+      case 1001: try { try decoder.decodeSingularUInt32Field(value: &self._gid) }()
+      case 1002: try { try decoder.decodeSingularUInt32Field(value: &self._mode) }()
       default: break
       }
     }
@@ -6018,6 +6052,15 @@ nonisolated extension PipeEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
     try { if let v = self._fown {
       try visitor.visitSingularMessageField(value: v, fieldNumber: 4)
     } }()
+    try { if let v = self._uid {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1000)
+    } }()
+    try { if let v = self._gid {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1001)
+    } }()
+    try { if let v = self._mode {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1002)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -6026,6 +6069,9 @@ nonisolated extension PipeEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
     if lhs._pipeID != rhs._pipeID {return false}
     if lhs._flags != rhs._flags {return false}
     if lhs._fown != rhs._fown {return false}
+    if lhs._uid != rhs._uid {return false}
+    if lhs._gid != rhs._gid {return false}
+    if lhs._mode != rhs._mode {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
