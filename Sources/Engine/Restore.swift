@@ -403,7 +403,11 @@ final class RestoreOrder {
         // From here on nothing can fail any more but by a task's death.
         for process in living {
             if let signal = TaskRestore.stopSignal(of: process) ?? (request.leaveStopped ? 19 : nil) {
-                _ = try? systemCall(.kill, Int(process.id.rawValue), Int(signal))
+                if TaskRestore.hasPendingSignals(process) {
+                    TaskRestore.stop(process, by: signal)
+                } else {
+                    _ = try? systemCall(.kill, Int(process.id.rawValue), Int(signal))
+                }
             }
         }
         for process in living {
