@@ -364,11 +364,6 @@ struct AddressSpace {
     func finish() throws(Failure) {
         let executable = try context.deliver([try context.files.number(plan.entry.exeFileID)], to: puppet)
         var batch = Batch()
-        // Locked memory takes no guard pages.
-        for range in plan.guards {
-            batch.add(
-                .madvise, .address(range.start), .value(Int(range.length)), .value(102), doing: "install guard pages")
-        }
         allocateKeys(&batch)
         var policies: [(Area, Batch.Slot)] = []
         for (index, area) in plan.areas.enumerated() where area.isMapped {
@@ -403,12 +398,21 @@ struct AddressSpace {
                     .prctl, .value(0x5356_4d41), .value(0), start, length, .buffer(name), doing: "name memory",
                     mayFail: true)
             }
-            if area.flags & MapFlags.locked != 0 {
-                batch.add(.mlock2, start, length, .value(1), doing: "lock memory")
-                if !area.more.contains("lf") {
-                    // What can't be accessed can't be brought in, and is locked all the same.
-                    batch.add(.mlock2, start, length, .value(0), doing: "bring in locked memory", mayFail: true)
-                }
+        }
+        // Behind the attributes, which keep neighbours apart: what is joined for a moment has the guards' flag for good.
+        // Before the locks, as locked memory takes no guard pages.
+        for range in plan.guards {
+            batch.add(
+                .madvise, .address(range.start), .value(Int(range.length)), .value(102), doing: "install guard pages")
+        }
+        for area in plan.areas where area.isMapped && area.flags & MapFlags.locked != 0 {
+            let (start, length) = (
+                Batch.Argument.address(area.range.start), Batch.Argument.value(Int(area.range.length))
+            )
+            batch.add(.mlock2, start, length, .value(1), doing: "lock memory")
+            if !area.more.contains("lf") {
+                // What can't be accessed can't be brought in, and is locked all the same.
+                batch.add(.mlock2, start, length, .value(0), doing: "bring in locked memory", mayFail: true)
             }
         }
         freeKeys(&batch)
