@@ -218,7 +218,10 @@ final class RestoreOrder {
                 try birth(planned, by: creator, flags: sharing(planned, with: creator), inherits: processes[creator])
             case .cloneSibling(let creator, let child):
                 guard let planned = byID[child] else { throw Failure(.bug, "no process \(child)") }
-                try birth(planned, by: creator, flags: 0x8000, inherits: planned.parent.flatMap { processes[$0] })
+                let flags = sharing(planned, with: creator)
+                // Its memory is the creator's, or as the parent's was when the creator was born.
+                let origin = flags & 0x100 != 0 ? creator : planned.parent
+                try birth(planned, by: creator, flags: flags | 0x8000, inherits: origin.flatMap { processes[$0] })
             case .cloneStandIn(let creator, let child):
                 let puppet = try self.puppet(creator).clone([CloneRequest(id: child)])
                 for made in puppet { puppets[made.id] = made }
@@ -281,7 +284,8 @@ final class RestoreOrder {
             .restoring(planned.id, planned.cores.first.map { String(decoding: $0.tc.comm, as: UTF8.self) } ?? "?")
         ) {
             () throws(Failure) in
-            for made in try puppet(creator).clone([CloneRequest(id: planned.id, flags: flags)]) {
+            let request = CloneRequest(id: planned.id, flags: flags, exitSignal: planned.exitSignal)
+            for made in try puppet(creator).clone([request]) {
                 puppets[made.id] = made
                 add(planned, made, inherits: inherits)
             }
@@ -406,7 +410,11 @@ final class RestoreOrder {
         // From here on nothing can fail any more but by a task's death.
         for process in living {
             if let signal = TaskRestore.stopSignal(of: process) ?? (request.leaveStopped ? 19 : nil) {
-                _ = try? systemCall(.kill, Int(process.id.rawValue), Int(signal))
+                if TaskRestore.hasPendingSignals(process) {
+                    TaskRestore.stop(process, by: signal)
+                } else {
+                    _ = try? systemCall(.kill, Int(process.id.rawValue), Int(signal))
+                }
             }
         }
         for process in living {

@@ -31,11 +31,8 @@ enum FileOwner {
             try withAddress(of: &ids) { (address) throws(SystemCallError) in try systemCall(.fcntl, number, 17, address)
             }
         }
-        // The image has the kernel's enum pid_type: a process is 0 or 1, a group 2; F_OWNER_PGRP is 2, F_OWNER_PID 1.
-        entry.pidType = owner.type == 0 ? 0 : UInt32(owner.type)
-        if owner.type == 0 {
-            throw Failure(.unsupported, "the file's owner is a single thread, which the format can't hold")
-        }
+        // F_OWNER_TID is 0, F_OWNER_PID 1, F_OWNER_PGRP 2.
+        entry.pidType = UInt32(bitPattern: owner.type)
         entry.pid = UInt32(bitPattern: owner.pid)
         (entry.uid, entry.euid) = (ids.uid, ids.euid)
         return entry

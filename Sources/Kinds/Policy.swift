@@ -18,6 +18,8 @@ public struct DumpPolicy: Sendable {
     public var forcesPaths = false
     /// More places to look for watched files (`--irmap-scan-path`).
     public var scanPaths: [FilePath] = []
+    /// Build ids of mapped programs and libraries are noted (`--file-validation buildid`).
+    public var recordsBuildIDs = true
     /// The tree goes on after the dump, so nothing on disk that it needs may be moved.
     public var leaveRunning = false
     /// Resources that stay outside, as `type[id]` or `type[id]:key` (`--external`).
@@ -62,6 +64,10 @@ public struct RestorePolicy: Sendable {
     public var inherited: [String: Int32] = [:]
     /// The CPU features to compare (`--cpu-cap`).
     public var cpuCapabilities = CPUCapabilities.default
+    /// Compare build ids of mapped programs and libraries with the image (`--file-validation buildid`).
+    public var checksBuildIDs = true
+    /// We end when the tree runs (`--restore-detached`), which is its parent's death.
+    public var isDetached = false
     /// CRIU's defaults.
     public init() {}
 }

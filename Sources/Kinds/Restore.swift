@@ -27,6 +27,11 @@ public struct PlannedProcess: Sendable {
     public var descriptors: [FdinfoEntry] = []
     /// Whether it has ended and waits to be reaped.
     public var isZombie: Bool
+    /// What its parent gets at its end.
+    public var exitSignal: UInt64 {
+        guard let core = cores.first, core.tc.brumate.hasExitSignal else { return 17 }
+        return UInt64(core.tc.brumate.exitSignal & 0x7f)
+    }
 
     /// Describes a process.
     public init(

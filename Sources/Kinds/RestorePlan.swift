@@ -10,7 +10,8 @@ public enum BirthStep: Hashable, Sendable {
     case build(TaskID)
     /// `creator` clones a child.
     case clone(creator: TaskID, child: TaskID)
-    /// `creator` clones a sibling: a child of its own parent (`CLONE_PARENT`), in the creator's session.
+    /// `creator` clones a sibling: a child of its own parent (`CLONE_PARENT`), in the creator's session. That is for
+    /// vanished session leaders, and for siblings that share what their parent does not.
     case cloneSibling(creator: TaskID, child: TaskID)
     /// The process becomes a session leader.
     case startSession(TaskID)
@@ -129,6 +130,27 @@ public struct RestorePlan: Sendable {
     }
 }
 
+/// A kernel object that a process may have in common with others.
+struct SharedObject: Hashable {
+    let name: String, id: UInt32
+}
+
+extension PlannedProcess {
+    /// What the process can share; a zombie has nothing left.
+    var objects: Set<SharedObject> {
+        guard !isZombie else { return [] }
+        return Set(
+            [
+                SharedObject(name: "memory", id: ids.vmID), SharedObject(name: "descriptor table", id: ids.filesID),
+                SharedObject(name: "directories", id: ids.fsID),
+                SharedObject(name: "signal dispositions", id: ids.sighandID),
+            ].filter { $0.id != 0 })
+    }
+
+    /// What it has in common with another.
+    func shared(with other: PlannedProcess) -> Set<SharedObject> { objects.intersection(other.objects) }
+}
+
 /// Finds an order of births that gives every process its parent, session and group.
 ///
 /// A process is born in its creator's session and can leave it only by starting its own. So a child whose session is
@@ -176,6 +198,7 @@ private struct Births {
         born.insert(root.id)
         grow(root.id, inherited: root.session == root.id ? nil : root.session)
         try finishOrphans()
+        try checkSharing()
         try groups(root)
         for standIn in standIns.reversed() { steps.append(.dismiss(standIn)) }
     }
@@ -214,15 +237,9 @@ private struct Births {
                 later.append(child)
             }
         }
-        for child in early {
-            steps.append(.clone(creator: id, child: child))
-            born.insert(child)
-        }
+        clone(early, by: process)
         if process.session == id { steps.append(.startSession(id)) }
-        for child in later {
-            steps.append(.clone(creator: id, child: child))
-            born.insert(child)
-        }
+        clone(later, by: process)
         for session in foreign.keys.sorted() {
             let members = foreign[session] ?? []
             if byID[session] != nil {
@@ -242,6 +259,39 @@ private struct Births {
         }
         for child in mine where born.contains(child) {
             grow(child, inherited: early.contains(child) ? inherited : process.session)
+        }
+    }
+
+    /// Clones children that are born in the same session.
+    private mutating func clone(_ children: [TaskID], by parent: PlannedProcess) {
+        for (index, child) in children.enumerated() {
+            let partner = children[..<index].first { sibling in
+                guard let sibling = byID[sibling], let child = byID[child] else { return false }
+                return child.shared(with: sibling).isStrictSuperset(of: child.shared(with: parent))
+            }
+            steps.append(
+                partner.map { .cloneSibling(creator: $0, child: child) } ?? .clone(creator: parent.id, child: child))
+            born.insert(child)
+        }
+    }
+
+    /// What processes share passes on from creator to child only, so each shared object must have one origin.
+    func checkSharing() throws(Failure) {
+        var creators: [TaskID: TaskID] = [:]
+        for step in steps {
+            if case .clone(let creator, let child) = step { creators[child] = creator }
+            if case .cloneSibling(let creator, let child) = step { creators[child] = creator }
+        }
+        var origins: [SharedObject: TaskID] = [:]
+        for process in processes where !process.isZombie {
+            let inherited = creators[process.id].flatMap { byID[$0] }.map { process.shared(with: $0) } ?? []
+            for object in process.objects.subtracting(inherited) {
+                guard let other = origins.updateValue(process.id, forKey: object) else { continue }
+                throw Failure(
+                    .unsupported,
+                    "task \(process.id) shares its \(object.name) with task \(other), which is neither its parent nor a "
+                        + "sibling that can have created it", advice: "End one of them before the dump")
+            }
         }
     }
 

@@ -4,6 +4,7 @@ internal import ImageFormat
 internal import ImageMessages
 internal import Kinds
 internal import Linux
+internal import Logging
 internal import Pages
 internal import Procfs
 internal import Remote
@@ -409,12 +410,30 @@ struct AddressSpace {
         try AioRing.restore(plan, puppet, context)
         let executable = try context.deliver([try context.files.number(plan.entry.exeFileID)], to: puppet)
         var batch = Batch()
+        allocateKeys(&batch)
+        var policies: [(Area, Batch.Slot)] = []
         for (index, area) in plan.areas.enumerated() where area.isMapped {
             let (start, length) = (
                 Batch.Argument.address(area.range.start), Batch.Argument.value(Int(area.range.length))
             )
-            if plan.mappedProtection[index] != area.protection {
+            if area.key != 0, !area.isExecuteOnly || plan.allocates(area.key) {
+                batch.add(
+                    .pkey_mprotect, start, length, .value(area.protection), .value(Int(area.key)),
+                    doing: "protect memory by a key (does this CPU have them?)")
+            } else if plan.mappedProtection[index] != area.protection {
                 batch.add(.mprotect, start, length, .value(area.protection), doing: "protect memory")
+            }
+            if area.policy != 0 {
+                let nodes = batch.place(area.nodes)
+                policies.append(
+                    (
+                        area,
+                        batch.add(
+                            .mbind, start, length, .bits(UInt64(area.policy)),
+                            area.nodes.contains { $0 != 0 } ? .buffer(nodes) : .value(0),
+                            .value(area.nodes.contains { $0 != 0 } ? area.nodes.count * 8 + 1 : 0), .value(2),
+                            doing: "set the memory policy of a mapping", mayFail: true)
+                    ))
             }
             for bit in 1..<64 where area.advice >> UInt64(bit) & 1 == 1 {
                 batch.add(.madvise, start, length, .value(bit), doing: "set an attribute of memory", mayFail: true)
@@ -425,20 +444,70 @@ struct AddressSpace {
                     .prctl, .value(0x5356_4d41), .value(0), start, length, .buffer(name), doing: "name memory",
                     mayFail: true)
             }
-            if area.flags & MapFlags.locked != 0 {
-                batch.add(.mlock2, start, length, .value(area.more.contains("lf") ? 1 : 0), doing: "lock memory")
-            }
         }
+        // Behind the attributes, which keep neighbours apart: what is joined for a moment has the guards' flag for good.
+        // Before the locks, as locked memory takes no guard pages.
         for range in plan.guards {
             batch.add(
                 .madvise, .address(range.start), .value(Int(range.length)), .value(102), doing: "install guard pages")
         }
+        for area in plan.areas where area.isMapped && area.flags & MapFlags.locked != 0 {
+            let (start, length) = (
+                Batch.Argument.address(area.range.start), Batch.Argument.value(Int(area.range.length))
+            )
+            batch.add(.mlock2, start, length, .value(1), doing: "lock memory")
+            if !area.more.contains("lf") {
+                // What can't be accessed can't be brought in, and is locked all the same.
+                batch.add(.mlock2, start, length, .value(0), doing: "bring in locked memory", mayFail: true)
+            }
+        }
+        freeKeys(&batch)
         if plan.entry.thpDisabled {
-            batch.add(.prctl, .value(41), .value(1), .value(0), .value(0), .value(0), doing: "turn huge pages off")
+            batch.add(
+                .prctl, .value(41), .value(1), .bits(UInt64(plan.entry.thpFlags)), .value(0), .value(0),
+                doing: "turn huge pages off")
         }
         setLayout(&batch, executable[0])
         batch.add(.close, .descriptor(executable[0]), doing: "close the executable")
-        try puppet.run(batch)
+        if plan.entry.lockAll != 0 {
+            batch.add(
+                .mlockall, .bits(UInt64(plan.entry.lockAll) & UInt64(LockAll.future | LockAll.onFault)),
+                doing: "lock all future memory")
+        }
+        var seals: [(Area, Batch.Slot)] = []
+        for area in plan.areas where area.isMapped && area.more.contains("sl") {
+            let slot = batch.add(
+                .mseal, .address(area.range.start), .value(Int(area.range.length)), .value(0), doing: "seal memory",
+                mayFail: true)
+            seals.append((area, slot))
+        }
+        let results = try puppet.run(batch)
+        for (area, slot) in policies where results.success(slot) == nil {
+            context.log.warning("task \(process.id): the NUMA policy of \(area.range) can't be had here")
+        }
+        for (area, slot) in seals where results.success(slot) == nil {
+            context.log.warning("task \(process.id): \(area.range) is not sealed, this kernel can't do it")
+        }
+    }
+
+    /// Keys are given out from the lowest on. The kernel needs one of its own for memory that can only be executed: just
+    /// that one is free when such memory is protected.
+    private func allocateKeys(_ batch: inout Batch) {
+        let kernels = plan.areas.first { $0.isExecuteOnly && $0.key != 0 && !plan.allocates($0.key) }?.key
+        guard let last = plan.lastKey else { return }
+        for _ in 1...last {
+            batch.add(
+                .pkey_alloc, .value(0), .value(0), doing: "allocate a protection key (does this CPU have them?)")
+        }
+        if let kernels { batch.add(.pkey_free, .value(Int(kernels)), doing: "free a protection key") }
+    }
+
+    private func freeKeys(_ batch: inout Batch) {
+        guard let last = plan.lastKey else { return }
+        let kernels = Set(plan.areas.filter(\.isExecuteOnly).map(\.key))
+        for key in 1...last where !plan.allocates(key) && !kernels.contains(key) {
+            batch.add(.pkey_free, .value(Int(key)), doing: "free a protection key")
+        }
     }
 
     private func setLayout(_ batch: inout Batch, _ executable: RemoteDescriptor) {
@@ -460,6 +529,11 @@ struct AddressSpace {
             .prctl, .value(35), .value(14), .buffer(place), .value(MemoryLayout<clinux_mm_map>.size), .value(0),
             doing: "set the memory layout")
     }
+}
+
+extension SystemCall {
+    /// `mseal(2)`, newer than the headers.
+    fileprivate static let mseal = SystemCall(rawValue: 462)
 }
 
 /// Walks along ascending pieces.

@@ -41,6 +41,11 @@ enum MapFlags {
     static let hugeShift = 26
 }
 
+/// `MCL_*` bits of mlockall(2).
+enum LockAll {
+    static let future = 2, onFault = 4
+}
+
 /// A mapping to be restored.
 struct Area: Hashable {
     var range: AddressRange
@@ -55,6 +60,10 @@ struct Area: Hashable {
     var advice: UInt64
     var name: [UInt8]
     var more: [String]
+    /// The protection key; that of memory that can only be executed is the kernel's business.
+    var key: UInt32
+    /// NUMA mode with its flags, and nodes; 0 is the default.
+    var policy: UInt32, nodes: [UInt8]
 
     /// Checks an image's mapping.
     init(_ entry: VmaEntry) throws(Failure) {
@@ -70,6 +79,10 @@ struct Area: Hashable {
         advice = entry.madv
         name = Array(entry.name)
         more = String(decoding: entry.moreFlags, as: UTF8.self).split(separator: " ").map(String.init)
+        (key, policy, nodes) = (entry.protectionKey, entry.mempolicyMode, Array(entry.mempolicyNodes))
+        guard key < 16, nodes.count <= 1 << 13 else {
+            throw Failure(.corruptImage, "the mapping \(range) makes no sense")
+        }
         guard entry.start < entry.end, entry.start % pageSize == 0, entry.end % pageSize == 0 else {
             throw Failure(.corruptImage, "the mapping \(range) makes no sense")
         }
@@ -91,6 +104,8 @@ struct Area: Hashable {
     var isFile: Bool { !status.isDisjoint(with: .file) }
     /// How a System V segment is attached: the protection that the mapping then has.
     var attachedProtection: Int { (access == 0 ? 1 : 3) | protection & 4 }
+    /// Whether it can only be executed, which the kernel makes of a protection key of its own.
+    var isExecuteOnly: Bool { protection == 4 }
     /// Whether it has to be mapped at all.
     var isMapped: Bool { !isOfKernel && status.isDisjoint(with: [.guardPages, .ring]) }
 

@@ -14,6 +14,9 @@ public enum MemoryDump {
         let end: Batch.Slot
         let dumpable: Batch.Slot
         let hugePages: Batch.Slot
+        let policies: MemoryPolicies
+        let keys: [Batch.Slot]
+        let lock: (isOn: Batch.Slot, state: Batch.Buffer)
     }
 
     /// Refuses, before any task is touched, what can't be dumped.
@@ -47,7 +50,36 @@ public enum MemoryDump {
         let end = batch.add(.brk, .value(0), doing: "find the end of the heap")
         let dumpable = batch.add(.prctl, .value(3), doing: "read whether it is dumpable")
         let hugePages = batch.add(.prctl, .value(42), doing: "read whether huge pages are off", mayFail: true)
-        return Question(end: end, dumpable: dumpable, hugePages: hugePages)
+        let process = leader.process
+        return Question(
+            end: end, dumpable: dumpable, hugePages: hugePages, policies: try MemoryPolicies(process, &batch),
+            keys: askKeys(process, &batch), lock: try askLock(process, &batch))
+    }
+
+    /// Nobody tells which protection keys are given out, but to give one to memory that is not there fails with ENOMEM,
+    /// if it is, and with EINVAL, if it is not.
+    private static func askKeys(_ process: DumpedProcess, _ batch: inout Batch) -> [Batch.Slot] {
+        guard process.mappings.first?.range.start.rawValue ?? 0 >= pageSize else { return [] }
+        return (1...15).map { key in
+            batch.add(
+                .pkey_mprotect, .value(0), .value(Int(pageSize)), .value(0), .value(key),
+                doing: "find a protection key", mayFail: true)
+        }
+    }
+
+    /// Nobody tells whether future mappings are to be locked (`MCL_FUTURE`), but the runway is such a mapping. Its last
+    /// page is never used: locked memory can't be dropped, and is there from the beginning, unless it waits for a fault.
+    private static func askLock(
+        _ process: DumpedProcess, _ batch: inout Batch
+    ) throws(Failure) -> (Batch.Slot, Batch.Buffer) {
+        let runway = try RestorePlan.hole(in: process.mappings.map(\.range), size: Server.runwaySize)
+        let last = Batch.Argument.address(Address(runway.end.rawValue - pageSize))
+        let state = batch.reserve(1)
+        batch.add(
+            .mincore, last, .value(Int(pageSize)), .buffer(state), doing: "look at locked memory", mayFail: true)
+        let isOn = batch.add(
+            .madvise, last, .value(Int(pageSize)), .value(4), doing: "look for locked memory", mayFail: true)
+        return (isOn, state)
     }
 
     /// Writes the memory of a cured, stopped process.
@@ -57,7 +89,16 @@ public enum MemoryDump {
         var layout = try self.layout(of: process, context)
         layout.mmBrk = UInt64(bitPattern: Int64(results[question.end]))
         layout.dumpable = Int32(truncatingIfNeeded: results[question.dumpable])
-        layout.thpDisabled = (results.success(question.hugePages) ?? 0) != 0
+        let hugePages = results.success(question.hugePages) ?? 0
+        layout.thpDisabled = hugePages != 0
+        if hugePages > 1 { layout.thpFlags = UInt32(truncatingIfNeeded: hugePages & ~1) }
+        for (index, slot) in question.keys.enumerated() where results[slot] == -12 {
+            layout.protectionKeys |= 1 << UInt32(index + 1)
+        }
+        if results[question.lock.isOn] == -22 {
+            let waits = results.value(UInt8.self, question.lock.state) & 1 == 0
+            layout.lockAll = UInt32(LockAll.future | (waits ? LockAll.onFault : 0))
+        }
         var areas: [VmaEntry] = []
         for mapping in process.mappings {
             try during(.mapping(mapping.range)) { () throws(Failure) in
@@ -66,10 +107,10 @@ public enum MemoryDump {
                 {
                     areas[areas.count - 1].end = mapping.range.end.rawValue
                 } else {
-                    areas.append(
-                        try describe(
-                            mapping, of: process, heap: layout.mmStartBrk..<max(layout.mmBrk, layout.mmStartBrk),
-                            context))
+                    var entry = try describe(
+                        mapping, of: process, heap: layout.mmStartBrk..<max(layout.mmBrk, layout.mmStartBrk), context)
+                    question.policies.describe(mapping, results, &entry)
+                    areas.append(entry)
                 }
             }
         }
@@ -192,8 +233,11 @@ public enum MemoryDump {
         } else {
             try describeFile(mapping, of: process, &entry, &status, context)
         }
+        if mapping.protectionKey != 0 { entry.protectionKey = mapping.protectionKey }
         if let name = anonymousName(mapping) { entry.name = imageBytes(name) }
-        let known = ["lf", "sl"].filter { mapping.flags.all.contains($0) }
+        var known = ["lf", "sl"].filter { mapping.flags.all.contains($0) }
+        // Memory that was writable once is accounted for good.
+        if !mapping.isShared, mapping.protection & 2 == 0, mapping.flags.contains("ac") { known.append("ac") }
         if !known.isEmpty { entry.moreFlags = imageBytes(known.joined(separator: " ").utf8) }
         entry.flags = UInt32(truncatingIfNeeded: flags)
         entry.status = status.rawValue
@@ -245,7 +289,8 @@ public enum MemoryDump {
     /// Writes the private pages. Returns the guard pages.
     private static func dumpPages(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) -> [AddressRange] {
         let started = ContinuousClock.now
-        let own = process.mappings.filter { !$0.isShared && !$0.isOfKernel }
+        // Shared memory is written elsewhere, but guard pages in it are each process's own.
+        let own = process.mappings.filter { (!$0.isShared || $0.flags.contains("gu")) && !$0.isOfKernel }
         var scan = try PagemapScan(process.id)
         let findings = try scan.scan(own.map(\.range))
         var stretches: [PageStretch] = []
@@ -258,7 +303,11 @@ public enum MemoryDump {
                 runs.append(PageRun(address: mapping.range.start, pages: mapping.range.length / pageSize))
                 continue
             }
-            if mapping.isShared || mapping.isOfKernel { continue }
+            if mapping.isShared {
+                guards += parts(of: findings.guards, in: mapping.range, from: &nextGuard)
+                continue
+            }
+            if mapping.isOfKernel { continue }
             // What may be dropped at any moment is.
             if mapping.flags.contains("dp") { continue }
             context.statistics.pagesScanned += mapping.range.length / pageSize

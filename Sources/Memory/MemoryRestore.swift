@@ -88,6 +88,14 @@ final class MemoryPlan {
     /// How it gets its vdso.
     let vdso: VdsoPlan
 
+    /// Whether pkey_alloc(2) gave a key out.
+    func allocates(_ key: UInt32) -> Bool { entry.protectionKeys >> key & 1 == 1 }
+
+    /// The last protection key that is to be given out, or that the kernel has.
+    var lastKey: UInt32? {
+        (1..<16 as Range<UInt32>).last { key in allocates(key) || areas.contains { $0.key == key } }
+    }
+
     init(_ entry: MmEntry, _ id: TaskID, threads: () -> [CoreEntry], _ context: RestoreContext) throws(Failure) {
         self.entry = entry
         var areas: [Area] = []
@@ -105,7 +113,11 @@ final class MemoryPlan {
         vdso = try VdsoPlan(&areas, pieces, threads: threads, context)
         self.areas = areas
         self.guards = guards
-        mappedProtection = areas.map { $0.status.contains(.sysv) ? $0.attachedProtection : $0.protection }
+        // The kernel's protection key comes when all others are given out.
+        mappedProtection = areas.map { area in
+            if area.status.contains(.sysv) { return area.attachedProtection }
+            return (area.isExecuteOnly ? 0 : area.protection) | (area.isPrivate && area.more.contains("ac") ? 2 : 0)
+        }
         var next = 0
         for piece in pieces {
             var at = piece.range.start

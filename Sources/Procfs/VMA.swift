@@ -52,6 +52,8 @@ public struct VMA: Hashable, Sendable {
     public var kernelPageSize: UInt64?
     /// Whether some of its pages are mapped elsewhere too; true if it was not read from smaps.
     public var hasSharedPages = true
+    /// Its protection key, if it was read from smaps.
+    public var protectionKey: UInt32 = 0
 
     /// The name as text, for messages.
     public var text: String { String(decoding: name, as: UTF8.self) }
@@ -90,6 +92,7 @@ public struct VMA: Hashable, Sendable {
         let flagLine = Array("VmFlags:".utf8)
         let pageSizeLine = Array("KernelPageSize:".utf8)
         let sharedLine = Array("Shared_".utf8)
+        let keyLine = Array("ProtectionKey:".utf8)
         while start < text.count {
             let end = text[start...].firstIndex(of: 0x0a) ?? text.count
             let line = text[start..<end]
@@ -107,6 +110,9 @@ public struct VMA: Hashable, Sendable {
             } else if first == 0x4b, line.starts(with: pageSizeLine) {
                 var fields = Fields(line.dropFirst(pageSizeLine.count))
                 if !all.isEmpty { all[all.count - 1].kernelPageSize = fields.number().map { $0 << 10 } }
+            } else if first == 0x50, line.count < 32, line.starts(with: keyLine) {
+                var fields = Fields(line.dropFirst(keyLine.count))
+                if !all.isEmpty { all[all.count - 1].protectionKey = UInt32(clamping: fields.number() ?? 0) }
             } else if Fields.digit(first) != nil, first < 0x41 || first >= 0x61, let mapping = VMA(line) {
                 all.append(mapping)
             }

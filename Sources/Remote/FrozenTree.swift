@@ -252,12 +252,18 @@ public struct FrozenTree: ~Copyable {
             for tracee in process where tracee.isAttached {
                 if !tracee.isStopped {
                     _ = try? tracee.interrupt()
-                    _ = try? tracee.wait()
+                    // One in uninterruptible sleep may not stop; the kernel lets go of it when we end.
+                    for _ in 0..<FrozenTree.patience where !tracee.isStopped && tracee.isAttached {
+                        if (try? tracee.poll()) == nil { pause(nanoseconds: 1_000_000) }
+                    }
                 }
-                _ = try? tracee.detach()
+                if tracee.isStopped { _ = try? tracee.detach() }
             }
         }
     }
+
+    /// Milliseconds that one has to stop so that it can be let go.
+    private static let patience = 100
 
     private static func reap(_ tracee: Tracee) {
         while tracee.isAttached {

@@ -94,6 +94,10 @@ enum Attributes: TaskPart {
         if let membarrier = question.membarrier, let mask = results.success(membarrier), mask != 0 {
             thread.core.tc.membarrierRegistrationMask = UInt32(truncatingIfNeeded: mask)
         }
+        let exitSignal = process.stat.exitSignal
+        if exitSignal != 17, (0...64).contains(exitSignal) {
+            thread.core.tc.brumate.exitSignal = UInt32(exitSignal)
+        }
         if let slot = question.denyWriteExecute, let bits = results.success(slot), bits != 0 {
             thread.core.tc.brumate.mdwe = UInt32(bits)
         }

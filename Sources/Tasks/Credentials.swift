@@ -2,6 +2,7 @@ internal import Diagnostics
 internal import ImageMessages
 internal import Kinds
 internal import Linux
+internal import Logging
 internal import Procfs
 internal import Remote
 
@@ -97,8 +98,14 @@ enum Credentials: TaskPart {
         if creds.noNewPrivs != 0 {
             batch.add(.prctl, .value(38), .value(1), .value(0), .value(0), .value(0), doing: "set no_new_privs")
         }
+        var deathSignal = thread.core.threadCore.pdeathSig
+        if deathSignal != 0, thread.process.parent == nil, context.policy.isDetached {
+            context.log.warning(
+                "thread \(thread.id): no death signal (\(deathSignal)), as its parent is brumate, which ends now")
+            deathSignal = 0
+        }
         batch.add(
-            .prctl, .value(1), .bits(UInt64(thread.core.threadCore.pdeathSig)), .value(0), .value(0), .value(0),
+            .prctl, .value(1), .bits(UInt64(deathSignal)), .value(0), .value(0), .value(0),
             doing: "set the death signal")
         if thread.process.threads.last === thread, let memory = thread.process.plan.memory, memory.hasDumpable,
             memory.dumpable < 2

@@ -43,6 +43,8 @@ enum Scheduling: TaskPart {
         if attributes.policy == 6 {
             (more.deadlineRuntime, more.deadlineDeadline, more.deadlinePeriod) =
                 (attributes.runtime, attributes.deadline, attributes.period)
+        } else if attributes.runtime != 0, attributes.runtime != usualSlice {
+            more.deadlineRuntime = attributes.runtime
         }
         more.schedFlags = attributes.flags
         (more.utilMin, more.utilMax) = (attributes.util_min, attributes.util_max)
@@ -61,6 +63,9 @@ enum Scheduling: TaskPart {
         let words = String(decoding: text, as: UTF8.self).split(whereSeparator: { $0 == " " || $0 == "\n" })
         if let nice = words.last.flatMap({ Int32($0) }) { thread.core.tc.brumate.autogroupNice = nice }
     }
+
+    /// The slice of a task that asked for none, which we are.
+    private static let usualSlice: UInt64? = (try? read(.current))?.runtime
 
     private static func read(_ id: TaskID) throws(Failure) -> clinux_sched_attr {
         var attributes = clinux_sched_attr()
@@ -120,6 +125,9 @@ enum Scheduling: TaskPart {
         }
         guard core.hasSchedPolicy else { return }
         var wanted = try read(thread.id)
+        // A slice that is set stays; one that is not follows the kernel's default.
+        let slice = wanted.runtime
+        wanted.runtime = core.schedPolicy == 6 ? 0 : more.deadlineRuntime
         let present = (wanted.policy, wanted.nice, wanted.priority, wanted.flags, wanted.util_min, wanted.util_max)
         wanted.policy = core.schedPolicy
         wanted.nice = core.schedNice
@@ -137,7 +145,7 @@ enum Scheduling: TaskPart {
         }
         let same =
             present == (wanted.policy, wanted.nice, wanted.priority, wanted.flags, wanted.util_min, wanted.util_max)
-        guard !same || wanted.policy == 6 else { return }
+        guard !same || wanted.policy == 6 || wanted.runtime != 0 && wanted.runtime != slice else { return }
         wanted.size = UInt32(MemoryLayout<clinux_sched_attr>.size)
         try attempt("set the scheduling attributes") { () throws(SystemCallError) in
             try withAddress(of: &wanted) { (address) throws(SystemCallError) in

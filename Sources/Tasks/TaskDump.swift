@@ -9,8 +9,8 @@ public import Remote
 /// All parts of a thread, in the order in which they are asked and restored. Within the stage `seal` the order counts:
 /// limits and filters need rights that the credentials then take away.
 let taskParts: [any TaskPart.Type] = [
-    Registrations.self, Signals.self, Timers.self, Scheduling.self, Limits.self, Attributes.self, Seccomp.self,
-    Credentials.self, RegisterState.self, Rings.self,
+    ThreadDirectories.self, Registrations.self, Signals.self, Timers.self, Scheduling.self, Limits.self,
+    Attributes.self, Seccomp.self, Credentials.self, RegisterState.self, Rings.self,
 ]
 
 /// Dumps what belongs to tasks and threads.
@@ -49,6 +49,8 @@ public enum TaskDump {
         core.tc.taskState = 2
         core.tc.exitCode = UInt32(bitPattern: frozen.exitCode ?? 0)
         (core.tc.personality, core.tc.flags, core.tc.blkSigset) = (0, 0, 0)
+        let exitSignal = try TaskStat.read(of: frozen.id).exitSignal
+        if exitSignal != 17, (0...64).contains(exitSignal) { core.tc.brumate.exitSignal = UInt32(exitSignal) }
         core.tc.comm = imageBytes(try TaskStatus.read(of: frozen.id).nameBytes)
         return core
     }

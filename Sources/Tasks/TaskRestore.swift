@@ -62,6 +62,29 @@ public enum TaskRestore {
         }
     }
 
+    /// Whether signals wait in a process's queues, which may be delivered before one that is to stop it.
+    public static func hasPendingSignals(_ process: RestoredProcess) -> Bool {
+        guard let core = process.plan.cores.first?.tc else { return false }
+        return ([core.signalsS] + process.plan.cores.map(\.threadCore.signalsP)).contains { !$0.signals.isEmpty }
+    }
+
+    /// Stops a process whose threads have their final state, while all other signals wait. It stays stopped when it is
+    /// let go.
+    public static func stop(_ process: RestoredProcess, by signal: Int32) {
+        for thread in process.threads { _ = try? thread.puppet.tracee.setSignalMask(~(1 << UInt64(signal - 1))) }
+        // The leader alone gets the signal and takes it; only then the others move, into the stop.
+        _ = try? systemCall(.tgkill, Int(process.id.rawValue), Int(process.id.rawValue), Int(signal))
+        for thread in process.threads {
+            let tracee = thread.puppet.tracee
+            _ = try? tracee.resume()
+            while tracee.isAttached, let stop = try? tracee.wait() {
+                guard case .signal(let number) = stop else { break }
+                _ = try? tracee.resume(signal: number)
+            }
+        }
+        for thread in process.threads { _ = try? thread.puppet.tracee.setSignalMask(Signals.mask(thread)) }
+    }
+
     /// The signal that a stopped process was stopped with, nil if it runs.
     public static func stopSignal(of process: RestoredProcess) -> Int32? {
         guard let core = process.plan.cores.first?.tc else { return nil }

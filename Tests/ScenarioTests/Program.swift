@@ -99,9 +99,12 @@ final class Program {
     /// Runs brumate. Returns its exit status.
     @discardableResult
     func brumate(_ words: [String], fault: String? = nil) throws -> Int32 {
-        let environment = fault.map { ["BRUMATE_FAULT=\($0)"] } ?? []
-        let pid = try Program.spawn(
-            ["/usr/bin/env"] + environment + [Program.binary] + words, flags: 0, log: work + "/brumate.log")
+        try run((fault.map { ["BRUMATE_FAULT=\($0)"] } ?? []) + [Program.binary] + words)
+    }
+
+    /// Runs a program with its output in brumate.log. Returns its exit status.
+    func run(_ words: [String]) throws -> Int32 {
+        let pid = try Program.spawn(["/usr/bin/env"] + words, flags: 0, log: work + "/brumate.log")
         var status: Int32 = 0
         unsafe waitpid(pid, &status, 0)
         return status & 0x7f == 0 ? status >> 8 & 0xff : 128 + status & 0x7f

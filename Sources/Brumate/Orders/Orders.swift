@@ -25,6 +25,7 @@ enum Orders {
         request.policy.external = try external(options)
         request.policy.externalUnixSockets = options.externalUnixSockets
         for inode in options.externalUnixSocketInodes { request.policy.external.add("unix[\(inode)]") }
+        request.policy.recordsBuildIDs = options.fileValidation == .buildID
         request.policy.recordsCPU = options.cpuCapabilities.contains(.image)
         switch options.ending {
         case .default: request.afterwards = .killed
@@ -47,6 +48,8 @@ enum Orders {
         request.policy.ghostLimit = options.ghostLimit
         request.policy.checksPermissions = !options.skipFilePermissionCheck
         request.policy.cpuCapabilities = options.cpuCapabilities
+        request.policy.checksBuildIDs = options.fileValidation == .buildID
+        request.policy.isDetached = options.restoreDetached && !options.restoreSibling
         request.asSibling = options.restoreSibling
         request.leaveStopped = options.ending == .stopped
         request.pidFile = options.pidfile

@@ -101,6 +101,25 @@ enum Memfd: FileKind {
         }
     }
 
+    private static let futureWrite: UInt32 = 0x10
+
+    /// Files that are to be sealed once they are mapped.
+    private final class LateSeals {
+        var files: [(number: Int32, seals: Int)] = []
+        deinit { for file in files { _ = try? systemCall(.close, Int(file.number)) } }
+    }
+
+    static func wire(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {
+        let late = context.state(LateSeals.self) { LateSeals() }
+        while let file = late.files.last {
+            try attempt("seal a memfd") { () throws(SystemCallError) in
+                try systemCall(.fcntl, Int(file.number), 1033, file.seals)
+            }
+            late.files.removeLast()
+            _ = try? systemCall(.close, Int(file.number))
+        }
+    }
+
     private static func anonymous(_ inode: MemfdInodeEntry) throws(Failure) -> Descriptor {
         let logarithm = UInt64(inode.hugetlbFlag >> 26 & 0x3f)
         let huge: UInt64? = inode.hugetlbFlag & 4 == 0 ? nil : logarithm == 0 ? 2 << 20 : 1 << logarithm
@@ -143,6 +162,12 @@ enum Memfd: FileKind {
             try SharedMemoryImage.read(
                 id: UInt64(inode.shmid), into: file.number, size: inode.size, from: context.images)
             let number = file.number
+            // It was filled in whole pages.
+            if inode.size % pageSize != 0 {
+                try attempt("set its size") { () throws(SystemCallError) in
+                    try systemCall(.ftruncate, Int(number), Int(bitPattern: UInt(inode.size)))
+                }
+            }
             // The description that memfd_create made does not keep the file from being executed, as one that is opened
             // for writing does. Which was the first can't be told; mappings, whose entries have no O_LARGEFILE, share it.
             var isTaken = false
@@ -168,8 +193,16 @@ enum Memfd: FileKind {
                 try context.files.add(member.id, made)
             }
             if flags & 2 != 0, inode.seals != 0 {
+                // Who mapped it before F_SEAL_FUTURE_WRITE goes on writing.
+                let late = inode.seals & futureWrite == 0 ? 0 : inode.seals & (futureWrite | 1)
                 try attempt("seal it") { () throws(SystemCallError) in
-                    try systemCall(.fcntl, Int(number), 1033, Int(inode.seals))
+                    try systemCall(.fcntl, Int(number), 1033, Int(inode.seals & ~late))
+                }
+                if late != 0 {
+                    let kept = try attempt("keep it") { () throws(SystemCallError) in
+                        try openFile("/proc/self/fd/\(number)", .readWrite).release()
+                    }
+                    context.state(LateSeals.self) { LateSeals() }.files.append((kept, Int(late)))
                 }
             }
         }

@@ -16,11 +16,17 @@ enum Pipe: FileKind {
         entry.pipeID = UInt32(truncatingIfNeeded: file.facts.status.inode)
         entry.flags = file.facts.statusFlags
         entry.fown = try FileOwner.dump(file)
+        let status = file.facts.status
+        if status.uid != 0 || status.gid != 0 || status.mode & 0o7777 != usualMode {
+            (entry.uid, entry.gid, entry.mode) = (status.uid, status.gid, status.mode & 0o7777)
+        }
         try contents.dump(entry.pipeID, through: file, isFifo: false)
         var whole = FileEntry(.pipe, file.id)
         whole.pipe = entry
         return whole
     }
+
+    private static let usualMode: UInt32 = 0o600
 
     static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.pipe.rawValue) && entry.hasPipe }
 
@@ -47,6 +53,13 @@ enum Pipe: FileKind {
             let reading = Descriptor(owning: ends.0)
             let writing = Descriptor(owning: ends.1)
             try PipeContents.of(context).restore(first.pipe.pipeID, isFifo: false, writing: writing.number)
+            // Its owner may open it again through /proc: /dev/stdout is such a way.
+            if first.pipe.hasUid || first.pipe.hasMode {
+                try attempt("give it its owner") { () throws(SystemCallError) in
+                    try systemCall(.fchown, Int(writing.number), Int(first.pipe.uid), Int(first.pipe.gid))
+                    try systemCall(.fchmod, Int(writing.number), Int(first.pipe.mode & 0o777))
+                }
+            }
             // One description of each end exists already; further ones are opened through /proc.
             var (hasReader, hasWriter) = (false, false)
             for member in members {
@@ -57,7 +70,9 @@ enum Pipe: FileKind {
                 let known = mode == 0 ? hasReader : mode == 1 ? hasWriter : true
                 let made = try attempt("open an end") { () throws(SystemCallError) in
                     let made: Descriptor
-                    if known {
+                    if flags & OpenFlags.path.rawValue != 0 {
+                        return try openFile("/proc/self/fd/\(from)", [.path])
+                    } else if known {
                         made = try openFile(
                             "/proc/self/fd/\(from)", OpenFlags(rawValue: mode | OpenFlags.nonBlocking.rawValue))
                     } else {
@@ -65,6 +80,10 @@ enum Pipe: FileKind {
                     }
                     try systemCall(.fcntl, Int(made.number), 4, status)
                     return made
+                }
+                if flags & OpenFlags.path.rawValue != 0 {
+                    try context.files.add(member.id, made)
+                    continue
                 }
                 if mode == 0 { hasReader = true }
                 if mode == 1 { hasWriter = true }

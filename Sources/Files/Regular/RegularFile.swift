@@ -37,7 +37,13 @@ enum RegularFile: FileKind {
         entry.fown = try FileOwner.dump(file)
         // No mount id: without images of mounts CRIU takes it for one of another namespace.
         entry.mode = facts.status.mode
-        if facts.status.kind == .regular { entry.size = facts.status.size }
+        if facts.status.kind == .regular {
+            entry.size = facts.status.size
+            // Only what is mapped or executed can be a program; nobody has it open.
+            if context.policy.recordsBuildIDs, file.number < 0, let id = BuildID(of: file.handle.number) {
+                entry.buildID = id.words
+            }
+        }
         let external = ExternalFile.name(facts)
         if context.policy.external.contains(external) {
             entry.name = imageBytes(external.utf8)
@@ -97,7 +103,8 @@ enum RegularFile: FileKind {
                 try refuseExternal(entry)
                 let path = try remaps.prepare(entry, context)
                 let lent = try lendDescriptor(to: path, context)
-                let made = try open(entry, at: path)
+                let unnamed = try remaps.unnamedFile(of: entry)
+                let made = if let unnamed { unnamed } else { try open(entry, at: path) }
                 try lent?()
                 try check(entry, made.number, context)
                 try context.files.add(member.id, made)
@@ -164,6 +171,15 @@ enum RegularFile: FileKind {
             throw Failure(
                 .conflict, "the file has \(status.size) bytes, expected \(entry.size): it was changed after the dump",
                 advice: "Put the old file back")
+        }
+        if !entry.buildID.isEmpty, context.policy.checksBuildIDs, status.kind == .regular {
+            // As CRIU does: a file that has lost its id is judged by its size.
+            guard let words = BuildID(of: number)?.words, words != entry.buildID else { return }
+            throw Failure(
+                .conflict,
+                "the file has the build id \(BuildID.text(words)), expected \(BuildID.text(entry.buildID)): it is of "
+                    + "another build than at the dump",
+                advice: "Put the old file back, or pass --file-validation filesize to run with this one")
         }
     }
 }

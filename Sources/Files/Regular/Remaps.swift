@@ -140,6 +140,7 @@ final class Remaps {
         case .directory, .fifo: break
         default: throw Failure(.unsupported, "an unlinked file of this type can't be dumped")
         }
+        if status.kind != .symbolicLink { entry.attributes = ExtendedAttributes.read(of: ours) }
         let image = context.images.create(.ghost(ghost))
         try image.append(entry)
         if !pieces.isEmpty { try copy(pieces, of: ours, to: image) }

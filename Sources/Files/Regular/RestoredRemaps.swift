@@ -3,6 +3,7 @@ internal import ImageFormat
 internal import ImageMessages
 internal import Kinds
 internal import Linux
+internal import Logging
 internal import Remote
 internal import SystemPackage
 
@@ -18,6 +19,12 @@ final class RestoredRemaps {
     private var inodes: [Inode: UInt32] = [:]
     private var names: [(path: [UInt8], isDirectory: Bool)] = []
     private var standIns: [UInt32: Puppet] = [:]
+    /// Ghosts that never had a name (O_TMPFILE), by the id of the description that made them. Only such a file can be
+    /// given a name later.
+    private var unnamed: [UInt32: (id: UInt32, flags: UInt32)] = [:]
+    private var unnamedFiles: [UInt32: Int32] = [:]
+
+    deinit { for number in unnamedFiles.values { _ = try? systemCall(.close, Int(number)) } }
 
     static func of(_ context: RestoreContext) -> RestoredRemaps {
         context.state(RestoredRemaps.self) { RestoredRemaps() }
@@ -26,6 +33,11 @@ final class RestoredRemaps {
     func load(_ context: RestoreContext) throws(Failure) {
         for entry in try context.images.loadAll(.remapPaths, as: RemapFilePathEntry.self) {
             remaps[entry.origID] = entry
+            if entry.remapType == .ghost, let file = context.entries[entry.origID], file.hasReg,
+                file.reg.flags & RestoredRemaps.temporary != 0
+            {
+                unnamed[entry.remapID] = (entry.origID, file.reg.flags)
+            }
         }
         for remap in remaps.values where remap.hasRemapType && remap.remapType == .ghost {
             guard let entry = try context.images.open(.ghost(remap.remapID)).next(GhostFileEntry.self), entry.hasIno
@@ -59,6 +71,30 @@ final class RestoredRemaps {
         return UInt64(remap.remapType.rawValue + 1) << 32 | UInt64(remap.remapID)
     }
 
+    private static let temporary: UInt32 = 0o20000000  // __O_TMPFILE, which open(2) wants with O_DIRECTORY
+
+    /// Makes a ghost that never had a name. Returns the place of the new file in /proc, or nil if the file system can't.
+    private func makeUnnamed(_ ghost: UInt32, at path: [UInt8]) -> [UInt8]? {
+        guard let (id, flags) = unnamed[ghost], let slash = path.lastIndex(of: 0x2f) else { return nil }
+        let once: UInt32 = 0o100 | 0o200 | 0o1000
+        let file = try? openFile(
+            FilePath(bytes: Array(path[..<max(slash, 1)])),
+            OpenFlags(rawValue: Int32(bitPattern: flags & ~once | 0o2000000)), mode: 0o600)
+        guard let number = file?.release() else { return nil }
+        unnamedFiles[id] = number
+        return Array("/proc/self/fd/\(number)".utf8)
+    }
+
+    /// The description that made an unnamed ghost; it is the caller's from then on.
+    func unnamedFile(of entry: RegFileEntry) throws(Failure) -> Descriptor? {
+        guard let number = unnamedFiles.removeValue(forKey: entry.id) else { return nil }
+        let file = Descriptor(owning: number)
+        try attempt("set its offset") { () throws(SystemCallError) in
+            try systemCall(.lseek, Int(number), Int(bitPattern: UInt(entry.pos)), 0)
+        }
+        return file
+    }
+
     /// Sees to it that a file can be opened. Returns the path to open.
     @discardableResult
     func prepare(_ entry: RegFileEntry, _ context: RestoreContext) throws(Failure) -> [UInt8] {
@@ -87,17 +123,21 @@ final class RestoredRemaps {
         }
         try makeParents(of: path)
         var place = path
-        if try !create(entry, at: place) {
-            // The name belongs to another file now.
-            place = path + Array(".\(ghost).brumate-ghost".utf8)
-            guard try create(entry, at: place) else { throw Failure(.conflict, "the name for its ghost is taken") }
+        if let made = makeUnnamed(ghost, at: path) {
+            place = made
+        } else {
+            if try !create(entry, at: place) {
+                // The name belongs to another file now.
+                place = path + Array(".\(ghost).brumate-ghost".utf8)
+                guard try create(entry, at: place) else { throw Failure(.conflict, "the name for its ghost is taken") }
+            }
+            names.append((place, entry.mode & 0o170000 == FileStatus.Kind.directory.rawValue))
         }
         ghosts[ghost] = place
-        names.append((place, entry.mode & 0o170000 == FileStatus.Kind.directory.rawValue))
         if entry.mode & 0o170000 == FileStatus.Kind.regular.rawValue {
             try fill(place, entry, reader, context)
         }
-        try finish(place, entry)
+        try finish(place, entry, context)
         return place
     }
 
@@ -129,7 +169,7 @@ final class RestoredRemaps {
         throws(Failure)
     {
         let file = try attempt("open the ghost file") { () throws(SystemCallError) in
-            try openFile(FilePath(bytes: place), [.writeOnly, .noFollow])
+            try openFile(FilePath(bytes: place), place.starts(with: own) ? .writeOnly : [.writeOnly, .noFollow])
         }
         let number = Int(file.number)
         func put(_ bytes: [UInt8], _ offset: UInt64) throws(Failure) {
@@ -167,20 +207,36 @@ final class RestoredRemaps {
         }
     }
 
-    private func finish(_ place: [UInt8], _ entry: GhostFileEntry) throws(Failure) {
+    /// Where an unnamed file of ours is found.
+    private var own: String.UTF8View { "/proc/self/fd/".utf8 }
+
+    private func finish(_ place: [UInt8], _ entry: GhostFileEntry, _ context: RestoreContext) throws(Failure) {
         let here = Int(currentDirectory)
+        let noFollow = place.starts(with: own) ? 0 : 0x100  // AT_SYMLINK_NOFOLLOW
         try attempt("give the ghost file its owner and mode") { () throws(SystemCallError) in
             try withCString(place) { (path) throws(SystemCallError) in
-                try systemCall(.fchownat, here, path, Int(entry.uid), Int(entry.gid), 0x100)
+                try systemCall(.fchownat, here, path, Int(entry.uid), Int(entry.gid), noFollow)
                 if entry.mode & 0o170000 != FileStatus.Kind.symbolicLink.rawValue {
                     try systemCall(.fchmodat, here, path, Int(entry.mode & 0o7777))
                 }
+            }
+        }
+        for attribute in entry.attributes {
+            do throws(SystemCallError) { try ExtendedAttributes.set(attribute, at: place) } catch {
+                let (file, name) = (
+                    String(decoding: place, as: UTF8.self), String(decoding: attribute.name, as: UTF8.self)
+                )
+                context.log.warning("the unlinked file \(file) loses its attribute \(name): \(error)")
+            }
+        }
+        try attempt("give the ghost file its times") { () throws(SystemCallError) in
+            try withCString(place) { (path) throws(SystemCallError) in
                 if entry.hasAtim, entry.hasMtim {
                     var times = [
                         entry.atim.tvSec, entry.atim.tvUsec &* 1000, entry.mtim.tvSec, entry.mtim.tvUsec &* 1000,
                     ]
                     try times.withAddress { (times, _) throws(SystemCallError) in
-                        try systemCall(.utimensat, here, path, times, 0x100)
+                        try systemCall(.utimensat, here, path, times, noFollow)
                     }
                 }
             }

@@ -4386,6 +4386,7 @@ public nonisolated struct BrumateThreadEntry: @unchecked Sendable {
   /// Clears the value of `timerSlack`. Subsequent reads from it will return its default value.
   public mutating func clearTimerSlack() {_uniqueStorage()._timerSlack = nil}
 
+  /// For other policies than SCHED_DEADLINE a slice of its own.
   public var deadlineRuntime: UInt64 {
     get {_storage._deadlineRuntime ?? 0}
     set {_uniqueStorage()._deadlineRuntime = newValue}
@@ -4534,6 +4535,34 @@ public nonisolated struct BrumateThreadEntry: @unchecked Sendable {
   /// Clears the value of `rseqSize`. Subsequent reads from it will return its default value.
   public mutating func clearRseqSize() {_uniqueStorage()._rseqSize = nil}
 
+  /// Directories and umask of a thread that has its own, ids of files.img.
+  public var cwdID: UInt32 {
+    get {_storage._cwdID ?? 0}
+    set {_uniqueStorage()._cwdID = newValue}
+  }
+  /// Returns true if `cwdID` has been explicitly set.
+  public var hasCwdID: Bool {_storage._cwdID != nil}
+  /// Clears the value of `cwdID`. Subsequent reads from it will return its default value.
+  public mutating func clearCwdID() {_uniqueStorage()._cwdID = nil}
+
+  public var rootID: UInt32 {
+    get {_storage._rootID ?? 0}
+    set {_uniqueStorage()._rootID = newValue}
+  }
+  /// Returns true if `rootID` has been explicitly set.
+  public var hasRootID: Bool {_storage._rootID != nil}
+  /// Clears the value of `rootID`. Subsequent reads from it will return its default value.
+  public mutating func clearRootID() {_uniqueStorage()._rootID = nil}
+
+  public var umask: UInt32 {
+    get {_storage._umask ?? 0}
+    set {_uniqueStorage()._umask = newValue}
+  }
+  /// Returns true if `umask` has been explicitly set.
+  public var hasUmask: Bool {_storage._umask != nil}
+  /// Clears the value of `umask`. Subsequent reads from it will return its default value.
+  public mutating func clearUmask() {_uniqueStorage()._umask = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -4613,6 +4642,16 @@ public nonisolated struct BrumateTaskEntry: Sendable {
   /// Clears the value of `exitCode`. Subsequent reads from it will return its default value.
   public mutating func clearExitCode() {self._exitCode = nil}
 
+  /// What the parent gets at its end, if not SIGCHLD.
+  public var exitSignal: UInt32 {
+    get {_exitSignal ?? 0}
+    set {_exitSignal = newValue}
+  }
+  /// Returns true if `exitSignal` has been explicitly set.
+  public var hasExitSignal: Bool {self._exitSignal != nil}
+  /// Clears the value of `exitSignal`. Subsequent reads from it will return its default value.
+  public mutating func clearExitSignal() {self._exitSignal = nil}
+
   /// The device number of the controlling terminal, 0 if there is none.
   public var terminal: UInt32 {
     get {_terminal ?? 0}
@@ -4634,6 +4673,7 @@ public nonisolated struct BrumateTaskEntry: Sendable {
   fileprivate var _personality: UInt32? = nil
   fileprivate var _keepCaps: UInt32? = nil
   fileprivate var _exitCode: UInt32? = nil
+  fileprivate var _exitSignal: UInt32? = nil
   fileprivate var _terminal: UInt32? = nil
 }
 
@@ -9791,7 +9831,7 @@ nonisolated extension BrumateRestartEntry: SwiftProtobuf.Message, SwiftProtobuf.
 
 nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "BrumateThreadEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}xstate\0\u{1}restart\0\u{1}affinity\0\u{3}io_priority\0\u{3}timer_slack\0\u{3}deadline_runtime\0\u{3}deadline_deadline\0\u{3}deadline_period\0\u{3}sched_flags\0\u{3}util_min\0\u{3}util_max\0\u{3}mempolicy_mode\0\u{3}mempolicy_nodes\0\u{3}user_dispatch\0\u{1}speculation\0\u{3}core_cookie\0\u{3}tsc_mode\0\u{3}io_flusher\0\u{3}mce_kill\0\u{1}timing\0\u{1}stopped\0\u{3}rseq_size\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}xstate\0\u{1}restart\0\u{1}affinity\0\u{3}io_priority\0\u{3}timer_slack\0\u{3}deadline_runtime\0\u{3}deadline_deadline\0\u{3}deadline_period\0\u{3}sched_flags\0\u{3}util_min\0\u{3}util_max\0\u{3}mempolicy_mode\0\u{3}mempolicy_nodes\0\u{3}user_dispatch\0\u{1}speculation\0\u{3}core_cookie\0\u{3}tsc_mode\0\u{3}io_flusher\0\u{3}mce_kill\0\u{1}timing\0\u{1}stopped\0\u{3}rseq_size\0\u{3}cwd_id\0\u{3}root_id\0\u{1}umask\0")
 
   fileprivate class _StorageClass {
     var _xstate: Data? = nil
@@ -9816,6 +9856,9 @@ nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._
     var _timing: UInt32? = nil
     var _stopped: UInt32? = nil
     var _rseqSize: UInt64? = nil
+    var _cwdID: UInt32? = nil
+    var _rootID: UInt32? = nil
+    var _umask: UInt32? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -9848,6 +9891,9 @@ nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._
       _timing = source._timing
       _stopped = source._stopped
       _rseqSize = source._rseqSize
+      _cwdID = source._cwdID
+      _rootID = source._rootID
+      _umask = source._umask
     }
   }
 
@@ -9895,6 +9941,9 @@ nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._
         case 20: try { try decoder.decodeSingularUInt32Field(value: &_storage._timing) }()
         case 21: try { try decoder.decodeSingularUInt32Field(value: &_storage._stopped) }()
         case 22: try { try decoder.decodeSingularUInt64Field(value: &_storage._rseqSize) }()
+        case 23: try { try decoder.decodeSingularUInt32Field(value: &_storage._cwdID) }()
+        case 24: try { try decoder.decodeSingularUInt32Field(value: &_storage._rootID) }()
+        case 25: try { try decoder.decodeSingularUInt32Field(value: &_storage._umask) }()
         default: break
         }
       }
@@ -9973,6 +10022,15 @@ nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._
       try { if let v = _storage._rseqSize {
         try visitor.visitSingularUInt64Field(value: v, fieldNumber: 22)
       } }()
+      try { if let v = _storage._cwdID {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 23)
+      } }()
+      try { if let v = _storage._rootID {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 24)
+      } }()
+      try { if let v = _storage._umask {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 25)
+      } }()
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -10004,6 +10062,9 @@ nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._
         if _storage._timing != rhs_storage._timing {return false}
         if _storage._stopped != rhs_storage._stopped {return false}
         if _storage._rseqSize != rhs_storage._rseqSize {return false}
+        if _storage._cwdID != rhs_storage._cwdID {return false}
+        if _storage._rootID != rhs_storage._rootID {return false}
+        if _storage._umask != rhs_storage._umask {return false}
         return true
       }
       if !storagesAreEqual {return false}
@@ -10015,7 +10076,7 @@ nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._
 
 nonisolated extension BrumateTaskEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "BrumateTaskEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}coredump_filter\0\u{3}autogroup_nice\0\u{1}mdwe\0\u{3}memory_merge\0\u{1}personality\0\u{1}membarrier\0\u{3}keep_caps\0\u{3}exit_code\0\u{2}\u{c}terminal\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}coredump_filter\0\u{3}autogroup_nice\0\u{1}mdwe\0\u{3}memory_merge\0\u{1}personality\0\u{1}membarrier\0\u{3}keep_caps\0\u{3}exit_code\0\u{3}exit_signal\0\u{2}\u{b}terminal\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -10031,6 +10092,7 @@ nonisolated extension BrumateTaskEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
       case 6: try { try decoder.decodeRepeatedUInt32Field(value: &self.membarrier) }()
       case 7: try { try decoder.decodeSingularUInt32Field(value: &self._keepCaps) }()
       case 8: try { try decoder.decodeSingularUInt32Field(value: &self._exitCode) }()
+      case 9: try { try decoder.decodeSingularUInt32Field(value: &self._exitSignal) }()
       case 20: try { try decoder.decodeSingularUInt32Field(value: &self._terminal) }()
       default: break
       }
@@ -10066,6 +10128,9 @@ nonisolated extension BrumateTaskEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
     try { if let v = self._exitCode {
       try visitor.visitSingularUInt32Field(value: v, fieldNumber: 8)
     } }()
+    try { if let v = self._exitSignal {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 9)
+    } }()
     try { if let v = self._terminal {
       try visitor.visitSingularUInt32Field(value: v, fieldNumber: 20)
     } }()
@@ -10081,6 +10146,7 @@ nonisolated extension BrumateTaskEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
     if lhs.membarrier != rhs.membarrier {return false}
     if lhs._keepCaps != rhs._keepCaps {return false}
     if lhs._exitCode != rhs._exitCode {return false}
+    if lhs._exitSignal != rhs._exitSignal {return false}
     if lhs._terminal != rhs._terminal {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true

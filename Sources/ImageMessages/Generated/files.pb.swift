@@ -313,6 +313,36 @@ public nonisolated struct MmEntry: @unchecked Sendable {
   /// Clears the value of `thpDisabled`. Subsequent reads from it will return its default value.
   public mutating func clearThpDisabled() {_uniqueStorage()._thpDisabled = nil}
 
+  /// PR_THP_DISABLE_* flags that go with thp_disabled.
+  public var thpFlags: UInt32 {
+    get {_storage._thpFlags ?? 0}
+    set {_uniqueStorage()._thpFlags = newValue}
+  }
+  /// Returns true if `thpFlags` has been explicitly set.
+  public var hasThpFlags: Bool {_storage._thpFlags != nil}
+  /// Clears the value of `thpFlags`. Subsequent reads from it will return its default value.
+  public mutating func clearThpFlags() {_uniqueStorage()._thpFlags = nil}
+
+  /// One bit for each protection key that pkey_alloc gave out.
+  public var protectionKeys: UInt32 {
+    get {_storage._protectionKeys ?? 0}
+    set {_uniqueStorage()._protectionKeys = newValue}
+  }
+  /// Returns true if `protectionKeys` has been explicitly set.
+  public var hasProtectionKeys: Bool {_storage._protectionKeys != nil}
+  /// Clears the value of `protectionKeys`. Subsequent reads from it will return its default value.
+  public mutating func clearProtectionKeys() {_uniqueStorage()._protectionKeys = nil}
+
+  /// MCL_FUTURE, MCL_ONFAULT.
+  public var lockAll: UInt32 {
+    get {_storage._lockAll ?? 0}
+    set {_uniqueStorage()._lockAll = newValue}
+  }
+  /// Returns true if `lockAll` has been explicitly set.
+  public var hasLockAll: Bool {_storage._lockAll != nil}
+  /// Clears the value of `lockAll`. Subsequent reads from it will return its default value.
+  public mutating func clearLockAll() {_uniqueStorage()._lockAll = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -457,6 +487,15 @@ public nonisolated struct VmaEntry: Sendable {
   /// Guard regions inside: start and end in turn.
   public var guards: [UInt64] = []
 
+  public var protectionKey: UInt32 {
+    get {_protectionKey ?? 0}
+    set {_protectionKey = newValue}
+  }
+  /// Returns true if `protectionKey` has been explicitly set.
+  public var hasProtectionKey: Bool {self._protectionKey != nil}
+  /// Clears the value of `protectionKey`. Subsequent reads from it will return its default value.
+  public mutating func clearProtectionKey() {self._protectionKey = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -475,6 +514,7 @@ public nonisolated struct VmaEntry: Sendable {
   fileprivate var _mempolicyMode: UInt32? = nil
   fileprivate var _mempolicyNodes: Data? = nil
   fileprivate var _moreFlags: Data? = nil
+  fileprivate var _protectionKey: UInt32? = nil
 }
 
 /// First message of a pagemap: which pages file.
@@ -1846,6 +1886,34 @@ public nonisolated struct PipeEntry: Sendable {
   /// Clears the value of `fown`. Subsequent reads from it will return its default value.
   public mutating func clearFown() {self._fown = nil}
 
+  /// Who may open it again through /proc, if not root alone.
+  public var uid: UInt32 {
+    get {_uid ?? 0}
+    set {_uid = newValue}
+  }
+  /// Returns true if `uid` has been explicitly set.
+  public var hasUid: Bool {self._uid != nil}
+  /// Clears the value of `uid`. Subsequent reads from it will return its default value.
+  public mutating func clearUid() {self._uid = nil}
+
+  public var gid: UInt32 {
+    get {_gid ?? 0}
+    set {_gid = newValue}
+  }
+  /// Returns true if `gid` has been explicitly set.
+  public var hasGid: Bool {self._gid != nil}
+  /// Clears the value of `gid`. Subsequent reads from it will return its default value.
+  public mutating func clearGid() {self._gid = nil}
+
+  public var mode: UInt32 {
+    get {_mode ?? 0}
+    set {_mode = newValue}
+  }
+  /// Returns true if `mode` has been explicitly set.
+  public var hasMode: Bool {self._mode != nil}
+  /// Clears the value of `mode`. Subsequent reads from it will return its default value.
+  public mutating func clearMode() {self._mode = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -1854,6 +1922,9 @@ public nonisolated struct PipeEntry: Sendable {
   fileprivate var _pipeID: UInt32? = nil
   fileprivate var _flags: UInt32? = nil
   fileprivate var _fown: FownEntry? = nil
+  fileprivate var _uid: UInt32? = nil
+  fileprivate var _gid: UInt32? = nil
+  fileprivate var _mode: UInt32? = nil
 }
 
 /// Header of the bytes in a pipe, which follow the message.
@@ -3747,6 +3818,8 @@ public nonisolated struct GhostFileEntry: Sendable {
   /// Clears the value of `symlnkTarget`. Subsequent reads from it will return its default value.
   public mutating func clearSymlnkTarget() {self._symlnkTarget = nil}
 
+  public var attributes: [BrumateAttributeEntry] = []
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -3762,6 +3835,38 @@ public nonisolated struct GhostFileEntry: Sendable {
   fileprivate var _chunks: Bool? = nil
   fileprivate var _size: UInt64? = nil
   fileprivate var _symlnkTarget: Data? = nil
+}
+
+/// An extended attribute, access control lists among them.
+public nonisolated struct BrumateAttributeEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var name: Data {
+    get {_name ?? Data()}
+    set {_name = newValue}
+  }
+  /// Returns true if `name` has been explicitly set.
+  public var hasName: Bool {self._name != nil}
+  /// Clears the value of `name`. Subsequent reads from it will return its default value.
+  public mutating func clearName() {self._name = nil}
+
+  public var value: Data {
+    get {_value ?? Data()}
+    set {_value = newValue}
+  }
+  /// Returns true if `value` has been explicitly set.
+  public var hasValue: Bool {self._value != nil}
+  /// Clears the value of `value`. Subsequent reads from it will return its default value.
+  public mutating func clearValue() {self._value = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _name: Data? = nil
+  fileprivate var _value: Data? = nil
 }
 
 /// A stretch of data of a sparse ghost file.
@@ -5752,7 +5857,7 @@ nonisolated extension AioRingEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
 
 nonisolated extension MmEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "MmEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}mm_start_code\0\u{3}mm_end_code\0\u{3}mm_start_data\0\u{3}mm_end_data\0\u{3}mm_start_stack\0\u{3}mm_start_brk\0\u{3}mm_brk\0\u{3}mm_arg_start\0\u{3}mm_arg_end\0\u{3}mm_env_start\0\u{3}mm_env_end\0\u{3}exe_file_id\0\u{3}mm_saved_auxv\0\u{1}vmas\0\u{1}dumpable\0\u{1}aios\0\u{3}thp_disabled\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}mm_start_code\0\u{3}mm_end_code\0\u{3}mm_start_data\0\u{3}mm_end_data\0\u{3}mm_start_stack\0\u{3}mm_start_brk\0\u{3}mm_brk\0\u{3}mm_arg_start\0\u{3}mm_arg_end\0\u{3}mm_env_start\0\u{3}mm_env_end\0\u{3}exe_file_id\0\u{3}mm_saved_auxv\0\u{1}vmas\0\u{1}dumpable\0\u{1}aios\0\u{3}thp_disabled\0\u{4}W\u{f}thp_flags\0\u{3}protection_keys\0\u{3}lock_all\0")
 
   fileprivate class _StorageClass {
     var _mmStartCode: UInt64? = nil
@@ -5772,6 +5877,9 @@ nonisolated extension MmEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImpl
     var _dumpable: Int32? = nil
     var _aios: [AioRingEntry] = []
     var _thpDisabled: Bool? = nil
+    var _thpFlags: UInt32? = nil
+    var _protectionKeys: UInt32? = nil
+    var _lockAll: UInt32? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -5799,6 +5907,9 @@ nonisolated extension MmEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImpl
       _dumpable = source._dumpable
       _aios = source._aios
       _thpDisabled = source._thpDisabled
+      _thpFlags = source._thpFlags
+      _protectionKeys = source._protectionKeys
+      _lockAll = source._lockAll
     }
   }
 
@@ -5854,6 +5965,9 @@ nonisolated extension MmEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImpl
         case 15: try { try decoder.decodeSingularInt32Field(value: &_storage._dumpable) }()
         case 16: try { try decoder.decodeRepeatedMessageField(value: &_storage._aios) }()
         case 17: try { try decoder.decodeSingularBoolField(value: &_storage._thpDisabled) }()
+        case 1000: try { try decoder.decodeSingularUInt32Field(value: &_storage._thpFlags) }()
+        case 1001: try { try decoder.decodeSingularUInt32Field(value: &_storage._protectionKeys) }()
+        case 1002: try { try decoder.decodeSingularUInt32Field(value: &_storage._lockAll) }()
         default: break
         }
       }
@@ -5917,6 +6031,15 @@ nonisolated extension MmEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImpl
       try { if let v = _storage._thpDisabled {
         try visitor.visitSingularBoolField(value: v, fieldNumber: 17)
       } }()
+      try { if let v = _storage._thpFlags {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1000)
+      } }()
+      try { if let v = _storage._protectionKeys {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1001)
+      } }()
+      try { if let v = _storage._lockAll {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1002)
+      } }()
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -5943,6 +6066,9 @@ nonisolated extension MmEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImpl
         if _storage._dumpable != rhs_storage._dumpable {return false}
         if _storage._aios != rhs_storage._aios {return false}
         if _storage._thpDisabled != rhs_storage._thpDisabled {return false}
+        if _storage._thpFlags != rhs_storage._thpFlags {return false}
+        if _storage._protectionKeys != rhs_storage._protectionKeys {return false}
+        if _storage._lockAll != rhs_storage._lockAll {return false}
         return true
       }
       if !storagesAreEqual {return false}
@@ -5954,7 +6080,7 @@ nonisolated extension MmEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImpl
 
 nonisolated extension VmaEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "VmaEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}start\0\u{1}end\0\u{1}pgoff\0\u{1}shmid\0\u{1}prot\0\u{1}flags\0\u{1}status\0\u{1}fd\0\u{1}madv\0\u{1}fdflags\0\u{2}^\u{f}name\0\u{3}mempolicy_mode\0\u{3}mempolicy_nodes\0\u{3}more_flags\0\u{1}guards\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}start\0\u{1}end\0\u{1}pgoff\0\u{1}shmid\0\u{1}prot\0\u{1}flags\0\u{1}status\0\u{1}fd\0\u{1}madv\0\u{1}fdflags\0\u{2}^\u{f}name\0\u{3}mempolicy_mode\0\u{3}mempolicy_nodes\0\u{3}more_flags\0\u{1}guards\0\u{3}protection_key\0")
 
   public var isInitialized: Bool {
     if self._start == nil {return false}
@@ -5989,6 +6115,7 @@ nonisolated extension VmaEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
       case 1002: try { try decoder.decodeSingularBytesField(value: &self._mempolicyNodes) }()
       case 1003: try { try decoder.decodeSingularBytesField(value: &self._moreFlags) }()
       case 1004: try { try decoder.decodeRepeatedUInt64Field(value: &self.guards) }()
+      case 1005: try { try decoder.decodeSingularUInt32Field(value: &self._protectionKey) }()
       default: break
       }
     }
@@ -6044,6 +6171,9 @@ nonisolated extension VmaEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
     if !self.guards.isEmpty {
       try visitor.visitRepeatedUInt64Field(value: self.guards, fieldNumber: 1004)
     }
+    try { if let v = self._protectionKey {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1005)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -6063,6 +6193,7 @@ nonisolated extension VmaEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
     if lhs._mempolicyNodes != rhs._mempolicyNodes {return false}
     if lhs._moreFlags != rhs._moreFlags {return false}
     if lhs.guards != rhs.guards {return false}
+    if lhs._protectionKey != rhs._protectionKey {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -7519,7 +7650,7 @@ nonisolated extension FownEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
 
 nonisolated extension PipeEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "PipeEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{3}pipe_id\0\u{1}flags\0\u{1}fown\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{3}pipe_id\0\u{1}flags\0\u{1}fown\0\u{2}d\u{f}uid\0\u{1}gid\0\u{1}mode\0")
 
   public var isInitialized: Bool {
     if self._id == nil {return false}
@@ -7540,6 +7671,9 @@ nonisolated extension PipeEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
       case 2: try { try decoder.decodeSingularUInt32Field(value: &self._pipeID) }()
       case 3: try { try decoder.decodeSingularUInt32Field(value: &self._flags) }()
       case 4: try { try decoder.decodeSingularMessageField(value: &self._fown) }()
+      case 1000: try { try decoder.decodeSingularUInt32Field(value: &self._uid) }()
+      case 1001: try { try decoder.decodeSingularUInt32Field(value: &self._gid) }()
+      case 1002: try { try decoder.decodeSingularUInt32Field(value: &self._mode) }()
       default: break
       }
     }
@@ -7562,6 +7696,15 @@ nonisolated extension PipeEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
     try { if let v = self._fown {
       try visitor.visitSingularMessageField(value: v, fieldNumber: 4)
     } }()
+    try { if let v = self._uid {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1000)
+    } }()
+    try { if let v = self._gid {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1001)
+    } }()
+    try { if let v = self._mode {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1002)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -7570,6 +7713,9 @@ nonisolated extension PipeEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
     if lhs._pipeID != rhs._pipeID {return false}
     if lhs._flags != rhs._flags {return false}
     if lhs._fown != rhs._fown {return false}
+    if lhs._uid != rhs._uid {return false}
+    if lhs._gid != rhs._gid {return false}
+    if lhs._mode != rhs._mode {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -9445,7 +9591,7 @@ nonisolated extension ExtFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
 
 nonisolated extension GhostFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "GhostFileEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}uid\0\u{1}gid\0\u{1}mode\0\u{1}dev\0\u{1}ino\0\u{1}rdev\0\u{1}atim\0\u{1}mtim\0\u{1}chunks\0\u{1}size\0\u{3}symlnk_target\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}uid\0\u{1}gid\0\u{1}mode\0\u{1}dev\0\u{1}ino\0\u{1}rdev\0\u{1}atim\0\u{1}mtim\0\u{1}chunks\0\u{1}size\0\u{3}symlnk_target\0\u{2}]\u{f}attributes\0")
 
   public var isInitialized: Bool {
     if self._uid == nil {return false}
@@ -9453,6 +9599,7 @@ nonisolated extension GhostFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     if self._mode == nil {return false}
     if let v = self._atim, !v.isInitialized {return false}
     if let v = self._mtim, !v.isInitialized {return false}
+    if !SwiftProtobuf.Internal.areAllInitialized(self.attributes) {return false}
     return true
   }
 
@@ -9473,6 +9620,7 @@ nonisolated extension GhostFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
       case 9: try { try decoder.decodeSingularBoolField(value: &self._chunks) }()
       case 10: try { try decoder.decodeSingularUInt64Field(value: &self._size) }()
       case 11: try { try decoder.decodeSingularBytesField(value: &self._symlnkTarget) }()
+      case 1000: try { try decoder.decodeRepeatedMessageField(value: &self.attributes) }()
       default: break
       }
     }
@@ -9516,6 +9664,9 @@ nonisolated extension GhostFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     try { if let v = self._symlnkTarget {
       try visitor.visitSingularBytesField(value: v, fieldNumber: 11)
     } }()
+    if !self.attributes.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.attributes, fieldNumber: 1000)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -9531,6 +9682,52 @@ nonisolated extension GhostFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     if lhs._chunks != rhs._chunks {return false}
     if lhs._size != rhs._size {return false}
     if lhs._symlnkTarget != rhs._symlnkTarget {return false}
+    if lhs.attributes != rhs.attributes {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension BrumateAttributeEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "BrumateAttributeEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}value\0")
+
+  public var isInitialized: Bool {
+    if self._name == nil {return false}
+    if self._value == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularBytesField(value: &self._name) }()
+      case 2: try { try decoder.decodeSingularBytesField(value: &self._value) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._name {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._value {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 2)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: BrumateAttributeEntry, rhs: BrumateAttributeEntry) -> Bool {
+    if lhs._name != rhs._name {return false}
+    if lhs._value != rhs._value {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
