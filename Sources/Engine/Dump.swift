@@ -154,6 +154,7 @@ private struct DumpOrder {
         try checkSession(request)
         var sharing = ObjectSharing()
         for process in context.processes { try sharing.identify(process) }
+        try checkPlan()
         let server = LateServer(context)
         context.server = server
         context.fileDumper = files
@@ -251,6 +252,28 @@ private struct DumpOrder {
                 .denied,
                 "task \(root.id) (\(root.name)) is not a session leader: it belongs to the session \(root.stat.session)",
                 advice: "Pass --shell-job to dump it out of its shell's session, or start it with setsid")
+        }
+    }
+
+    /// Plans the restore, so that a tree which no order of births can bring back is refused now and not after it is gone.
+    private func checkPlan() throws(Failure) {
+        let living = Dictionary(uniqueKeysWithValues: context.processes.map { ($0.id, $0) })
+        var listed: [PlannedProcess] = []
+        for frozen in tree {
+            let stat = if let process = living[frozen.id] { process.stat } else { try TaskStat.read(of: frozen.id) }
+            let threads = living[frozen.id]?.threads.map(\.tracee.id) ?? [frozen.id]
+            listed.append(
+                PlannedProcess(
+                    id: frozen.id, parent: frozen === tree.first ? nil : frozen.parent, session: stat.session,
+                    group: stat.group, threads: threads,
+                    cores: [CoreEntry](repeating: CoreEntry(), count: threads.count),
+                    ids: living[frozen.id]?.ids ?? TaskKobjIdsEntry(), isZombie: frozen.isZombie))
+        }
+        do throws(Failure) {
+            _ = try RestorePlan.make(listed, mappings: [], shellJob: context.policy.shellJob)
+        } catch {
+            throw Failure(
+                .unsupported, "the tree could not be restored: \(error.reason)", advice: error.advice, cause: error.cause)
         }
     }
 
