@@ -215,7 +215,7 @@ struct `A terminal goes on after dump and restore` {
                 expect(b'prompt:')
                 say(b'sleep 1000 & echo started-$?\\n'); expect(b'started-0'); expect(b'prompt:')
                 say(b'sleep 2000\\n'); soon(front); say(b'\\x1a'); expect(b'Stopped'); expect(b'prompt:')
-                say(b'cat\\n'); soon(front); say(b'line\\nunfinis'); expect(b'line'); expect(b'line'); expect(b'unfinis')
+                say(b'cat\\n'); soon(front); say(b'line\\n'); expect(b'line'); expect(b'line'); say(b'unfinis'); expect(b'unfinis')
                 before = control(shell)
                 def check():
                     if control(shell) != before: return '%s, was %s' % (control(shell), before)
@@ -224,7 +224,7 @@ struct `A terminal goes on after dump and restore` {
                     say(b'jobs\\n'); expect(b'Running'); expect(b'sleep 1000'); expect(b'Stopped'); expect(b'sleep 2000'); expect(b'prompt:')
                     say(b'fg %2\\n'); expect(b'sleep 2000'); soon(front); say(b'\\x03'); expect(b'prompt:')
                     say(b'kill %1; wait; echo result-$?\\n'); expect(b'result-'); expect(b'prompt:')
-                    say(b'cat\\n'); soon(front); say(b'line\\nunfinis'); expect(b'line'); expect(b'line'); expect(b'unfinis')
+                    say(b'cat\\n'); soon(front); say(b'line\\n'); expect(b'line'); expect(b'line'); say(b'unfinis'); expect(b'unfinis')
                     say(b'\\x03'); expect(b'prompt:'); say(b'exit\\n'); os.waitpid(shell, 0)
                 serve(check)
                 """)
