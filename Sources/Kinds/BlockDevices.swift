@@ -7,7 +7,9 @@ public final class BlockDevices {
     private var isSettled = false
 
     /// Those of a dump.
-    public static func of(_ context: DumpContext) -> BlockDevices { context.state(BlockDevices.self) { BlockDevices() } }
+    public static func of(_ context: DumpContext) -> BlockDevices {
+        context.state(BlockDevices.self) { BlockDevices() }
+    }
 
     /// How long each may take until it is seen idle.
     private static let patience = Duration.seconds(5)

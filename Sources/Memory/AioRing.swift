@@ -99,7 +99,8 @@ struct AioRing {
         let id = batch.place(value: UInt64(0))
         let number = listed.map { Int($0.nrReq) } ?? Int(requests)
         batch.add(
-            .io_setup, .value(number), .buffer(id), doing: "create an AIO context; /proc/sys/fs/aio-max-nr may limit it")
+            .io_setup, .value(number), .buffer(id), doing: "create an AIO context; /proc/sys/fs/aio-max-nr may limit it"
+        )
         let made = Address(try puppet.run(batch).value(UInt64.self, id))
         let memory = try TaskMemory(puppet.process)
         let old = try Header(at: range.start, in: memory)

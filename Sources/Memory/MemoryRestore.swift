@@ -149,7 +149,7 @@ final class BuiltMemories {
     func createSegments(_ context: RestoreContext) throws(Failure) {
         var sizes: [UInt64: UInt64] = [:]
         for plan in plans.values {
-            for area in plan.areas 
+            for area in plan.areas
             where area.status.contains(.anonymousShared) && !area.status.contains(.sysv) {
                 let (end, over) = area.offset.addingReportingOverflow(area.range.length)
                 guard !over, end <= 1 << 47 else {

@@ -8,8 +8,9 @@ internal import Remote
 /// look are posted.
 enum Rings: TaskPart {
     struct Question {
-        var rings: [(number: Int32, eventfd: Batch.Slot, polling: Batch.Slot, entered: Batch.Slot, groups: [Batch.Slot])] =
-            []
+        var rings:
+            [(number: Int32, eventfd: Batch.Slot, polling: Batch.Slot, entered: Batch.Slot, groups: [Batch.Slot])] =
+                []
         var handles: [Batch.Slot] = []
     }
 
@@ -66,7 +67,10 @@ enum Rings: TaskPart {
                 RingAnswers.Answer(
                     thread: thread.tracee.id, eventfd: results[ring.eventfd], polling: results[ring.polling],
                     entered: results[ring.entered],
-                    groups: canTell ? ring.groups.indices.filter { results[ring.groups[$0]] != -2 && results[ring.groups[$0]] != -17 } : []),
+                    groups: canTell
+                        ? ring.groups.indices.filter {
+                            results[ring.groups[$0]] != -2 && results[ring.groups[$0]] != -17
+                        } : []),
                 ring.number, of: thread.process.id)
         }
         // EBADF and EINVAL: no such handle.

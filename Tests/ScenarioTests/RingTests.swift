@@ -90,7 +90,9 @@ struct `A program goes on with its rings and queues` {
     }
 
     @Test(arguments: [("timeout", "1 requests are in flight: timeouts"), ("poll", "one to poll")])
-    func `io_urings with requests in flight are refused, and the program goes on`(_ kind: String, _ words: String) throws {
+    func `io_urings with requests in flight are refused, and the program goes on`(_ kind: String, _ words: String)
+        throws
+    {
         let program = try RingTests.ring("8 0 10 " + kind)
         let status = try program.dump()
         #expect(status != 0)

@@ -267,7 +267,8 @@ struct RingDump {
             var registered = IoUringFile()
             registered.slot = slot
             registered.fd = UInt32(
-                try descriptors.only(path, as: "the registered file \(slot) (\(String(decoding: path, as: UTF8.self)))"))
+                try descriptors.only(path, as: "the registered file \(slot) (\(String(decoding: path, as: UTF8.self)))")
+            )
             entry.files.append(registered)
         }
         if eventfd {

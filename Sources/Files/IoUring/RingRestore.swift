@@ -157,7 +157,9 @@ struct RingRestore {
         }
         var slots: [Batch.Slot] = []
         for mapping in mappings {
-            let (start, length) = (Batch.Argument.bits(mapping.start), Batch.Argument.bits(mapping.end &- mapping.start))
+            let (start, length) = (
+                Batch.Argument.bits(mapping.start), Batch.Argument.bits(mapping.end &- mapping.start)
+            )
             batch.add(.munmap, start, length, doing: "open a gap in the address space")
             // SHARED
             slots.append(
@@ -208,8 +210,9 @@ struct RingRestore {
             thread = process.threads.first { $0.id == id }?.puppet ?? thread
         }
         let number = RemoteDescriptor(Int32(bitPattern: entry.fd))
-        guard process.plan.descriptors.isEmpty
-            || process.plan.descriptors.contains(where: { $0.fd == entry.fd && $0.id == entry.id })
+        guard
+            process.plan.descriptors.isEmpty
+                || process.plan.descriptors.contains(where: { $0.fd == entry.fd && $0.id == entry.id })
         else { throw Failure(.corruptImage, "it is not the descriptor \(entry.fd) of task \(process.id)") }
         if hasSubmitter, !isDisabled {
             var batch = Batch()
