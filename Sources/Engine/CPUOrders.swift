@@ -7,7 +7,11 @@ internal import Tasks
 /// The orders `cpuinfo dump` and `cpuinfo check`.
 public enum CPUOrders {
     /// Writes this machine's CPU features into a directory.
-    public static func dump(to images: FilePath) throws(Failure) { try CPU.dump(to: try ImageDirectory(images)) }
+    public static func dump(to images: FilePath) throws(Failure) {
+        let folder = try ImageDirectory(images)
+        try CPU.dump(to: folder)
+        try folder.writeOut()
+    }
 
     /// Compares this machine with the image in a directory.
     public static func check(_ images: FilePath, _ capabilities: CPUCapabilities) throws(Failure) {

@@ -273,7 +273,8 @@ private struct DumpOrder {
             _ = try RestorePlan.make(listed, mappings: [], shellJob: context.policy.shellJob)
         } catch {
             throw Failure(
-                .unsupported, "the tree could not be restored: \(error.reason)", advice: error.advice, cause: error.cause)
+                .unsupported, "the tree could not be restored: \(error.reason)", advice: error.advice,
+                cause: error.cause)
         }
     }
 

@@ -462,6 +462,7 @@ final class RestoreOrder {
         // The figures are for information; a read-only image directory must not fail the restore.
         guard let folder = try? ImageDirectory(request.images) else { return }
         try? folder.write(.restoreStatistics, [statisticsEntry(restore: context.statistics)])
+        try? folder.writeOut()
     }
 
     /// Nothing of the tree may be left.

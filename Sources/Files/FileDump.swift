@@ -126,7 +126,7 @@ public final class FileDump: FileDumper {
         var position: UInt64 = 0
         switch status.kind {
         case .regular, .directory:
-            if try lockedInodes().contains(status.inode) { return try .read(in: folder, number) }
+            if try LockedInodes.of(context).contains(status.inode) { return try .read(in: folder, number) }
             position = (try? systemCall(.lseek, Int(ours), 0, 1)).map { UInt64($0) } ?? 0
         case .fifo, .socket, .symbolicLink: break
         // null, zero, full, random, urandom.
@@ -159,24 +159,10 @@ public final class FileDump: FileDumper {
         }
     }
 
-    private var locked: Set<UInt64>?
-
-    /// Inodes that somebody has a lock or lease on.
-    private func lockedInodes() throws(Failure) -> Set<UInt64> {
-        if let locked { return locked }
-        var found: Set<UInt64> = []
-        let text = try attempt("read /proc/locks") { () throws(SystemCallError) in try readWholeFile("/proc/locks") }
-        // N: POSIX ADVISORY WRITE PID MAJOR:MINOR:INODE START END, with an arrow before those that wait.
-        for word in text.split(whereSeparator: { $0 == 0x20 || $0 == 0x0a }) {
-            let parts = word.split(separator: 0x3a)
-            if parts.count == 3, let inode = UInt64(String(decoding: parts[2], as: UTF8.self)) { found.insert(inode) }
-        }
-        locked = found
-        return found
-    }
-
     private func describe(_ file: OpenFile) throws(Failure) -> UInt32 {
-        if let kind = fileKinds.first(where: { $0.claims(file.facts) }) ?? ExternalFile.kind(of: file.facts, context.policy) {
+        if let kind = fileKinds.first(where: { $0.claims(file.facts) })
+            ?? ExternalFile.kind(of: file.facts, context.policy)
+        {
             let entry = try kind.dump(file, context)
             context.files.append(entry)
             return entry.type

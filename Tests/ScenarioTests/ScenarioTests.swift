@@ -349,6 +349,16 @@ struct `Nothing is lost when an order fails` {
         #expect(outcome == "ok")
     }
 
+    @Test func `figures and CPU features are written and read`() throws {
+        let program = try Program("serve(lambda: None)")
+        #expect(try program.brumate(["cpuinfo", "dump", "-D", program.images]) == 0)
+        #expect(try program.brumate(["cpuinfo", "check", "-D", program.images]) == 0)
+        #expect(try program.cycle() == "ok")
+        for name in ["cpuinfo.img", "stats-dump", "stats-restore"] {
+            #expect(access("\(program.images)/\(name)", F_OK) == 0, "\(name)")
+        }
+    }
+
     @Test func `a taken pid is named with its holder before anything is created`() throws {
         let program = try Program("serve(lambda: None)")
         #expect(try program.dump(["-R"]) == 0)

@@ -40,7 +40,9 @@ enum RegularFile: FileKind {
         if facts.status.kind == .regular {
             entry.size = facts.status.size
             // Only what is mapped or executed can be a program; nobody has it open.
-            if context.policy.recordsBuildIDs, file.number < 0, let id = BuildID(of: file.handle.number) {
+            if context.policy.recordsBuildIDs, file.number < 0,
+                try !LockedInodes.of(context).contains(facts.status.inode), let id = BuildID(of: file.handle.number)
+            {
                 entry.buildID = id.words
             }
         }
