@@ -39,8 +39,9 @@ public final class FileDump: FileDumper {
             var batch = Batch()
             var slots: [Batch.Slot] = []
             for number in numbers[start..<end] {
+                // F_GETFD
                 slots.append(
-                    batch.add(.fcntl, .value(Int(number)), .value(1), doing: "read the flags of a descriptor"))  // F_GETFD
+                    batch.add(.fcntl, .value(Int(number)), .value(1), doing: "read the flags of a descriptor"))
             }
             let results = try server.run(batch)
             for (number, slot) in zip(numbers[start..<end], slots) {
