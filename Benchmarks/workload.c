@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -43,6 +45,27 @@ int main(int argc, char **argv) {
         setrlimit(RLIMIT_NOFILE, &limit);
         for (long i = 0; i < count; i++)
             if (open("/dev/zero", O_RDONLY) < 0) return 1;
+    } else if (!strcmp(argv[2], "eventfds")) {
+        struct rlimit limit = {20000, 20000};
+        setrlimit(RLIMIT_NOFILE, &limit);
+        for (long i = 0; i < count; i++)
+            if (eventfd(i, 0) < 0) return 1;
+    } else if (!strcmp(argv[2], "epoll")) {
+        struct rlimit limit = {20000, 20000};
+        setrlimit(RLIMIT_NOFILE, &limit);
+        int epoll = epoll_create1(0);
+        for (long i = 0; i < count; i++) {
+            int file = eventfd(0, 0);
+            struct epoll_event event = {EPOLLIN, {.u64 = i}};
+            if (file < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, file, &event)) return 1;
+        }
+    } else if (!strcmp(argv[2], "ptys")) {
+        struct rlimit limit = {20000, 20000};
+        setrlimit(RLIMIT_NOFILE, &limit);
+        for (long i = 0; i < count; i++) {
+            int master = posix_openpt(O_RDWR | O_NOCTTY);
+            if (master < 0 || grantpt(master) || unlockpt(master) || open(ptsname(master), O_RDWR | O_NOCTTY) < 0) return 1;
+        }
     } else if (!strcmp(argv[2], "mappings")) {
         for (long i = 0; i < count; i++) {
             char *page = mmap(NULL, 8192, PROT_READ | (i & 1 ? PROT_WRITE : PROT_WRITE | PROT_EXEC), MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

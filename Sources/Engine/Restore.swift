@@ -421,6 +421,7 @@ final class RestoreOrder {
             for thread in process.threads.dropFirst() { _ = try? thread.puppet.tracee.detach() }
             _ = try? process.puppet.tracee.detach()
         }
+        if request.leaveStopped { awaitStop(of: living.map { ($0.id, $0.threads.map(\.id)) }) }
     }
 
     /// The point of no return: until here all tasks die with us, from here on all live without us.

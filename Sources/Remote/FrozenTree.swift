@@ -33,6 +33,21 @@ public final class FrozenProcess {
     public var isZombie: Bool { exitCode != nil }
 }
 
+/// Waits, for a second at most, until tasks that were sent a stop signal have stopped: who asked for stopped tasks may look
+/// at once.
+public func awaitStop(of tasks: [(process: TaskID, threads: [TaskID])]) {
+    let started = ContinuousClock.now
+    for (process, threads) in tasks {
+        for thread in threads {
+            while let stat = try? TaskStat.read(of: process, thread: thread), !stat.isEnded, stat.state != 0x54,
+                ContinuousClock.now - started < .seconds(1)
+            {
+                _ = try? systemCall(.sched_yield)
+            }
+        }
+    }
+}
+
 /// A process tree that stands still. Must be ended with `thaw`; if we die first, the kernel lets it run on.
 public struct FrozenTree: ~Copyable {
     /// How a frozen tree goes on.
@@ -282,6 +297,7 @@ public struct FrozenTree: ~Copyable {
             }
         }
         FrozenTree.release(processes, ending)
+        if ending == .stopped { awaitStop(of: processes.map { ($0.id, $0.threads.map(\.id)) }) }
     }
 
     deinit { if armed { FrozenTree.release(processes, .running) } }
