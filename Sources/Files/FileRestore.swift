@@ -36,6 +36,18 @@ public enum FileRestore {
         var byID: [UInt32: Int] = [:]
         /// The kind that an entry of a type was of before.
         var byType: [UInt32: Int] = [:]
+        /// Files with late steps, in the order of the registry.
+        lazy var late: [(id: UInt32, index: Int)] = byID.filter { fileKinds[$0.value].hasLateSteps }
+            .map { ($0.key, $0.value) }.sorted { ($0.index, $0.id) < ($1.index, $1.id) }
+
+        func forEachLate(
+            _ context: RestoreContext, _ body: (any FileKind.Type, FileEntry) throws(Failure) -> Void
+        ) throws(Failure) {
+            for (id, index) in late {
+                if let entry = context.entries[id] { try body(fileKinds[index], entry) }
+            }
+        }
+
         /// Files that can be made only once the tasks exist.
         var afterTasks: [UInt32] = []
         static func of(_ context: RestoreContext) -> Kinds { context.state(Kinds.self) { Kinds() } }
@@ -154,14 +166,14 @@ public enum FileRestore {
     /// Joins files to other objects: owners, and what the kinds ask for.
     public static func wire(_ context: RestoreContext) throws(Failure) {
         let kinds = Kinds.of(context)
-        for (id, index) in kinds.byID.sorted(by: { ($0.value, $0.key) < ($1.value, $1.key) }) {
-            guard let entry = context.entries[id] else { continue }
-            let kind = fileKinds[index]
-            if let owner = kind.owner(entry), owner.signum != 0 || owner.pid != 0, context.files.contains(id) {
+        for (id, index) in kinds.byID {
+            if let entry = context.entries[id], let owner = fileKinds[index].owner(entry),
+                owner.signum != 0 || owner.pid != 0, context.files.contains(id)
+            {
                 try FileOwner.restore(owner, on: try context.files.number(id))
             }
-            try kind.wire(entry, context)
         }
+        try kinds.forEachLate(context) { (kind, entry) throws(Failure) in try kind.wire(entry, context) }
         // Last, as nothing may open or close files after them.
         try RestoredLocks.of(context).restore(context) { (id) in
             guard let entry = context.entries[id], let index = kinds.byID[id] else { return nil }
@@ -173,16 +185,12 @@ public enum FileRestore {
     public static func settle(_ context: RestoreContext) throws(Failure) {
         for key in context.unusedDescriptors { context.log.warning("--inherit-fd: nothing in the image is \(key)") }
         RestoredRemaps.of(context).removeNames()
-        for (id, index) in Kinds.of(context).byID {
-            if let entry = context.entries[id] { try fileKinds[index].settle(entry, context) }
-        }
+        try Kinds.of(context).forEachLate(context) { (kind, entry) throws(Failure) in try kind.settle(entry, context) }
     }
 
     /// Starts what runs by the clock or watches files.
     public static func start(_ context: RestoreContext) throws(Failure) {
-        for (id, index) in Kinds.of(context).byID {
-            if let entry = context.entries[id] { try fileKinds[index].start(entry, context) }
-        }
+        try Kinds.of(context).forEachLate(context) { (kind, entry) throws(Failure) in try kind.start(entry, context) }
     }
 
     /// Takes back what a failed restore left on file systems.

@@ -65,6 +65,8 @@ public protocol FileKind: SendableMetatype {
     static func part(_ context: DumpContext) throws(Failure)
     /// Reads and checks the kind's own images, before anything is created.
     static func load(_ context: RestoreContext) throws(Failure)
+    /// Whether there is anything to do for its files after `make`.
+    static var hasLateSteps: Bool { get }
     /// Whether an entry of files.img is of this kind.
     static func restores(_ entry: FileEntry) -> Bool
     /// Entries with the same key are made together: the two ends of a pipe.
@@ -101,6 +103,8 @@ extension FileKind {
     public static func load(_ context: RestoreContext) throws(Failure) {}
     /// Nobody.
     public static func owner(_ entry: FileEntry) -> FownEntry? { nil }
+    /// Yes.
+    public static var hasLateSteps: Bool { true }
     /// By itself.
     public static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 { UInt64(entry.id) }
     /// No.

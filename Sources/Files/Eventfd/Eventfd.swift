@@ -26,6 +26,8 @@ enum Eventfd: FileKind {
         return whole
     }
 
+    static let hasLateSteps = false
+
     static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.eventfd.rawValue) && entry.hasEfd }
 
     static func owner(_ entry: FileEntry) -> FownEntry? { entry.efd.fown }

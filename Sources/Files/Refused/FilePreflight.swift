@@ -8,12 +8,13 @@ internal import SystemPackage
 public enum FilePreflight {
     /// Looks through the descriptors of a running tree. What changes meanwhile is found by the dump itself.
     ///
-    /// Only links are read, and each text is looked into once, but for kinds where it depends on the single object.
+    /// Only links are read, and each text is looked into once, but for kinds where it depends on the single object. Not
+    /// more than some thousands are, so that a large tree is not looked through twice.
     public static func check(_ root: TaskID, _ policy: DumpPolicy) throws(Failure) {
         var look = Look(policy)
         var queue = [root]
         var seen: Set<TaskID> = [root]
-        while let task = queue.popLast() {
+        while let task = queue.popLast(), look.left > 0 {
             try look.check(task)
             for child in children(of: task) where seen.insert(child).inserted { queue.append(child) }
         }
@@ -33,6 +34,8 @@ public enum FilePreflight {
 
 private struct Look {
     private let policy: DumpPolicy
+    /// How many links may still be read.
+    private(set) var left = 2000
     /// Texts that are all right.
     private var known: Set<[UInt8]> = []
     /// The one met last: most descriptors of a task with many are of one kind.
@@ -45,7 +48,8 @@ private struct Look {
         guard let folder = try? openFile("/proc/\(task.rawValue)/fd", [.directory]),
             let numbers = try? listNumbers(".", in: folder.number)
         else { return }
-        for number in numbers {
+        for number in numbers.prefix(left) {
+            left -= 1
             guard let text = target(of: number, in: folder.number), !known.contains(text) else { continue }
             let name = (try? TaskStatus.read(of: task).name) ?? "?"
             try during(.dumping(task, name)) { () throws(Failure) in

@@ -70,6 +70,8 @@ enum RegularFile: FileKind {
             advice: "Open it and pass --inherit-fd fd[NUMBER]:\(key(entry))")
     }
 
+    static let hasLateSteps = false
+
     static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.reg.rawValue) && entry.hasReg }
 
     static func owner(_ entry: FileEntry) -> FownEntry? { entry.reg.fown }
@@ -85,7 +87,9 @@ enum RegularFile: FileKind {
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
         let remaps = RestoredRemaps.of(context)
         // Entries that are another one's description come after it.
-        for member in members.filter({ !$0.reg.hasSameAs }) + members.filter(\.reg.hasSameAs)
+        let ordered =
+            members.count == 1 ? members : members.filter { !$0.reg.hasSameAs } + members.filter(\.reg.hasSameAs)
+        for member in ordered
         where !remaps.isOnlyPath(member.id) {
             let entry = member.reg
             try during(.file(String(decoding: entry.name, as: UTF8.self))) { () throws(Failure) in
@@ -97,12 +101,14 @@ enum RegularFile: FileKind {
                     return try context.files.add(member.id, made)
                 }
                 // CRIU opens external files again, and takes passed ones for files with a path as they are.
-                let key = key(entry)
-                let passed =
-                    entry.ext
-                    ? try context.inherited(key, openedWith: entry.flags) : try context.inherited(key)
-                if let passed { return try context.files.add(member.id, passed) }
-                try refuseExternal(entry)
+                if entry.ext || !context.policy.inherited.isEmpty {
+                    let key = key(entry)
+                    let passed =
+                        entry.ext
+                        ? try context.inherited(key, openedWith: entry.flags) : try context.inherited(key)
+                    if let passed { return try context.files.add(member.id, passed) }
+                    try refuseExternal(entry)
+                }
                 let path = try remaps.prepare(entry, context)
                 let lent = try lendDescriptor(to: path, context)
                 let unnamed = try remaps.unnamedFile(of: entry)
@@ -119,6 +125,7 @@ enum RegularFile: FileKind {
     private static func lendDescriptor(
         to path: [UInt8], _ context: RestoreContext
     ) throws(Failure) -> (() throws(Failure) -> Void)? {
+        guard path.starts(with: "/proc/".utf8) else { return nil }
         let words = String(decoding: path, as: UTF8.self).split(separator: "/")
         guard words.count == 4, words[0] == "proc", words[2] == "fdinfo", let id = Int32(words[1]),
             let number = Int32(words[3]), number >= 0, let courier = context.courier?.remote,
