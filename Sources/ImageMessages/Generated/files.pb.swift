@@ -825,7 +825,7 @@ public nonisolated struct FdinfoEntry: Sendable {
   fileprivate var _xattrSecuritySelinux: Data? = nil
 }
 
-/// One open file description of files.img, of one kind.
+/// One open file description of files.img. On the wire each kind is an optional field of its own; none has two.
 public nonisolated struct FileEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
@@ -849,205 +849,310 @@ public nonisolated struct FileEntry: @unchecked Sendable {
   /// Clears the value of `id`. Subsequent reads from it will return its default value.
   public mutating func clearID() {_uniqueStorage()._id = nil}
 
-  public var reg: RegFileEntry {
-    get {_storage._reg ?? RegFileEntry()}
-    set {_uniqueStorage()._reg = newValue}
+  public var kind: OneOf_Kind? {
+    get {return _storage._kind}
+    set {_uniqueStorage()._kind = newValue}
   }
-  /// Returns true if `reg` has been explicitly set.
-  public var hasReg: Bool {_storage._reg != nil}
-  /// Clears the value of `reg`. Subsequent reads from it will return its default value.
-  public mutating func clearReg() {_uniqueStorage()._reg = nil}
+
+  public var reg: RegFileEntry {
+    get {
+      if case .reg(let v)? = _storage._kind {return v}
+      return RegFileEntry()
+    }
+    set {_uniqueStorage()._kind = .reg(newValue)}
+  }
 
   public var isk: InetSkEntry {
-    get {_storage._isk ?? InetSkEntry()}
-    set {_uniqueStorage()._isk = newValue}
+    get {
+      if case .isk(let v)? = _storage._kind {return v}
+      return InetSkEntry()
+    }
+    set {_uniqueStorage()._kind = .isk(newValue)}
   }
-  /// Returns true if `isk` has been explicitly set.
-  public var hasIsk: Bool {_storage._isk != nil}
-  /// Clears the value of `isk`. Subsequent reads from it will return its default value.
-  public mutating func clearIsk() {_uniqueStorage()._isk = nil}
 
   public var nsf: NsFileEntry {
-    get {_storage._nsf ?? NsFileEntry()}
-    set {_uniqueStorage()._nsf = newValue}
+    get {
+      if case .nsf(let v)? = _storage._kind {return v}
+      return NsFileEntry()
+    }
+    set {_uniqueStorage()._kind = .nsf(newValue)}
   }
-  /// Returns true if `nsf` has been explicitly set.
-  public var hasNsf: Bool {_storage._nsf != nil}
-  /// Clears the value of `nsf`. Subsequent reads from it will return its default value.
-  public mutating func clearNsf() {_uniqueStorage()._nsf = nil}
 
   public var psk: PacketSockEntry {
-    get {_storage._psk ?? PacketSockEntry()}
-    set {_uniqueStorage()._psk = newValue}
+    get {
+      if case .psk(let v)? = _storage._kind {return v}
+      return PacketSockEntry()
+    }
+    set {_uniqueStorage()._kind = .psk(newValue)}
   }
-  /// Returns true if `psk` has been explicitly set.
-  public var hasPsk: Bool {_storage._psk != nil}
-  /// Clears the value of `psk`. Subsequent reads from it will return its default value.
-  public mutating func clearPsk() {_uniqueStorage()._psk = nil}
 
   public var nlsk: NetlinkSkEntry {
-    get {_storage._nlsk ?? NetlinkSkEntry()}
-    set {_uniqueStorage()._nlsk = newValue}
+    get {
+      if case .nlsk(let v)? = _storage._kind {return v}
+      return NetlinkSkEntry()
+    }
+    set {_uniqueStorage()._kind = .nlsk(newValue)}
   }
-  /// Returns true if `nlsk` has been explicitly set.
-  public var hasNlsk: Bool {_storage._nlsk != nil}
-  /// Clears the value of `nlsk`. Subsequent reads from it will return its default value.
-  public mutating func clearNlsk() {_uniqueStorage()._nlsk = nil}
 
   public var efd: EventfdFileEntry {
-    get {_storage._efd ?? EventfdFileEntry()}
-    set {_uniqueStorage()._efd = newValue}
+    get {
+      if case .efd(let v)? = _storage._kind {return v}
+      return EventfdFileEntry()
+    }
+    set {_uniqueStorage()._kind = .efd(newValue)}
   }
-  /// Returns true if `efd` has been explicitly set.
-  public var hasEfd: Bool {_storage._efd != nil}
-  /// Clears the value of `efd`. Subsequent reads from it will return its default value.
-  public mutating func clearEfd() {_uniqueStorage()._efd = nil}
 
   public var epfd: EventpollFileEntry {
-    get {_storage._epfd ?? EventpollFileEntry()}
-    set {_uniqueStorage()._epfd = newValue}
+    get {
+      if case .epfd(let v)? = _storage._kind {return v}
+      return EventpollFileEntry()
+    }
+    set {_uniqueStorage()._kind = .epfd(newValue)}
   }
-  /// Returns true if `epfd` has been explicitly set.
-  public var hasEpfd: Bool {_storage._epfd != nil}
-  /// Clears the value of `epfd`. Subsequent reads from it will return its default value.
-  public mutating func clearEpfd() {_uniqueStorage()._epfd = nil}
 
   public var sgfd: SignalfdEntry {
-    get {_storage._sgfd ?? SignalfdEntry()}
-    set {_uniqueStorage()._sgfd = newValue}
+    get {
+      if case .sgfd(let v)? = _storage._kind {return v}
+      return SignalfdEntry()
+    }
+    set {_uniqueStorage()._kind = .sgfd(newValue)}
   }
-  /// Returns true if `sgfd` has been explicitly set.
-  public var hasSgfd: Bool {_storage._sgfd != nil}
-  /// Clears the value of `sgfd`. Subsequent reads from it will return its default value.
-  public mutating func clearSgfd() {_uniqueStorage()._sgfd = nil}
 
   public var tunf: TunfileEntry {
-    get {_storage._tunf ?? TunfileEntry()}
-    set {_uniqueStorage()._tunf = newValue}
+    get {
+      if case .tunf(let v)? = _storage._kind {return v}
+      return TunfileEntry()
+    }
+    set {_uniqueStorage()._kind = .tunf(newValue)}
   }
-  /// Returns true if `tunf` has been explicitly set.
-  public var hasTunf: Bool {_storage._tunf != nil}
-  /// Clears the value of `tunf`. Subsequent reads from it will return its default value.
-  public mutating func clearTunf() {_uniqueStorage()._tunf = nil}
 
   public var tfd: TimerfdEntry {
-    get {_storage._tfd ?? TimerfdEntry()}
-    set {_uniqueStorage()._tfd = newValue}
+    get {
+      if case .tfd(let v)? = _storage._kind {return v}
+      return TimerfdEntry()
+    }
+    set {_uniqueStorage()._kind = .tfd(newValue)}
   }
-  /// Returns true if `tfd` has been explicitly set.
-  public var hasTfd: Bool {_storage._tfd != nil}
-  /// Clears the value of `tfd`. Subsequent reads from it will return its default value.
-  public mutating func clearTfd() {_uniqueStorage()._tfd = nil}
 
   public var ify: InotifyFileEntry {
-    get {_storage._ify ?? InotifyFileEntry()}
-    set {_uniqueStorage()._ify = newValue}
+    get {
+      if case .ify(let v)? = _storage._kind {return v}
+      return InotifyFileEntry()
+    }
+    set {_uniqueStorage()._kind = .ify(newValue)}
   }
-  /// Returns true if `ify` has been explicitly set.
-  public var hasIfy: Bool {_storage._ify != nil}
-  /// Clears the value of `ify`. Subsequent reads from it will return its default value.
-  public mutating func clearIfy() {_uniqueStorage()._ify = nil}
 
   public var ffy: FanotifyFileEntry {
-    get {_storage._ffy ?? FanotifyFileEntry()}
-    set {_uniqueStorage()._ffy = newValue}
+    get {
+      if case .ffy(let v)? = _storage._kind {return v}
+      return FanotifyFileEntry()
+    }
+    set {_uniqueStorage()._kind = .ffy(newValue)}
   }
-  /// Returns true if `ffy` has been explicitly set.
-  public var hasFfy: Bool {_storage._ffy != nil}
-  /// Clears the value of `ffy`. Subsequent reads from it will return its default value.
-  public mutating func clearFfy() {_uniqueStorage()._ffy = nil}
 
   public var ext: ExtFileEntry {
-    get {_storage._ext ?? ExtFileEntry()}
-    set {_uniqueStorage()._ext = newValue}
+    get {
+      if case .ext(let v)? = _storage._kind {return v}
+      return ExtFileEntry()
+    }
+    set {_uniqueStorage()._kind = .ext(newValue)}
   }
-  /// Returns true if `ext` has been explicitly set.
-  public var hasExt: Bool {_storage._ext != nil}
-  /// Clears the value of `ext`. Subsequent reads from it will return its default value.
-  public mutating func clearExt() {_uniqueStorage()._ext = nil}
 
   public var usk: UnixSkEntry {
-    get {_storage._usk ?? UnixSkEntry()}
-    set {_uniqueStorage()._usk = newValue}
+    get {
+      if case .usk(let v)? = _storage._kind {return v}
+      return UnixSkEntry()
+    }
+    set {_uniqueStorage()._kind = .usk(newValue)}
   }
-  /// Returns true if `usk` has been explicitly set.
-  public var hasUsk: Bool {_storage._usk != nil}
-  /// Clears the value of `usk`. Subsequent reads from it will return its default value.
-  public mutating func clearUsk() {_uniqueStorage()._usk = nil}
 
   public var fifo: FifoEntry {
-    get {_storage._fifo ?? FifoEntry()}
-    set {_uniqueStorage()._fifo = newValue}
+    get {
+      if case .fifo(let v)? = _storage._kind {return v}
+      return FifoEntry()
+    }
+    set {_uniqueStorage()._kind = .fifo(newValue)}
   }
-  /// Returns true if `fifo` has been explicitly set.
-  public var hasFifo: Bool {_storage._fifo != nil}
-  /// Clears the value of `fifo`. Subsequent reads from it will return its default value.
-  public mutating func clearFifo() {_uniqueStorage()._fifo = nil}
 
   public var pipe: PipeEntry {
-    get {_storage._pipe ?? PipeEntry()}
-    set {_uniqueStorage()._pipe = newValue}
+    get {
+      if case .pipe(let v)? = _storage._kind {return v}
+      return PipeEntry()
+    }
+    set {_uniqueStorage()._kind = .pipe(newValue)}
   }
-  /// Returns true if `pipe` has been explicitly set.
-  public var hasPipe: Bool {_storage._pipe != nil}
-  /// Clears the value of `pipe`. Subsequent reads from it will return its default value.
-  public mutating func clearPipe() {_uniqueStorage()._pipe = nil}
 
   public var tty: TtyFileEntry {
-    get {_storage._tty ?? TtyFileEntry()}
-    set {_uniqueStorage()._tty = newValue}
+    get {
+      if case .tty(let v)? = _storage._kind {return v}
+      return TtyFileEntry()
+    }
+    set {_uniqueStorage()._kind = .tty(newValue)}
   }
-  /// Returns true if `tty` has been explicitly set.
-  public var hasTty: Bool {_storage._tty != nil}
-  /// Clears the value of `tty`. Subsequent reads from it will return its default value.
-  public mutating func clearTty() {_uniqueStorage()._tty = nil}
 
   public var memfd: MemfdFileEntry {
-    get {_storage._memfd ?? MemfdFileEntry()}
-    set {_uniqueStorage()._memfd = newValue}
+    get {
+      if case .memfd(let v)? = _storage._kind {return v}
+      return MemfdFileEntry()
+    }
+    set {_uniqueStorage()._kind = .memfd(newValue)}
   }
-  /// Returns true if `memfd` has been explicitly set.
-  public var hasMemfd: Bool {_storage._memfd != nil}
-  /// Clears the value of `memfd`. Subsequent reads from it will return its default value.
-  public mutating func clearMemfd() {_uniqueStorage()._memfd = nil}
 
   public var bpf: BpfmapFileEntry {
-    get {_storage._bpf ?? BpfmapFileEntry()}
-    set {_uniqueStorage()._bpf = newValue}
+    get {
+      if case .bpf(let v)? = _storage._kind {return v}
+      return BpfmapFileEntry()
+    }
+    set {_uniqueStorage()._kind = .bpf(newValue)}
   }
-  /// Returns true if `bpf` has been explicitly set.
-  public var hasBpf: Bool {_storage._bpf != nil}
-  /// Clears the value of `bpf`. Subsequent reads from it will return its default value.
-  public mutating func clearBpf() {_uniqueStorage()._bpf = nil}
 
   public var pidfd: PidfdEntry {
-    get {_storage._pidfd ?? PidfdEntry()}
-    set {_uniqueStorage()._pidfd = newValue}
+    get {
+      if case .pidfd(let v)? = _storage._kind {return v}
+      return PidfdEntry()
+    }
+    set {_uniqueStorage()._kind = .pidfd(newValue)}
   }
-  /// Returns true if `pidfd` has been explicitly set.
-  public var hasPidfd: Bool {_storage._pidfd != nil}
-  /// Clears the value of `pidfd`. Subsequent reads from it will return its default value.
-  public mutating func clearPidfd() {_uniqueStorage()._pidfd = nil}
 
   public var ioUring: IoUringEntry {
-    get {_storage._ioUring ?? IoUringEntry()}
-    set {_uniqueStorage()._ioUring = newValue}
+    get {
+      if case .ioUring(let v)? = _storage._kind {return v}
+      return IoUringEntry()
+    }
+    set {_uniqueStorage()._kind = .ioUring(newValue)}
   }
-  /// Returns true if `ioUring` has been explicitly set.
-  public var hasIoUring: Bool {_storage._ioUring != nil}
-  /// Clears the value of `ioUring`. Subsequent reads from it will return its default value.
-  public mutating func clearIoUring() {_uniqueStorage()._ioUring = nil}
 
   public var messageQueue: MessageQueueFileEntry {
-    get {_storage._messageQueue ?? MessageQueueFileEntry()}
-    set {_uniqueStorage()._messageQueue = newValue}
+    get {
+      if case .messageQueue(let v)? = _storage._kind {return v}
+      return MessageQueueFileEntry()
+    }
+    set {_uniqueStorage()._kind = .messageQueue(newValue)}
   }
-  /// Returns true if `messageQueue` has been explicitly set.
-  public var hasMessageQueue: Bool {_storage._messageQueue != nil}
-  /// Clears the value of `messageQueue`. Subsequent reads from it will return its default value.
-  public mutating func clearMessageQueue() {_uniqueStorage()._messageQueue = nil}
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public nonisolated enum OneOf_Kind: Equatable, Sendable {
+    case reg(RegFileEntry)
+    case isk(InetSkEntry)
+    case nsf(NsFileEntry)
+    case psk(PacketSockEntry)
+    case nlsk(NetlinkSkEntry)
+    case efd(EventfdFileEntry)
+    case epfd(EventpollFileEntry)
+    case sgfd(SignalfdEntry)
+    case tunf(TunfileEntry)
+    case tfd(TimerfdEntry)
+    case ify(InotifyFileEntry)
+    case ffy(FanotifyFileEntry)
+    case ext(ExtFileEntry)
+    case usk(UnixSkEntry)
+    case fifo(FifoEntry)
+    case pipe(PipeEntry)
+    case tty(TtyFileEntry)
+    case memfd(MemfdFileEntry)
+    case bpf(BpfmapFileEntry)
+    case pidfd(PidfdEntry)
+    case ioUring(IoUringEntry)
+    case messageQueue(MessageQueueFileEntry)
+
+    fileprivate var isInitialized: Bool {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch self {
+      case .reg: return {
+        guard case .reg(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .isk: return {
+        guard case .isk(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .nsf: return {
+        guard case .nsf(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .psk: return {
+        guard case .psk(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .nlsk: return {
+        guard case .nlsk(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .efd: return {
+        guard case .efd(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .epfd: return {
+        guard case .epfd(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .sgfd: return {
+        guard case .sgfd(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .tunf: return {
+        guard case .tunf(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .tfd: return {
+        guard case .tfd(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .ify: return {
+        guard case .ify(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .ffy: return {
+        guard case .ffy(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .ext: return {
+        guard case .ext(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .usk: return {
+        guard case .usk(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .fifo: return {
+        guard case .fifo(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .pipe: return {
+        guard case .pipe(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .tty: return {
+        guard case .tty(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .memfd: return {
+        guard case .memfd(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .bpf: return {
+        guard case .bpf(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .pidfd: return {
+        guard case .pidfd(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .ioUring: return {
+        guard case .ioUring(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .messageQueue: return {
+        guard case .messageQueue(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      }
+    }
+
+  }
 
   public init() {}
 
@@ -6516,28 +6621,7 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
   fileprivate class _StorageClass {
     var _type: UInt32? = nil
     var _id: UInt32? = nil
-    var _reg: RegFileEntry? = nil
-    var _isk: InetSkEntry? = nil
-    var _nsf: NsFileEntry? = nil
-    var _psk: PacketSockEntry? = nil
-    var _nlsk: NetlinkSkEntry? = nil
-    var _efd: EventfdFileEntry? = nil
-    var _epfd: EventpollFileEntry? = nil
-    var _sgfd: SignalfdEntry? = nil
-    var _tunf: TunfileEntry? = nil
-    var _tfd: TimerfdEntry? = nil
-    var _ify: InotifyFileEntry? = nil
-    var _ffy: FanotifyFileEntry? = nil
-    var _ext: ExtFileEntry? = nil
-    var _usk: UnixSkEntry? = nil
-    var _fifo: FifoEntry? = nil
-    var _pipe: PipeEntry? = nil
-    var _tty: TtyFileEntry? = nil
-    var _memfd: MemfdFileEntry? = nil
-    var _bpf: BpfmapFileEntry? = nil
-    var _pidfd: PidfdEntry? = nil
-    var _ioUring: IoUringEntry? = nil
-    var _messageQueue: MessageQueueFileEntry? = nil
+    var _kind: FileEntry.OneOf_Kind?
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -6550,28 +6634,7 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
     init(copying source: _StorageClass) {
       _type = source._type
       _id = source._id
-      _reg = source._reg
-      _isk = source._isk
-      _nsf = source._nsf
-      _psk = source._psk
-      _nlsk = source._nlsk
-      _efd = source._efd
-      _epfd = source._epfd
-      _sgfd = source._sgfd
-      _tunf = source._tunf
-      _tfd = source._tfd
-      _ify = source._ify
-      _ffy = source._ffy
-      _ext = source._ext
-      _usk = source._usk
-      _fifo = source._fifo
-      _pipe = source._pipe
-      _tty = source._tty
-      _memfd = source._memfd
-      _bpf = source._bpf
-      _pidfd = source._pidfd
-      _ioUring = source._ioUring
-      _messageQueue = source._messageQueue
+      _kind = source._kind
     }
   }
 
@@ -6586,28 +6649,7 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
     return withExtendedLifetime(_storage) { (_storage: _StorageClass) in
       if _storage._type == nil {return false}
       if _storage._id == nil {return false}
-      if let v = _storage._reg, !v.isInitialized {return false}
-      if let v = _storage._isk, !v.isInitialized {return false}
-      if let v = _storage._nsf, !v.isInitialized {return false}
-      if let v = _storage._psk, !v.isInitialized {return false}
-      if let v = _storage._nlsk, !v.isInitialized {return false}
-      if let v = _storage._efd, !v.isInitialized {return false}
-      if let v = _storage._epfd, !v.isInitialized {return false}
-      if let v = _storage._sgfd, !v.isInitialized {return false}
-      if let v = _storage._tunf, !v.isInitialized {return false}
-      if let v = _storage._tfd, !v.isInitialized {return false}
-      if let v = _storage._ify, !v.isInitialized {return false}
-      if let v = _storage._ffy, !v.isInitialized {return false}
-      if let v = _storage._ext, !v.isInitialized {return false}
-      if let v = _storage._usk, !v.isInitialized {return false}
-      if let v = _storage._fifo, !v.isInitialized {return false}
-      if let v = _storage._pipe, !v.isInitialized {return false}
-      if let v = _storage._tty, !v.isInitialized {return false}
-      if let v = _storage._memfd, !v.isInitialized {return false}
-      if let v = _storage._bpf, !v.isInitialized {return false}
-      if let v = _storage._pidfd, !v.isInitialized {return false}
-      if let v = _storage._ioUring, !v.isInitialized {return false}
-      if let v = _storage._messageQueue, !v.isInitialized {return false}
+      if let v = _storage._kind, !v.isInitialized {return false}
       return true
     }
   }
@@ -6622,28 +6664,292 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
         switch fieldNumber {
         case 1: try { try decoder.decodeSingularUInt32Field(value: &_storage._type) }()
         case 2: try { try decoder.decodeSingularUInt32Field(value: &_storage._id) }()
-        case 3: try { try decoder.decodeSingularMessageField(value: &_storage._reg) }()
-        case 4: try { try decoder.decodeSingularMessageField(value: &_storage._isk) }()
-        case 5: try { try decoder.decodeSingularMessageField(value: &_storage._nsf) }()
-        case 6: try { try decoder.decodeSingularMessageField(value: &_storage._psk) }()
-        case 7: try { try decoder.decodeSingularMessageField(value: &_storage._nlsk) }()
-        case 8: try { try decoder.decodeSingularMessageField(value: &_storage._efd) }()
-        case 9: try { try decoder.decodeSingularMessageField(value: &_storage._epfd) }()
-        case 10: try { try decoder.decodeSingularMessageField(value: &_storage._sgfd) }()
-        case 11: try { try decoder.decodeSingularMessageField(value: &_storage._tunf) }()
-        case 12: try { try decoder.decodeSingularMessageField(value: &_storage._tfd) }()
-        case 13: try { try decoder.decodeSingularMessageField(value: &_storage._ify) }()
-        case 14: try { try decoder.decodeSingularMessageField(value: &_storage._ffy) }()
-        case 15: try { try decoder.decodeSingularMessageField(value: &_storage._ext) }()
-        case 16: try { try decoder.decodeSingularMessageField(value: &_storage._usk) }()
-        case 17: try { try decoder.decodeSingularMessageField(value: &_storage._fifo) }()
-        case 18: try { try decoder.decodeSingularMessageField(value: &_storage._pipe) }()
-        case 19: try { try decoder.decodeSingularMessageField(value: &_storage._tty) }()
-        case 20: try { try decoder.decodeSingularMessageField(value: &_storage._memfd) }()
-        case 21: try { try decoder.decodeSingularMessageField(value: &_storage._bpf) }()
-        case 22: try { try decoder.decodeSingularMessageField(value: &_storage._pidfd) }()
-        case 1010: try { try decoder.decodeSingularMessageField(value: &_storage._ioUring) }()
-        case 1011: try { try decoder.decodeSingularMessageField(value: &_storage._messageQueue) }()
+        case 3: try {
+          var v: RegFileEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .reg(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .reg(v)
+          }
+        }()
+        case 4: try {
+          var v: InetSkEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .isk(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .isk(v)
+          }
+        }()
+        case 5: try {
+          var v: NsFileEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .nsf(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .nsf(v)
+          }
+        }()
+        case 6: try {
+          var v: PacketSockEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .psk(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .psk(v)
+          }
+        }()
+        case 7: try {
+          var v: NetlinkSkEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .nlsk(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .nlsk(v)
+          }
+        }()
+        case 8: try {
+          var v: EventfdFileEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .efd(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .efd(v)
+          }
+        }()
+        case 9: try {
+          var v: EventpollFileEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .epfd(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .epfd(v)
+          }
+        }()
+        case 10: try {
+          var v: SignalfdEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .sgfd(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .sgfd(v)
+          }
+        }()
+        case 11: try {
+          var v: TunfileEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .tunf(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .tunf(v)
+          }
+        }()
+        case 12: try {
+          var v: TimerfdEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .tfd(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .tfd(v)
+          }
+        }()
+        case 13: try {
+          var v: InotifyFileEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .ify(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .ify(v)
+          }
+        }()
+        case 14: try {
+          var v: FanotifyFileEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .ffy(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .ffy(v)
+          }
+        }()
+        case 15: try {
+          var v: ExtFileEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .ext(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .ext(v)
+          }
+        }()
+        case 16: try {
+          var v: UnixSkEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .usk(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .usk(v)
+          }
+        }()
+        case 17: try {
+          var v: FifoEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .fifo(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .fifo(v)
+          }
+        }()
+        case 18: try {
+          var v: PipeEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .pipe(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .pipe(v)
+          }
+        }()
+        case 19: try {
+          var v: TtyFileEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .tty(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .tty(v)
+          }
+        }()
+        case 20: try {
+          var v: MemfdFileEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .memfd(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .memfd(v)
+          }
+        }()
+        case 21: try {
+          var v: BpfmapFileEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .bpf(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .bpf(v)
+          }
+        }()
+        case 22: try {
+          var v: PidfdEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .pidfd(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .pidfd(v)
+          }
+        }()
+        case 1010: try {
+          var v: IoUringEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .ioUring(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .ioUring(v)
+          }
+        }()
+        case 1011: try {
+          var v: MessageQueueFileEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .messageQueue(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .messageQueue(v)
+          }
+        }()
         default: break
         }
       }
@@ -6662,72 +6968,97 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
       try { if let v = _storage._id {
         try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
       } }()
-      try { if let v = _storage._reg {
+      switch _storage._kind {
+      case .reg?: try {
+        guard case .reg(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 3)
-      } }()
-      try { if let v = _storage._isk {
+      }()
+      case .isk?: try {
+        guard case .isk(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 4)
-      } }()
-      try { if let v = _storage._nsf {
+      }()
+      case .nsf?: try {
+        guard case .nsf(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 5)
-      } }()
-      try { if let v = _storage._psk {
+      }()
+      case .psk?: try {
+        guard case .psk(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 6)
-      } }()
-      try { if let v = _storage._nlsk {
+      }()
+      case .nlsk?: try {
+        guard case .nlsk(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 7)
-      } }()
-      try { if let v = _storage._efd {
+      }()
+      case .efd?: try {
+        guard case .efd(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 8)
-      } }()
-      try { if let v = _storage._epfd {
+      }()
+      case .epfd?: try {
+        guard case .epfd(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 9)
-      } }()
-      try { if let v = _storage._sgfd {
+      }()
+      case .sgfd?: try {
+        guard case .sgfd(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 10)
-      } }()
-      try { if let v = _storage._tunf {
+      }()
+      case .tunf?: try {
+        guard case .tunf(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 11)
-      } }()
-      try { if let v = _storage._tfd {
+      }()
+      case .tfd?: try {
+        guard case .tfd(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 12)
-      } }()
-      try { if let v = _storage._ify {
+      }()
+      case .ify?: try {
+        guard case .ify(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 13)
-      } }()
-      try { if let v = _storage._ffy {
+      }()
+      case .ffy?: try {
+        guard case .ffy(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 14)
-      } }()
-      try { if let v = _storage._ext {
+      }()
+      case .ext?: try {
+        guard case .ext(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 15)
-      } }()
-      try { if let v = _storage._usk {
+      }()
+      case .usk?: try {
+        guard case .usk(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 16)
-      } }()
-      try { if let v = _storage._fifo {
+      }()
+      case .fifo?: try {
+        guard case .fifo(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 17)
-      } }()
-      try { if let v = _storage._pipe {
+      }()
+      case .pipe?: try {
+        guard case .pipe(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 18)
-      } }()
-      try { if let v = _storage._tty {
+      }()
+      case .tty?: try {
+        guard case .tty(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 19)
-      } }()
-      try { if let v = _storage._memfd {
+      }()
+      case .memfd?: try {
+        guard case .memfd(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 20)
-      } }()
-      try { if let v = _storage._bpf {
+      }()
+      case .bpf?: try {
+        guard case .bpf(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 21)
-      } }()
-      try { if let v = _storage._pidfd {
+      }()
+      case .pidfd?: try {
+        guard case .pidfd(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 22)
-      } }()
-      try { if let v = _storage._ioUring {
+      }()
+      case .ioUring?: try {
+        guard case .ioUring(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 1010)
-      } }()
-      try { if let v = _storage._messageQueue {
+      }()
+      case .messageQueue?: try {
+        guard case .messageQueue(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 1011)
-      } }()
+      }()
+      case nil: break
+      }
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -6739,28 +7070,7 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
         let rhs_storage = _args.1
         if _storage._type != rhs_storage._type {return false}
         if _storage._id != rhs_storage._id {return false}
-        if _storage._reg != rhs_storage._reg {return false}
-        if _storage._isk != rhs_storage._isk {return false}
-        if _storage._nsf != rhs_storage._nsf {return false}
-        if _storage._psk != rhs_storage._psk {return false}
-        if _storage._nlsk != rhs_storage._nlsk {return false}
-        if _storage._efd != rhs_storage._efd {return false}
-        if _storage._epfd != rhs_storage._epfd {return false}
-        if _storage._sgfd != rhs_storage._sgfd {return false}
-        if _storage._tunf != rhs_storage._tunf {return false}
-        if _storage._tfd != rhs_storage._tfd {return false}
-        if _storage._ify != rhs_storage._ify {return false}
-        if _storage._ffy != rhs_storage._ffy {return false}
-        if _storage._ext != rhs_storage._ext {return false}
-        if _storage._usk != rhs_storage._usk {return false}
-        if _storage._fifo != rhs_storage._fifo {return false}
-        if _storage._pipe != rhs_storage._pipe {return false}
-        if _storage._tty != rhs_storage._tty {return false}
-        if _storage._memfd != rhs_storage._memfd {return false}
-        if _storage._bpf != rhs_storage._bpf {return false}
-        if _storage._pidfd != rhs_storage._pidfd {return false}
-        if _storage._ioUring != rhs_storage._ioUring {return false}
-        if _storage._messageQueue != rhs_storage._messageQueue {return false}
+        if _storage._kind != rhs_storage._kind {return false}
         return true
       }
       if !storagesAreEqual {return false}
