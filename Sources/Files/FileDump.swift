@@ -97,20 +97,22 @@ public final class FileDump: FileDumper {
         var entry = FdinfoEntry()
         entry.fd = UInt32(number)
         let keeps = kept.count < mostKept
+        var key = [
+            status.device, status.inode, UInt64(status.mode),
+            UInt64(UInt32(bitPattern: information.flags) & ~0o2000000), information.position,
+        ]
+        // All of them have one inode, but a number of their own.
+        if let eventfd = Eventfd.number(information) { key.append(eventfd) }
         let found = try context.fileIndex.id(
-            of: .current, ours,
-            like: [
-                status.device, status.inode, UInt64(status.mode),
-                UInt64(UInt32(bitPattern: information.flags) & ~0o2000000), information.position,
-            ],
-            lasting: keeps ? nil : (process.id, number))
+            of: .current, ours, like: key, lasting: keeps ? nil : (process.id, number))
         entry.id = found.id
         if information.lines.contains(where: { $0.starts(with: "lock:".utf8) }) {
             let facts = FileFacts(status: status, target: try target(of: ours), information: information)
             try Locks.of(context).dump(facts, found.id, handle: ours, number, of: process, context)
         }
         if found.isNew {
-            let facts = FileFacts(status: status, target: try target(of: ours), information: information)
+            let target = Eventfd.number(information) == nil ? try target(of: ours) : Eventfd.target
+            let facts = FileFacts(status: status, target: target, information: information)
             let file = OpenFile(id: found.id, facts: facts, handle: handle, owner: process, number: number)
             if keeps { kept.append(file) }
             types[found.id] = try during(.file(facts.text)) { () throws(Failure) in try describe(file) }

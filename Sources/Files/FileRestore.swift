@@ -11,6 +11,9 @@ public enum FileRestore {
     /// Reads and checks files.img, before anything is created.
     public static func load(_ context: RestoreContext) throws(Failure) {
         let kinds = Kinds.of(context)
+        // What is made of an entry takes about ten times its bytes.
+        let size = context.images.size(.files)
+        if size > 1 << 16 { Heap.reserve(min(10 * size, 32 << 20)) }
         for entry in try context.images.loadAll(.files, as: FileEntry.self) {
             guard context.entries.updateValue(entry, forKey: entry.id) == nil else {
                 throw Failure(.corruptImage, "files.img has two files with the id \(entry.id)")
@@ -24,6 +27,9 @@ public enum FileRestore {
             kinds.byType[entry.type] = kind
             kinds.byID[entry.id] = kind
             if fileKinds[kind].comesAfterTasks(entry) { kinds.afterTasks.append(entry.id) }
+            if let owner = fileKinds[kind].owner(entry), owner.signum != 0 || owner.pid != 0 {
+                kinds.owners.append((entry.id, owner))
+            }
         }
         try RestoredRemaps.of(context).load(context)
         try PipeContents.load(context)
@@ -48,6 +54,8 @@ public enum FileRestore {
             }
         }
 
+        /// Files of which someone is told by signals.
+        var owners: [(id: UInt32, owner: FownEntry)] = []
         /// Files that can be made only once the tasks exist.
         var afterTasks: [UInt32] = []
         static func of(_ context: RestoreContext) -> Kinds { context.state(Kinds.self) { Kinds() } }
@@ -62,19 +70,19 @@ public enum FileRestore {
 
     /// Makes files, those of one group together.
     private static func make(_ ids: [UInt32], _ kinds: Kinds, _ context: RestoreContext) throws(Failure) {
-        var members: [(kind: Int, group: UInt64, entry: FileEntry)] = []
+        var members: [(kind: Int, group: UInt64, id: UInt32)] = []
         members.reserveCapacity(ids.count)
         for id in ids {
             guard let kind = kinds.byID[id], let entry = context.entries[id] else { continue }
-            members.append((kind, fileKinds[kind].group(entry, context), entry))
+            members.append((kind, fileKinds[kind].group(entry, context), id))
         }
-        members.sort { ($0.kind, $0.group, $0.entry.id) < ($1.kind, $1.group, $1.entry.id) }
+        members.sort { $0 < $1 }
         var start = 0
         while start < members.count {
             let (kind, group, _) = members[start]
             var end = start + 1
             while end < members.count, members[end].kind == kind, members[end].group == group { end += 1 }
-            try fileKinds[kind].make(members[start..<end].map(\.entry), context)
+            try fileKinds[kind].make(members[start..<end].compactMap { context.entries[$0.id] }, context)
             start = end
         }
     }
@@ -166,12 +174,8 @@ public enum FileRestore {
     /// Joins files to other objects: owners, and what the kinds ask for.
     public static func wire(_ context: RestoreContext) throws(Failure) {
         let kinds = Kinds.of(context)
-        for (id, index) in kinds.byID {
-            if let entry = context.entries[id], let owner = fileKinds[index].owner(entry),
-                owner.signum != 0 || owner.pid != 0, context.files.contains(id)
-            {
-                try FileOwner.restore(owner, on: try context.files.number(id))
-            }
+        for (id, owner) in kinds.owners where context.files.contains(id) {
+            try FileOwner.restore(owner, on: try context.files.number(id))
         }
         try kinds.forEachLate(context) { (kind, entry) throws(Failure) in try kind.wire(entry, context) }
         // Last, as nothing may open or close files after them.

@@ -22,7 +22,7 @@ public final class ImageDirectory {
     private var sharedSet: ImageDirectory?
 
     /// What waits in memory. Messages are encoded only when they are written.
-    private enum Contents {
+    private enum Contents: Sendable {
         case bytes([UInt8])
         case messages([any Message])
     }
@@ -69,12 +69,16 @@ public final class ImageDirectory {
 
     /// Creates a file for raw contents.
     public func createFile(_ name: ImageName) throws(Failure) -> Descriptor {
-        let folder = directory.number
-        let file = try attempt("create the image \(name.fileName) in \(path.string)") { () throws(SystemCallError) in
-            try openFile(name.fileName, [.readWrite, .create, .truncate], mode: 0o644, in: folder)
-        }
+        let file = try ImageDirectory.createFile(name, in: directory.number, path)
         if !name.isService { written.append(name.fileName) }
         return file
+    }
+
+    private static func createFile(_ name: ImageName, in folder: Int32, _ path: FilePath) throws(Failure) -> Descriptor
+    {
+        try attempt("create the image \(name.fileName) in \(path.string)") { () throws(SystemCallError) in
+            try openFile(name.fileName, [.readWrite, .create, .truncate], mode: 0o644, in: folder)
+        }
     }
 
     /// Begins an image with its magic. It appears in the directory at `writeOut`, or when it has become large.
@@ -96,22 +100,31 @@ public final class ImageDirectory {
         heldBytes += count
     }
 
+    /// From how many files on one thread more is worth its start.
+    private static let fewFiles = 64
+
     private func writeHeld() throws(Failure) {
-        for (name, contents) in held {
-            let file = try createFile(name)
-            switch contents {
-            case .bytes(let bytes): try write(bytes, to: file.number, name)
-            case .messages(let messages):
-                var bytes = ImageWriter.start(of: name)
-                for message in messages { try ImageWriter.encode(message, name, into: &bytes) }
-                try write(bytes, to: file.number, name)
+        let (held, folder, path) = (self.held, directory.number, path)
+        self.held = []
+        heldBytes = 0
+        for (name, _) in held where !name.isService { written.append(name.fileName) }
+        let dealer = Dealer(held.count)
+        try Workers.run(held.count < ImageDirectory.fewFiles ? 1 : Workers.count) { () throws(Failure) in
+            while let index = dealer.take() {
+                let (name, contents) = held[index]
+                let file = try ImageDirectory.createFile(name, in: folder, path)
+                switch contents {
+                case .bytes(let bytes): try ImageDirectory.write(bytes, to: file.number, name)
+                case .messages(let messages):
+                    var bytes = ImageWriter.start(of: name)
+                    for message in messages { try ImageWriter.encode(message, name, into: &bytes) }
+                    try ImageDirectory.write(bytes, to: file.number, name)
+                }
             }
         }
-        held = []
-        heldBytes = 0
     }
 
-    fileprivate func write(_ bytes: [UInt8], to file: Int32, _ name: ImageName) throws(Failure) {
+    fileprivate static func write(_ bytes: [UInt8], to file: Int32, _ name: ImageName) throws(Failure) {
         try attempt("write the image \(name.fileName)", advice: "Check that the disk has room") {
             () throws(SystemCallError) in
             try writeAll(bytes, to: file)
@@ -298,7 +311,7 @@ public final class ImageWriter {
 
     private func flush() throws(Failure) {
         if file == nil { file = try folder.createFile(name).release() }
-        if let file { try folder.write(buffer, to: file, name) }
+        if let file { try ImageDirectory.write(buffer, to: file, name) }
         buffer.removeAll(keepingCapacity: true)
     }
 

@@ -50,6 +50,12 @@ public final class ImageSet {
         } catch { return false }
     }
 
+    /// The size of an image in bytes, 0 if there is none.
+    public func size(_ name: ImageName) -> Int {
+        let status = try? FileStatus.read(name.fileName, in: directory.number, followsLink: false)
+        return Int(clamping: status?.size ?? 0)
+    }
+
     /// Opens an image and checks its magic.
     public func open(_ name: ImageName) throws(Failure) -> ImageReader {
         let folder = directory.number
@@ -123,18 +129,27 @@ public final class ImageReader {
     /// The next message, nil at the end.
     public func next<M: Message>(_ type: M.Type) throws(Failure) -> M? {
         if offset == size { return nil }
-        guard let length = try read(4).load(UInt32.self).map({ Int($0) }), length <= ImageReader.longest else {
+        let head = try take(4)
+        guard let length = window.load(UInt32.self, at: head).map({ Int($0) }), length <= ImageReader.longest else {
             throw Failure(.corruptImage, "\(name.fileName) has a message of impossible length at byte \(offset - 4)")
         }
         let start = offset
-        let bytes = try read(length)
-        do { return try M(serializedBytes: bytes) } catch {
+        let from = try take(length)
+        do {
+            return try unsafe M(serializedBytes: window.span.extracting(from..<(from + length)).bytes)
+        } catch {
             throw Failure(.corruptImage, "\(name.fileName) has a damaged message at byte \(start): \(error)")
         }
     }
 
     /// Raw bytes.
     public func read(_ count: Int) throws(Failure) -> [UInt8] {
+        let from = try take(count)
+        return Array(window[from..<(from + count)])
+    }
+
+    /// Passes over bytes and returns where they are in the window.
+    private func take(_ count: Int) throws(Failure) -> Int {
         guard count >= 0, count <= size - offset else {
             throw Failure(.corruptImage, "\(name.fileName) is truncated: \(count) bytes are missing at byte \(offset)")
         }
@@ -154,7 +169,7 @@ public final class ImageReader {
         }
         let from = offset - windowStart
         offset += count
-        return Array(window[from..<(from + count)])
+        return from
     }
 
     /// Passes over raw bytes.

@@ -132,7 +132,8 @@ public struct RestorePlan: Sendable {
 
 /// A kernel object that a process may have in common with others.
 struct SharedObject: Hashable {
-    let name: String, id: UInt32
+    enum Kind: String { case memory, files = "descriptor table", fs = "directories", signals = "signal dispositions" }
+    let kind: Kind, id: UInt32
 }
 
 extension PlannedProcess {
@@ -141,9 +142,8 @@ extension PlannedProcess {
         guard !isZombie else { return [] }
         return Set(
             [
-                SharedObject(name: "memory", id: ids.vmID), SharedObject(name: "descriptor table", id: ids.filesID),
-                SharedObject(name: "directories", id: ids.fsID),
-                SharedObject(name: "signal dispositions", id: ids.sighandID),
+                SharedObject(kind: .memory, id: ids.vmID), SharedObject(kind: .files, id: ids.filesID),
+                SharedObject(kind: .fs, id: ids.fsID), SharedObject(kind: .signals, id: ids.sighandID),
             ].filter { $0.id != 0 })
     }
 
@@ -262,16 +262,26 @@ private struct Births {
         }
     }
 
-    /// Clones children that are born in the same session.
+    /// Clones children that are born in the same session: one that shares more with an older sibling than with its parent
+    /// is that sibling's clone.
     private mutating func clone(_ children: [TaskID], by parent: PlannedProcess) {
-        for (index, child) in children.enumerated() {
-            let partner = children[..<index].first { sibling in
-                guard let sibling = byID[sibling], let child = byID[child] else { return false }
-                return child.shared(with: sibling).isStrictSuperset(of: child.shared(with: parent))
+        let inherited = parent.objects
+        var owners: [SharedObject: [(index: Int, process: PlannedProcess)]] = [:]
+        for (index, id) in children.enumerated() {
+            var partner: PlannedProcess?
+            if let child = byID[id] {
+                let objects = child.objects
+                let own = objects.subtracting(inherited)
+                let common = objects.intersection(inherited)
+                // Only who has one of its own objects can share more with it.
+                partner =
+                    own.compactMap { owners[$0]?.first { $0.process.objects.isSuperset(of: common) } }
+                    .min { $0.index < $1.index }?.process
+                for object in own { owners[object, default: []].append((index, child)) }
             }
             steps.append(
-                partner.map { .cloneSibling(creator: $0, child: child) } ?? .clone(creator: parent.id, child: child))
-            born.insert(child)
+                partner.map { .cloneSibling(creator: $0.id, child: id) } ?? .clone(creator: parent.id, child: id))
+            born.insert(id)
         }
     }
 
@@ -289,7 +299,7 @@ private struct Births {
                 guard let other = origins.updateValue(process.id, forKey: object) else { continue }
                 throw Failure(
                     .unsupported,
-                    "task \(process.id) shares its \(object.name) with task \(other), which is neither its parent nor a "
+                    "task \(process.id) shares its \(object.kind.rawValue) with task \(other), which is neither its parent nor a "
                         + "sibling that can have created it", advice: "End one of them before the dump")
             }
         }

@@ -9,7 +9,16 @@ enum Eventfd: FileKind {
     /// The most that a counter can hold.
     private static let highest = UInt64.max - 1
 
-    static func claims(_ facts: FileFacts) -> Bool { facts.text == "anon_inode:[eventfd]" }
+    /// What /proc says where others have a path.
+    static let target = Array("anon_inode:[eventfd]".utf8)
+
+    /// The number that tells a counter from all others, where the kernel gives it (5.2).
+    static func number(_ information: DescriptorInformation) -> UInt64? {
+        // No other kind has such a line, and it is the second of four.
+        information.lines.count < 2 ? nil : information.value("eventfd-id", base: 10)
+    }
+
+    static func claims(_ facts: FileFacts) -> Bool { facts.target == target }
 
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry {
         guard let counter = file.facts.information.value("eventfd-count", base: 16) else {

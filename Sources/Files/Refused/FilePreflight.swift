@@ -9,7 +9,8 @@ public enum FilePreflight {
     /// Looks through the descriptors of a running tree. What changes meanwhile is found by the dump itself.
     ///
     /// Only links are read, and each text is looked into once, but for kinds where it depends on the single object. Not
-    /// more than some thousands are, so that a large tree is not looked through twice.
+    /// more than some hundreds of a task are, and some thousands of a tree, so that a large one is not looked through
+    /// twice.
     public static func check(_ root: TaskID, _ policy: DumpPolicy) throws(Failure) {
         var look = Look(policy)
         var queue = [root]
@@ -36,6 +37,7 @@ private struct Look {
     private let policy: DumpPolicy
     /// How many links may still be read.
     private(set) var left = 2000
+    private static let mostOfTask = 500
     /// Texts that are all right.
     private var known: Set<[UInt8]> = []
     /// The one met last: most descriptors of a task with many are of one kind.
@@ -48,7 +50,7 @@ private struct Look {
         guard let folder = try? openFile("/proc/\(task.rawValue)/fd", [.directory]),
             let numbers = try? listNumbers(".", in: folder.number)
         else { return }
-        for number in numbers.prefix(left) {
+        for number in numbers.prefix(min(left, Look.mostOfTask)) {
             left -= 1
             guard let text = target(of: number, in: folder.number), !known.contains(text) else { continue }
             let name = (try? TaskStatus.read(of: task).name) ?? "?"

@@ -1,6 +1,4 @@
 internal import CLinux
-internal import Diagnostics
-internal import Linux
 internal import Synchronization
 
 /// What a pthread runs; the thread owns it.
@@ -9,10 +7,11 @@ private final class Errand {
     init(_ body: @escaping @Sendable () -> Void) { self.body = body }
 }
 
-/// Plain threads that copy pages. They touch no ptrace and no task state, so which thread does what is of no concern.
-enum Workers {
-    /// How many threads copy in parallel; more than four only fight for the page cache's locks.
-    static let count: Int = {
+/// Plain threads that copy pages and write images. They touch no ptrace and no task state, so which thread does what is of
+/// no concern.
+public enum Workers {
+    /// How many threads work in parallel; more than four only fight for the page cache's locks.
+    public static let count: Int = {
         var mask = [UInt64](repeating: 0, count: 16)
         let bytes =
             (try? mask.withAddress { (address, size) throws(SystemCallError) in
@@ -23,10 +22,10 @@ enum Workers {
     }()
 
     /// Runs `body` in `count` threads, the caller's among them, until all have returned. The first failure is thrown.
-    static func run(_ count: Int, _ body: @escaping @Sendable () throws(Failure) -> Void) throws(Failure) {
-        let failure = FirstFailure()
+    public static func run<E: Error>(_ count: Int, _ body: @escaping @Sendable () throws(E) -> Void) throws(E) {
+        let failure = FirstFailure<E>()
         let guarded: @Sendable () -> Void = {
-            do throws(Failure) { try body() } catch { failure.note(error) }
+            do throws(E) { try body() } catch { failure.note(error) }
         }
         var threads: [pthread_t] = []
         for _ in 1..<max(1, count) {
@@ -53,33 +52,23 @@ enum Workers {
 }
 
 /// The failure that stops all workers.
-private final class FirstFailure: Sendable {
-    private let failure = Mutex<Failure?>(nil)
-    func note(_ new: Failure) { failure.withLock { if $0 == nil { $0 = new } } }
-    func rethrow() throws(Failure) { if let failure = failure.withLock({ $0 }) { throw failure } }
+private final class FirstFailure<E: Error>: Sendable {
+    private let failure = Mutex<E?>(nil)
+    func note(_ new: E) { failure.withLock { if $0 == nil { $0 = new } } }
+    func rethrow() throws(E) { if let failure = failure.withLock({ $0 }) { throw failure } }
 }
 
 /// Deals out numbers to workers, each once, in order.
-final class Dealer: Sendable {
+public final class Dealer: Sendable {
     private let next = Atomic<Int>(0)
     private let count: Int
-    init(_ count: Int) { self.count = count }
-    func take() -> Int? {
+
+    /// Deals out 0 to `count` - 1.
+    public init(_ count: Int) { self.count = count }
+
+    /// The next number, nil when all are dealt.
+    public func take() -> Int? {
         let index = next.wrappingAdd(1, ordering: .relaxed).oldValue
         return index < count ? index : nil
-    }
-}
-
-/// A buffer for copying that stays in the cache.
-struct BounceBuffer: ~Copyable {
-    /// Bytes of one; measured as the best size here.
-    static let size = 256 << 10
-    private let memory: Mapping
-    var address: Int { memory.address }
-
-    init(size: Int = BounceBuffer.size) throws(Failure) {
-        memory = try attempt("get memory for copying pages") { () throws(SystemCallError) in
-            try Mapping(length: size, flags: 0x8022)  // PRIVATE | ANONYMOUS | POPULATE
-        }
     }
 }
