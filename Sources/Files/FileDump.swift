@@ -107,11 +107,12 @@ public final class FileDump: FileDumper {
             of: .current, ours, like: key, lasting: keeps ? nil : (process.id, number))
         entry.id = found.id
         if information.lines.contains(where: { $0.starts(with: "lock:".utf8) }) {
-            let facts = FileFacts(status: status, target: try target(of: ours), information: information)
+            let facts = FileFacts(
+                status: status, target: try Lens.of(context).target(of: ours), information: information)
             try Locks.of(context).dump(facts, found.id, handle: ours, number, of: process, context)
         }
         if found.isNew {
-            let target = Eventfd.number(information) == nil ? try target(of: ours) : Eventfd.target
+            let target = Eventfd.number(information) == nil ? try Lens.of(context).target(of: ours) : Eventfd.target
             let facts = FileFacts(status: status, target: target, information: information)
             let file = OpenFile(id: found.id, facts: facts, handle: handle, owner: process, number: number)
             if keeps { kept.append(file) }
@@ -122,20 +123,21 @@ public final class FileDump: FileDumper {
         return entry
     }
 
-    /// What fdinfo says. It costs as much to read as all the rest, so it is made up for files without lines of their own.
+    /// What fdinfo says. It is made up for files without lines of their own.
     private func look(
         at ours: Int32, _ status: FileStatus, _ folder: Int32, _ number: Int32
     ) throws(Failure) -> DescriptorInformation {
+        // Locks are shown of the task that has them only.
+        if try LockedInodes.of(context).contains(status.inode) { return try .read(in: folder, number) }
         var position: UInt64 = 0
         switch status.kind {
         case .regular, .directory:
-            if try LockedInodes.of(context).contains(status.inode) { return try .read(in: folder, number) }
             position = (try? systemCall(.lseek, Int(ours), 0, 1)).map { UInt64($0) } ?? 0
         case .fifo, .socket, .symbolicLink: break
         // null, zero, full, random, urandom.
         case .characterDevice where status.representedMajor == 1 && [3, 5, 7, 8, 9].contains(status.representedMinor):
             break
-        default: return try .read(in: folder, number)
+        default: return try Lens.of(context).information(of: ours)
         }
         let flags = try attempt("read the flags of the file") { () throws(SystemCallError) in
             try systemCall(.fcntl, Int(ours), 3)  // F_GETFL
@@ -144,28 +146,18 @@ public final class FileDump: FileDumper {
             position: position, flags: Int32(truncatingIfNeeded: flags), mountID: status.mountID)
     }
 
-    /// A number of ours on which one file after the other is looked at, and what /proc calls it: a fresh number would
-    /// make /proc build a fresh entry for every file.
-    private lazy var lens: Result<(number: Int32, link: String), Failure> = Result { () throws(Failure) in
-        let number = try attempt("open /dev/null") { () throws(SystemCallError) in try openFile("/dev/null").release() }
-        return (number, "/proc/self/fd/\(number)")
-    }
+    /// The kind that claimed the last file with a text that says it all: thousands of one kind come in a row.
+    private var last: (target: [UInt8], kind: any FileKind.Type)?
 
-    deinit { if case .success(let lens) = lens { _ = try? systemCall(.close, Int(lens.number)) } }
-
-    /// The path of an open file of ours.
-    private func target(of number: Int32) throws(Failure) -> [UInt8] {
-        let lens = try lens.get()
-        return try attempt("look at the file") { () throws(SystemCallError) in
-            try systemCall(.dup3, Int(number), Int(lens.number), 0o2000000)
-            return try linkTarget(lens.link)
-        }
+    private func kind(of facts: FileFacts) -> (any FileKind.Type)? {
+        if let last, last.target == facts.target { return last.kind }
+        let found = fileKinds.first { $0.claims(facts) } ?? ExternalFile.kind(of: facts, context.policy)
+        if let found, facts.begins(with: "anon_inode:"), !found.isRefusedSingly { last = (facts.target, found) }
+        return found
     }
 
     private func describe(_ file: OpenFile) throws(Failure) -> UInt32 {
-        if let kind = fileKinds.first(where: { $0.claims(file.facts) })
-            ?? ExternalFile.kind(of: file.facts, context.policy)
-        {
+        if let kind = kind(of: file.facts) {
             let entry = try kind.dump(file, context)
             context.files.append(entry)
             return entry.type

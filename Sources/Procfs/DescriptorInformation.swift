@@ -20,7 +20,10 @@ public struct DescriptorInformation: Sendable {
     }
 
     /// Reads the text.
-    public init(_ text: [UInt8]) {
+    public init(_ text: [UInt8]) { self.init(text[...]) }
+
+    /// Reads the text.
+    public init(_ text: ArraySlice<UInt8>) {
         for line in text.split(separator: 0x0a) {
             guard let colon = line.firstIndex(of: 0x3a) else { continue }
             var fields = Fields(line[(colon + 1)...])
