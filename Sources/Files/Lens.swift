@@ -24,15 +24,10 @@ final class Lens {
         fdinfo = try openFile("/proc/self/fdinfo/\(number)")
     }
 
-    private final class Kept {
-        lazy var lens = Result { () throws(SystemCallError) in try Lens() }
-    }
-
     /// That of a dump.
     static func of(_ context: DumpContext) throws(Failure) -> Lens {
-        let kept = context.state(Kept.self) { Kept() }
-        return try attempt("look at descriptors of our own in /proc") { () throws(SystemCallError) in
-            try kept.lens.get()
+        try attempt("look at descriptors of our own in /proc") { () throws(SystemCallError) in
+            try context.state(Lens.self) { () throws(SystemCallError) in try Lens() }
         }
     }
 

@@ -120,7 +120,14 @@ public final class DumpContext {
     private var memories = Memories()
 
     /// What a kind remembers during one dump; made at first use.
-    public func state<State: AnyObject>(_ type: State.Type, _ make: () -> State) -> State { memories.of(type, make) }
+    public func state<State: AnyObject, E: Error>(
+        _ type: State.Type, _ make: () throws(E) -> State
+    ) throws(E) -> State {
+        if let known = memories.known(type) { return known }
+        let fresh = try make()
+        memories.keep(fresh)
+        return fresh
+    }
 
     /// Runs a batch of system calls in a stopped process.
     public func run(_ batch: consuming Batch, in process: DumpedProcess) throws(Failure) -> Results {

@@ -2,11 +2,9 @@
 struct Memories {
     private var objects: [ObjectIdentifier: AnyObject] = [:]
 
-    /// The object of a type; made at first use.
-    mutating func of<State: AnyObject>(_ type: State.Type, _ make: () -> State) -> State {
-        if let known = objects[ObjectIdentifier(type)] as? State { return known }
-        let fresh = make()
-        objects[ObjectIdentifier(type)] = fresh
-        return fresh
-    }
+    /// The object of a type, nil before its first use.
+    func known<State: AnyObject>(_ type: State.Type) -> State? { objects[ObjectIdentifier(type)] as? State }
+
+    /// Remembers an object.
+    mutating func keep<State: AnyObject>(_ object: State) { objects[ObjectIdentifier(State.self)] = object }
 }

@@ -155,7 +155,14 @@ public final class RestoreContext {
     private var memories = Memories()
 
     /// What a kind remembers during one restore; made at first use.
-    public func state<State: AnyObject>(_ type: State.Type, _ make: () -> State) -> State { memories.of(type, make) }
+    public func state<State: AnyObject, E: Error>(
+        _ type: State.Type, _ make: () throws(E) -> State
+    ) throws(E) -> State {
+        if let known = memories.known(type) { return known }
+        let fresh = try make()
+        memories.keep(fresh)
+        return fresh
+    }
 
     /// Carries descriptors into puppets; set before the tree is grown.
     public var courier: Courier?

@@ -17,14 +17,8 @@ final class WatchTargets {
     }
 
     static func of(_ context: RestoreContext) throws(Failure) -> WatchTargets {
-        let box = context.state(Box.self) { Box() }
-        if let targets = box.targets { return targets }
-        let targets = try WatchTargets(context)
-        box.targets = targets
-        return targets
+        try context.state(WatchTargets.self) { () throws(Failure) in try WatchTargets(context) }
     }
-
-    private final class Box { var targets: WatchTargets? }
 
     /// Opens a watched file, for its path only.
     ///

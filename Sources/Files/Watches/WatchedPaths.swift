@@ -21,14 +21,8 @@ final class WatchedPaths {
     }
 
     static func of(_ context: DumpContext) throws(Failure) -> WatchedPaths {
-        let box = context.state(Box.self) { Box() }
-        if let paths = box.paths { return paths }
-        let paths = try WatchedPaths(context)
-        box.paths = paths
-        return paths
+        try context.state(WatchedPaths.self) { () throws(Failure) in try WatchedPaths(context) }
     }
-
-    private final class Box { var paths: WatchedPaths? }
 
     /// The mounts that we see.
     var mounts: [Mount] { files.mounts }
