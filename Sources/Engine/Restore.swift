@@ -417,6 +417,8 @@ final class RestoreOrder {
             }
         }
         try FileRestore.start(context)
+        // The tasks have their own: with ours, what they close would not be closed.
+        context.files = FileTable()
         try letLive(living.flatMap(\.threads).map(\.puppet.tracee))
         // From here on nothing can fail any more but by a task's death.
         for process in living where !TaskRestore.isStoppedAndTold(process) {
