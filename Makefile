@@ -6,7 +6,7 @@ BINARY = .build/release/brumate
 # One static file: it starts in half a millisecond and runs on any distribution.
 RELEASE = -c release -Xswiftc -static-executable -Xlinker -s
 
-.PHONY: all build install demo test lint clean packages
+.PHONY: all build install demo test lint clean packages programs
 
 all: build
 
@@ -17,6 +17,10 @@ build: packages
 packages:
 	@Scripts/install-packages
 
+# Real programs that tests checkpoint. A test whose program can't be installed is skipped and says so.
+programs:
+	@Scripts/install-packages programs
+
 # CRIU=1 installs it under the name criu as well.
 install: build
 	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/sbin/brumate
@@ -25,7 +29,7 @@ install: build
 demo: build
 	@Scripts/demo $(BINARY)
 
-test: build
+test: build programs
 	$(SWIFT) build --build-tests
 	BRUMATE=$(CURDIR)/$(BINARY) $(SWIFT) test --skip-build
 

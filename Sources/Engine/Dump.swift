@@ -59,16 +59,20 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
             let order = DumpOrder(context: context, tree: tree.processes, files: FileDump(context))
             try order.collect()
             guard order.isHealing else {
-                try order.run(request)
                 // Nothing more is needed of a tree that goes on, unless a script wants to see it stand still.
-                if request.afterwards == .running, request.scripts.isEmpty {
+                let isLetGoEarly = request.afterwards == .running && request.scripts.isEmpty
+                do throws(Failure) {
+                    try order.run(request)
+                    if !isLetGoEarly { try order.complete(request, started: started) }
+                } catch {
+                    order.files.letGo()
                     tree.thaw(.running)
-                    try order.complete(request, started: started)
-                } else {
-                    try order.complete(request, started: started)
-                    if request.afterwards == .killed { FileDump.part(context) }
-                    tree.thaw(request.afterwards)
+                    throw error
                 }
+                if request.afterwards == .killed { FileDump.part(context) }
+                order.files.letGo()
+                tree.thaw(request.afterwards)
+                if isLetGoEarly { try order.complete(request, started: started) }
                 return context.statistics
             }
             tree.thaw(.running)

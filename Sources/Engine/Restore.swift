@@ -88,6 +88,7 @@ final class RestoreOrder {
         try context.faults.pass(.restoreFiles)
         try FileRestore.wire(context)
         try buryZombies()
+        try stopChildren()
         for stage in [Stage.thread, .pending] { try perform(stage) }
         try FileRestore.settle(context)
         try MemoryRestore.settle(context)
@@ -380,7 +381,17 @@ final class RestoreOrder {
         }
         for process in context.processes where parents.contains(process.id) {
             try during(.restoring(process.id, process.name)) { () throws(Failure) in
-                try TaskRestore.forgetZombies(process)
+                try TaskRestore.forgetChildren(process)
+            }
+        }
+    }
+
+    /// Children of whose stop their parents know are stopped before there is anyone to be told.
+    private func stopChildren() throws(Failure) {
+        for process in context.processes where TaskRestore.isStoppedAndTold(process) {
+            guard let parent = process.plan.parent.flatMap({ processes[$0] }) else { continue }
+            try during(.restoring(process.id, process.name)) { () throws(Failure) in
+                try TaskRestore.stop(process, toldTo: parent)
             }
         }
     }
@@ -406,9 +417,11 @@ final class RestoreOrder {
             }
         }
         try FileRestore.start(context)
+        // The tasks have their own: with ours, what they close would not be closed.
+        context.files = FileTable()
         try letLive(living.flatMap(\.threads).map(\.puppet.tracee))
         // From here on nothing can fail any more but by a task's death.
-        for process in living {
+        for process in living where !TaskRestore.isStoppedAndTold(process) {
             if let signal = TaskRestore.stopSignal(of: process) ?? (request.leaveStopped ? 19 : nil) {
                 if TaskRestore.hasPendingSignals(process) {
                     TaskRestore.stop(process, by: signal)

@@ -75,6 +75,28 @@ public final class FileDump: FileDumper {
     /// Copies of descriptors that stay open, so that others are compared with our own table, which is cheaper.
     private var kept: [OpenFile] = []
 
+    /// Every copy of a descriptor that somebody here may still hold.
+    private var copies: [Copy] = []
+
+    private struct Copy {
+        weak var file: OpenFile?
+    }
+
+    /// Lets go of all open files of the tree, which is about to run again or to end: a file that we hold is not closed
+    /// when the tree closes it. A program that it has just written could not be run, the other end of a pipe would see
+    /// no end, a lock would not be free. The numbers of our copies stay taken.
+    public func letGo() {
+        guard let nothing = try? openFile("/dev/null") else { return }
+        if case .success(let lens) = lens {
+            _ = try? systemCall(.dup3, Int(nothing.number), Int(lens.number), 0o2000000)
+        }
+        for copy in copies {
+            guard let number = copy.file?.handle.number else { continue }
+            _ = try? systemCall(.dup3, Int(nothing.number), Int(number), 0o2000000)
+        }
+        copies = []
+    }
+
     /// Half of what we may have open.
     private let mostKept: Int = {
         var limit: (UInt64, UInt64) = (0, 0)
@@ -116,6 +138,7 @@ public final class FileDump: FileDumper {
             let facts = FileFacts(status: status, target: target, information: information)
             let file = OpenFile(id: found.id, facts: facts, handle: handle, owner: process, number: number)
             if keeps { kept.append(file) }
+            copies.append(Copy(file: file))
             types[found.id] = try during(.file(facts.text)) { () throws(Failure) in try describe(file) }
         }
         guard let type = types[found.id] else { throw Failure(.bug, "a file without a type") }

@@ -87,7 +87,11 @@ enum Attributes: TaskPart {
         thread.core.tc.brumate.terminal = UInt32(truncatingIfNeeded: process.stat.terminal)
         thread.core.tc.flags = UInt32(truncatingIfNeeded: process.stat.flags)
         thread.core.tc.taskState = process.frozen.stopSignal == nil ? 1 : 3
-        if let signal = process.frozen.stopSignal { thread.core.tc.stopSigno = UInt32(signal) }
+        if let signal = process.frozen.stopSignal {
+            thread.core.tc.stopSigno = UInt32(signal)
+            // What wait(2) has yet to tell stands there.
+            if process.stat.exitCode == 0 { thread.core.tc.brumate.stopTold = true }
+        }
         if let subreaper = question.subreaper, results.value(UInt32.self, subreaper) != 0 {
             thread.core.tc.childSubreaper = true
         }

@@ -39,13 +39,13 @@ public enum TaskRestore {
         try process.puppet.run(batch)
     }
 
-    /// Takes the news of children's ends out of a process's queue.
-    public static func forgetZombies(_ process: RestoredProcess) throws(Failure) {
+    /// Takes the news of children's ends and stops out of a process's queue.
+    public static func forgetChildren(_ process: RestoredProcess) throws(Failure) {
         var batch = Batch()
         let set = batch.place(value: UInt64(1) << 16)
         let now = batch.place(value: (UInt64(0), UInt64(0)))
         batch.add(
-            .rt_sigtimedwait, .buffer(set), .value(0), .buffer(now), .value(8), doing: "forget that children ended",
+            .rt_sigtimedwait, .buffer(set), .value(0), .buffer(now), .value(8), doing: "forget what children did",
             mayFail: true)
         try process.puppet.run(batch)
     }
@@ -72,6 +72,11 @@ public enum TaskRestore {
     /// let go.
     public static func stop(_ process: RestoredProcess, by signal: Int32) {
         for thread in process.threads { _ = try? thread.puppet.tracee.setSignalMask(~(1 << UInt64(signal - 1))) }
+        enterStop(process, by: signal)
+        for thread in process.threads { _ = try? thread.puppet.tracee.setSignalMask(Signals.mask(thread)) }
+    }
+
+    private static func enterStop(_ process: RestoredProcess, by signal: Int32) {
         // The leader alone gets the signal and takes it; only then the others move, into the stop.
         _ = try? systemCall(.tgkill, Int(process.id.rawValue), Int(process.id.rawValue), Int(signal))
         for thread in process.threads {
@@ -82,7 +87,29 @@ public enum TaskRestore {
                 _ = try? tracee.resume(signal: number)
             }
         }
-        for thread in process.threads { _ = try? thread.puppet.tracee.setSignalMask(Signals.mask(thread)) }
+    }
+
+    /// Whether a process is stopped and its parent knows.
+    public static func isStoppedAndTold(_ process: RestoredProcess) -> Bool {
+        guard let core = process.plan.cores.first?.tc, process.plan.parent != nil, !process.plan.isZombie else {
+            return false
+        }
+        return core.taskState == 3 && core.brumate.stopTold
+    }
+
+    /// Stops a process of which its parent was told that it is stopped, and lets the parent hear of it now, so that it
+    /// is not told once more. The kernel still lets the tracer run a process in this state, and puts it back when it is
+    /// let go.
+    public static func stop(_ process: RestoredProcess, toldTo parent: RestoredProcess) throws(Failure) {
+        // Another stop signal would do nothing in an orphaned process group.
+        enterStop(process, by: 19)
+        var batch = Batch()
+        // P_PID, WSTOPPED | WNOHANG
+        batch.add(
+            .waitid, .value(1), .value(Int(process.id.rawValue)), .value(0), .value(3), .value(0),
+            doing: "hear that a child is stopped")
+        try parent.puppet.run(batch)
+        try forgetChildren(parent)
     }
 
     /// The signal that a stopped process was stopped with, nil if it runs.

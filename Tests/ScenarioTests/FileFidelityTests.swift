@@ -148,4 +148,41 @@ struct `A file comes back the same` {
         let answer = program.ask()
         #expect(answer == "ok")
     }
+
+    @Test func `and nobody else holds its files when it runs on`() throws {
+        // Found by a build: the program that it had just linked was busy (ETXTBSY).
+        let program = try Program(
+            """
+            import fcntl
+            problems, rounds = [], [0]
+            def load():
+                path = work + '/written'
+                while True:
+                    writing = os.open(path, os.O_WRONLY | os.O_CREAT, 0o700)
+                    fcntl.flock(writing, fcntl.LOCK_EX)
+                    time.sleep(0.002)
+                    os.close(writing)
+                    reading = os.open(path, os.O_RDONLY)
+                    try:
+                        # There is no such lease while anyone could write.
+                        fcntl.fcntl(reading, 1024, fcntl.F_RDLCK); fcntl.fcntl(reading, 1024, fcntl.F_UNLCK)
+                        fcntl.flock(reading, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except OSError as e: problems.append(repr(e))
+                    os.close(reading); rounds[0] += 1
+            threading.Thread(target=load, daemon=True).start()
+            def check():
+                before = rounds[0]
+                while rounds[0] < before + 3: time.sleep(0.001)
+                if problems: return problems[0]
+            serve(check)
+            """)
+        for round in 1...8 {
+            // Every second one fails once it has copied the descriptors.
+            let fault = round % 2 == 0 ? "dump-files" : nil
+            let status = try program.dump(["-R", "--file-locks"], fault: fault)
+            #expect((status == 0) == (fault == nil))
+            let answer = program.ask()
+            try #require(answer == "ok", "round \(round)")
+        }
+    }
 }

@@ -9,6 +9,8 @@ final class Program {
     let work: String
     var images: String { work + "/images" }
     private(set) var id: Int32 = 0
+    /// Another task that is dumped in place of the program, with its tree; the program itself looks on.
+    var root: Int32?
     private let isOurChild: Bool
 
     static let binary = unsafe getenv("BRUMATE").map { unsafe String(cString: $0) } ?? ".build/release/brumate"
@@ -121,8 +123,9 @@ final class Program {
 
     @discardableResult
     func dump(_ more: [String] = [], fault: String? = nil) throws -> Int32 {
-        let status = try brumate(["dump", "-t", "\(id)", "-D", images, "-v4", "-o", "dump.log"] + more, fault: fault)
-        if status == 0, !more.contains("-R"), !more.contains("-s") { reap() }
+        let status = try brumate(
+            ["dump", "-t", "\(root ?? id)", "-D", images, "-v4", "-o", "dump.log"] + more, fault: fault)
+        if status == 0, root == nil, !more.contains("-R"), !more.contains("-s") { reap() }
         return status
     }
 
@@ -173,9 +176,9 @@ final class Program {
                 continue
             }
             let fields = String(decoding: stat[(close + 2)...], as: UTF8.self).split(separator: " ")
-            if fields.count > 3, fields[3] == "\(id)" { kill(number, SIGKILL) }
+            if fields.count > 3, fields[3] == "\(id)" || fields[3] == "\(root ?? id)" { kill(number, SIGKILL) }
         }
-        kill(id, SIGKILL)
+        for task in [root, id].compactMap({ $0 }) { kill(task, SIGKILL) }
         var status: Int32 = 0
         unsafe waitpid(id, &status, Int32(WNOHANG))
         let remove = (try? Program.spawn(["/bin/rm", "-rf", work], flags: 0, log: "/dev/null")) ?? 0

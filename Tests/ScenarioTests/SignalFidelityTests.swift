@@ -134,4 +134,42 @@ struct `Signals come back the same` {
         let outcome = try program.cycle()
         #expect(outcome == "(['T', 'T', 'T'], [20, 21], [256, 256, 15, 512, 1792])")
     }
+
+    @Test func `and a parent hears once that a child has stopped`() throws {
+        let program = try Program(
+            """
+            heard = []
+            signal.signal(signal.SIGCHLD, lambda s, f: heard.append(s))
+            def child(threads=0, signal_number=19):
+                pid = os.fork()
+                if pid == 0:
+                    os.setpgid(0, 0)
+                    for _ in range(threads): threading.Thread(target=signal.pause, daemon=True).start()
+                    os.kill(os.getpid(), signal_number); os._exit(5)
+                os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT); return pid
+            told, many, untold = child(), child(3, 20), child()
+            for pid in (told, many): os.waitpid(pid, os.WUNTRACED)
+            while len(heard) < 3: time.sleep(0.001)
+            heard.clear()
+            rounds = 0
+            def check():
+                global rounds
+                rounds += 1
+                again = [os.waitpid(pid, os.WUNTRACED | os.WNOHANG) for pid in (told, many)]
+                if again != [(0, 0), (0, 0)]: return 'told again: %s' % again
+                if rounds < 2: return
+                if os.waitpid(untold, os.WUNTRACED | os.WNOHANG) != (untold, 0x137f): return 'the third is not told'
+                states = [open('/proc/%d/stat' % pid).read().split()[2] for pid in (told, many, untold)]
+                tasks = [open('/proc/%d/task/%s/stat' % (many, t)).read().split()[2] for t in os.listdir('/proc/%d/task' % many)]
+                if states != ['T'] * 3 or tasks != ['T'] * 4: return 'not stopped: %s %s' % (states, tasks)
+                for pid in (told, many, untold):
+                    os.kill(pid, 18)
+                    if os.waitpid(pid, 0)[1] != 5 << 8: return 'it did not go on'
+            serve(check)
+            """)
+        for _ in 1...2 {
+            let outcome = try program.cycle()
+            #expect(outcome == "ok")
+        }
+    }
 }

@@ -4662,6 +4662,16 @@ public nonisolated struct BrumateTaskEntry: Sendable {
   /// Clears the value of `terminal`. Subsequent reads from it will return its default value.
   public mutating func clearTerminal() {self._terminal = nil}
 
+  /// It is stopped, and its parent has been told by wait(2).
+  public var stopTold: Bool {
+    get {_stopTold ?? false}
+    set {_stopTold = newValue}
+  }
+  /// Returns true if `stopTold` has been explicitly set.
+  public var hasStopTold: Bool {self._stopTold != nil}
+  /// Clears the value of `stopTold`. Subsequent reads from it will return its default value.
+  public mutating func clearStopTold() {self._stopTold = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -4675,6 +4685,7 @@ public nonisolated struct BrumateTaskEntry: Sendable {
   fileprivate var _exitCode: UInt32? = nil
   fileprivate var _exitSignal: UInt32? = nil
   fileprivate var _terminal: UInt32? = nil
+  fileprivate var _stopTold: Bool? = nil
 }
 
 // MARK: - Code below here is support for the SwiftProtobuf runtime.
@@ -10076,7 +10087,7 @@ nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._
 
 nonisolated extension BrumateTaskEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "BrumateTaskEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}coredump_filter\0\u{3}autogroup_nice\0\u{1}mdwe\0\u{3}memory_merge\0\u{1}personality\0\u{1}membarrier\0\u{3}keep_caps\0\u{3}exit_code\0\u{3}exit_signal\0\u{2}\u{b}terminal\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}coredump_filter\0\u{3}autogroup_nice\0\u{1}mdwe\0\u{3}memory_merge\0\u{1}personality\0\u{1}membarrier\0\u{3}keep_caps\0\u{3}exit_code\0\u{3}exit_signal\0\u{2}\u{b}terminal\0\u{3}stop_told\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -10094,6 +10105,7 @@ nonisolated extension BrumateTaskEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
       case 8: try { try decoder.decodeSingularUInt32Field(value: &self._exitCode) }()
       case 9: try { try decoder.decodeSingularUInt32Field(value: &self._exitSignal) }()
       case 20: try { try decoder.decodeSingularUInt32Field(value: &self._terminal) }()
+      case 21: try { try decoder.decodeSingularBoolField(value: &self._stopTold) }()
       default: break
       }
     }
@@ -10134,6 +10146,9 @@ nonisolated extension BrumateTaskEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
     try { if let v = self._terminal {
       try visitor.visitSingularUInt32Field(value: v, fieldNumber: 20)
     } }()
+    try { if let v = self._stopTold {
+      try visitor.visitSingularBoolField(value: v, fieldNumber: 21)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -10148,6 +10163,7 @@ nonisolated extension BrumateTaskEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
     if lhs._exitCode != rhs._exitCode {return false}
     if lhs._exitSignal != rhs._exitSignal {return false}
     if lhs._terminal != rhs._terminal {return false}
+    if lhs._stopTold != rhs._stopTold {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
