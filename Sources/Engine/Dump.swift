@@ -69,8 +69,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
                     tree.thaw(.running)
                     throw error
                 }
-                if request.afterwards == .killed { FileDump.part(context) }
-                order.files.letGo()
+                if request.afterwards == .killed { FileDump.part(context) } else { order.files.letGo() }
                 tree.thaw(request.afterwards)
                 if isLetGoEarly { try order.complete(request, started: started) }
                 return context.statistics

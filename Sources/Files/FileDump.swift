@@ -75,10 +75,10 @@ public final class FileDump: FileDumper {
     /// Copies of descriptors that stay open, so that others are compared with our own table, which is cheaper.
     private var kept: [OpenFile] = []
 
-    /// Every copy of a descriptor that somebody here may still hold.
-    private var copies: [Copy] = []
+    /// Copies beyond those, which only the kinds may still hold.
+    private var others: [Other] = []
 
-    private struct Copy {
+    private struct Other {
         weak var file: OpenFile?
     }
 
@@ -87,14 +87,10 @@ public final class FileDump: FileDumper {
     /// no end, a lock would not be free. The numbers of our copies stay taken.
     public func letGo() {
         guard let nothing = try? openFile("/dev/null") else { return }
-        if case .success(let lens) = lens {
-            _ = try? systemCall(.dup3, Int(nothing.number), Int(lens.number), 0o2000000)
-        }
-        for copy in copies {
-            guard let number = copy.file?.handle.number else { continue }
-            _ = try? systemCall(.dup3, Int(nothing.number), Int(number), 0o2000000)
-        }
-        copies = []
+        let handles = kept.map { $0.handle.number } + others.compactMap { $0.file?.handle.number }
+        for number in handles { _ = try? systemCall(.dup3, Int(nothing.number), Int(number), 0o2000000) }
+        if let lens = try? Lens.of(context) { try? lens.look(at: nothing.number) }
+        others = []
     }
 
     /// Half of what we may have open.
@@ -137,8 +133,7 @@ public final class FileDump: FileDumper {
             let target = Eventfd.number(information) == nil ? try Lens.of(context).target(of: ours) : Eventfd.target
             let facts = FileFacts(status: status, target: target, information: information)
             let file = OpenFile(id: found.id, facts: facts, handle: handle, owner: process, number: number)
-            if keeps { kept.append(file) }
-            copies.append(Copy(file: file))
+            if keeps { kept.append(file) } else { others.append(Other(file: file)) }
             types[found.id] = try during(.file(facts.text)) { () throws(Failure) in try describe(file) }
         }
         guard let type = types[found.id] else { throw Failure(.bug, "a file without a type") }

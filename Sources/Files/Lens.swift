@@ -31,7 +31,8 @@ final class Lens {
         }
     }
 
-    private func look(at file: Int32) throws(SystemCallError) {
+    /// Puts an open file of ours under the number.
+    func look(at file: Int32) throws(SystemCallError) {
         try systemCall(.dup3, Int(file), Int(slot.number), 0o2000000)
     }
 
