@@ -144,6 +144,7 @@ extension PlannedProcess {
                 SharedObject(name: "memory", id: ids.vmID), SharedObject(name: "descriptor table", id: ids.filesID),
                 SharedObject(name: "directories", id: ids.fsID),
                 SharedObject(name: "signal dispositions", id: ids.sighandID),
+                SharedObject(name: "undo list of semaphores", id: ids.semUndoID),
             ].filter { $0.id != 0 })
     }
 
