@@ -1,7 +1,5 @@
 public import Diagnostics
 public import Kinds
-internal import Linux
-public import Remote
 
 /// Dumps System V semaphores and message queues, as far as they are the tree's. Segments are the memory's.
 public enum IPCDump {

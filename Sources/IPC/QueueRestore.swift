@@ -142,7 +142,8 @@ final class QueueRestore {
 
     private func pass(by process: RestoredProcess, _ add: (inout Batch, Batch.Buffer) -> Void) throws(Failure) {
         var batch = Batch()
-        add(&batch, batch.place(value: QueueRestore.passing))
+        let buffer = batch.place(value: QueueRestore.passing)
+        add(&batch, buffer)
         try process.puppet.run(batch)
     }
 

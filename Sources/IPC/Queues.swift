@@ -23,12 +23,14 @@ struct QueueMessage: Equatable {
 
 /// The calls that we make on System V message queues.
 enum Queues {
-    private static func status(_ place: Int, _ command: Int) throws(SystemCallError) -> (UInt32, QueueStatus) {
+    private static func status(_ place: Int, _ command: Int) throws(SystemCallError) -> (
+        id: UInt32, status: QueueStatus
+    ) {
         var status = QueueStatus()
         let id = try withAddress(of: &status) { (address) throws(SystemCallError) in
             try systemCall(.msgctl, place, command, address)
         }
-        return (UInt32(truncatingIfNeeded: id), status)
+        return (id: UInt32(truncatingIfNeeded: id), status: status)
     }
 
     /// All queues, whoever may read them.
@@ -42,7 +44,7 @@ enum Queues {
     }
 
     /// What a queue says of itself.
-    static func status(_ id: UInt32) throws(SystemCallError) -> QueueStatus { try status(Int(id), 2).1 }  // IPC_STAT
+    static func status(_ id: UInt32) throws(SystemCallError) -> QueueStatus { try status(Int(id), 2).status }  // IPC_STAT
 
     /// Copies all messages and leaves them where they are.
     static func messages(_ id: UInt32, _ status: QueueStatus) throws(SystemCallError) -> [QueueMessage] {

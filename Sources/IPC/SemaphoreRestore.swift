@@ -163,7 +163,8 @@ final class SemaphoreRestore {
             let change = Int(value) - now[number]
             guard change != 0 || pid != 0 else { continue }
             let touch = now[number] < Semaphores.most ? [1, -1] : [-1, 1]
-            changes[try context.living(pid).id, default: []].append(
+            let actor = try context.living(pid)
+            changes[actor.id, default: []].append(
                 (change == 0 ? touch : [change]).map { SemaphoreOperation(number, $0) })
         }
         for process in context.processes {

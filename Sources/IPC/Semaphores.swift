@@ -23,12 +23,14 @@ enum Semaphores {
         try systemCall(.semctl, Int(id), number, command)
     }
 
-    private static func status(_ place: Int, _ command: Int) throws(SystemCallError) -> (UInt32, SemaphoreStatus) {
+    private static func status(_ place: Int, _ command: Int) throws(SystemCallError) -> (
+        id: UInt32, status: SemaphoreStatus
+    ) {
         var status = SemaphoreStatus()
         let id = try withAddress(of: &status) { (address) throws(SystemCallError) in
             try systemCall(.semctl, place, 0, command, address)
         }
-        return (UInt32(truncatingIfNeeded: id), status)
+        return (id: UInt32(truncatingIfNeeded: id), status: status)
     }
 
     /// All sets, whoever may read them.
@@ -43,7 +45,7 @@ enum Semaphores {
 
     /// What a set says of itself.
     static func status(_ id: UInt32) throws(SystemCallError) -> SemaphoreStatus {
-        try status(Int(id), 2).1  // IPC_STAT
+        try status(Int(id), 2).status  // IPC_STAT
     }
 
     /// The values of a set.

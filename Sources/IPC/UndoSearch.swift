@@ -1,5 +1,4 @@
 public import Diagnostics
-internal import Kinds
 internal import Linux
 public import Remote
 
@@ -91,8 +90,7 @@ public struct UndoSearch {
             }
         }
         for question in asked where steady[cells[question.cell].set] == true { try take(question, results) }
-        while let last = open.last, cells[last].isFound { open.removeLast() }
-        open.removeAll { cells[$0].isFound }
+        open = open.filter { !cells[$0].isFound }
     }
 
     private mutating func take(_ question: Question, _ results: Results) throws(Failure) {

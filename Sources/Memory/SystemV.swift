@@ -6,6 +6,7 @@ internal import Linux
 internal import Logging
 internal import Pages
 internal import Procfs
+internal import Remote
 
 /// `struct shmid64_ds`: what the kernel says of a System V segment.
 private struct SegmentStatus: BitwiseCopyable {
@@ -13,15 +14,17 @@ private struct SegmentStatus: BitwiseCopyable {
     var size: UInt64 = 0, attached: UInt64 = 0, detached: UInt64 = 0, changed: UInt64 = 0
     var creator: Int32 = 0, last: Int32 = 0, attachments: UInt64 = 0, unused2: (UInt64, UInt64) = (0, 0)
 
-    private static func read(_ place: Int, _ command: Int) throws(SystemCallError) -> (id: UInt32, SegmentStatus) {
+    private static func read(_ place: Int, _ command: Int) throws(SystemCallError) -> (
+        id: UInt32, status: SegmentStatus
+    ) {
         var status = SegmentStatus()
         let id = try withAddress(of: &status) { (address) throws(SystemCallError) in
             try systemCall(.shmctl, place, command, address)
         }
-        return (UInt32(truncatingIfNeeded: id), status)
+        return (id: UInt32(truncatingIfNeeded: id), status: status)
     }
 
-    static func read(_ id: UInt32) throws(SystemCallError) -> SegmentStatus { try read(Int(id), 2).1 }  // IPC_STAT
+    static func read(_ id: UInt32) throws(SystemCallError) -> SegmentStatus { try read(Int(id), 2).status }  // IPC_STAT
 
     /// All segments, whoever may read them.
     static func all() -> [(id: UInt32, status: SegmentStatus)] {
@@ -124,25 +127,23 @@ final class SystemVSegments {
             try systemCall(.shmat, Int(id), 0, 0o10000)  // SHM_RDONLY
         }
         defer { _ = try? systemCall(.shmdt, address) }
-        let (file, size) = try SystemVSegments.file(of: id, at: address, writable: false)
+        let mapping = try SystemVSegments.mapping(at: address)
+        let size = mapping.hugePageSize ?? pageSize
+        let file = try attempt("open it") { () throws(SystemCallError) in
+            try openFile("/proc/self/map_files/\(mapping.range)")
+        }
         context.statistics.sharedPagesWritten += try SharedMemoryImage.write(
             file.number, id: UInt64(id), size: status.size, granularity: size, to: context.images)
         return size
     }
 
-    /// The file behind a segment that we have attached, and its page size.
-    private static func file(of id: UInt32, at address: Int, writable: Bool) throws(Failure)
-        -> (Descriptor, UInt64)
-    {
+    /// The mapping of a segment that we have attached.
+    private static func mapping(at address: Int) throws(Failure) -> VMA {
         let start = Address(UInt64(address))
         guard let mapping = try VMA.read(of: .current).first(where: { $0.range.start == start }) else {
             throw Failure(.bug, "it is not where it was attached")
         }
-        let range = mapping.range
-        let file = try attempt("open it") { () throws(SystemCallError) in
-            try openFile("/proc/self/map_files/\(range)", writable ? .readWrite : .readOnly)
-        }
-        return (file, mapping.hugePageSize ?? pageSize)
+        return mapping
     }
 
     /// Writes `ipcns-shm-N.img`.
@@ -205,12 +206,12 @@ final class SystemVSegments {
         let living = context.processes.filter { !$0.plan.isZombie }
         for (id, entry) in entries.sorted(by: { $0.key < $1.key }) where entry.hasDetachedBy {
             guard let root = living.first else { throw Failure(.corruptImage, "no task is alive") }
-            func actor(_ id: UInt32) -> RestoredProcess? {
+            func task(_ id: UInt32) -> RestoredProcess? {
                 living.first { UInt32(bitPattern: $0.id.rawValue) == id }
             }
             try during(.step("System V segment \(id)")) { () throws(Failure) in
                 if try !find(entry, context) {
-                    let maker = actor(entry.creator) ?? root
+                    let maker = task(entry.creator) ?? root
                     try make(entry, context) { (create) throws(SystemCallError) in
                         var batch = Batch()
                         let slot = batch.add(
@@ -222,7 +223,7 @@ final class SystemVSegments {
                     }
                     try fill(entry, context, isNew: true)
                 }
-                guard let last = actor(entry.detachedBy) else { return }
+                guard let last = task(entry.detachedBy) else { return }
                 var batch = Batch()
                 let address = batch.add(.shmat, .value(Int(id)), .value(0), .value(0), doing: "attach it")
                 batch.add(.shmdt, .result(address), doing: "detach it")
@@ -296,9 +297,13 @@ final class SystemVSegments {
             try systemCall(.shmat, Int(id), 0, 0)
         }
         defer { _ = try? systemCall(.shmdt, address) }
-        let (file, size) = try SystemVSegments.file(of: id, at: address, writable: true)
+        let mapping = try SystemVSegments.mapping(at: address)
+        let file = try attempt("open it") { () throws(SystemCallError) in
+            try openFile("/proc/self/map_files/\(mapping.range)", .readWrite)
+        }
         let number = file.number
         if !isNew {
+            let size = mapping.hugePageSize ?? pageSize
             let length = Int((entry.size + size - 1) / size * size)
             try attempt("empty it") { () throws(SystemCallError) in
                 // FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE

@@ -5,6 +5,7 @@
     internal import Kinds
     internal import Linux
     internal import Logging
+    internal import Procfs
     internal import Remote
 
     /// All registers of a thread, and the system call that the stop interrupted.
