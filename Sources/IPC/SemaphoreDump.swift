@@ -4,6 +4,7 @@ internal import ImageMessages
 internal import Kinds
 internal import Linux
 internal import Logging
+internal import Remote
 
 /// The semaphore sets of a dump, and the undo lists of the tree.
 final class SemaphoreDump {
@@ -128,8 +129,7 @@ final class SemaphoreDump {
                 guard !entry.undo.isEmpty else { continue }
                 entry.shared = true
                 context.log.warning(
-                    "the semaphore set \(entry.desc.id), which others use too, gets back what tasks of the tree took "
-                        + "when they end; the restore takes it again")
+                    "tasks hold semaphores of the shared set \(entry.desc.id): their end gives back, the restore takes")
             }
             let writer = written ?? context.images.create(.semaphores(SystemVUse.namespace))
             written = writer
