@@ -32,6 +32,7 @@ enum NewObject {
 
     /// The kernel gave another id.
     static func taken(_ id: UInt32, by other: UInt32) -> Failure {
-        Failure(.conflict, "the id \(id) is taken: the kernel gives \(other)", advice: "See ipcs, and remove what has it")
+        Failure(
+            .conflict, "the id \(id) is taken: the kernel gives \(other)", advice: "See ipcs, and remove what has it")
     }
 }

@@ -106,7 +106,8 @@ final class SemaphoreDump {
         for set in search.unreadable {
             guard sets.contains(where: { $0.entry.desc.id == set && $0.verdict != .others }) else { continue }
             context.log.warning(
-                "thread \(thread.tracee.id) may not change the semaphore set \(set): what its end gives back is unknown")
+                "thread \(thread.tracee.id) may not change the semaphore set \(set): what its end gives back is unknown"
+            )
         }
     }
 

@@ -178,7 +178,8 @@ final class SemaphoreRestore {
     /// Takes from a set that others use what the ends of the tasks gave back.
     private func takeAgain(_ set: Wanted, _ context: RestoreContext) throws(Failure) {
         let (id, entry) = (set.entry.desc.id, set.entry)
-        guard let now = try? Semaphores.status(id), now.count == UInt64(entry.nsems), now.permissions.matches(entry.desc)
+        guard let now = try? Semaphores.status(id), now.count == UInt64(entry.nsems),
+            now.permissions.matches(entry.desc)
         else {
             throw Failure(
                 .conflict, "tasks of the tree hold semaphores of it, others use it too, and it is not there any more",

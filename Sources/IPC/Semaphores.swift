@@ -138,7 +138,8 @@ enum Adjustment {
 
     /// Operations that make a new list's adjustment of a semaphore this, and its value what it is less that, as far as
     /// values go.
-    static func setting(_ number: Int, to adjustment: Int, value: Int) -> (operations: [SemaphoreOperation], value: Int) {
+    static func setting(_ number: Int, to adjustment: Int, value: Int) -> (operations: [SemaphoreOperation], value: Int)
+    {
         var operations: [SemaphoreOperation] = []
         var now = value
         func add(_ change: Int, undone: Bool = false) {

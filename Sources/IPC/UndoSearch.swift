@@ -120,7 +120,8 @@ public struct UndoSearch {
         }
         guard cells[question.cell].low <= cells[question.cell].high else {
             throw Failure(
-                .vanished, "the semaphore set \(id) changed while thread \(thread) was asked for it", advice: "Try again")
+                .vanished, "the semaphore set \(id) changed while thread \(thread) was asked for it",
+                advice: "Try again")
         }
     }
 
