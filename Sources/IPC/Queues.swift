@@ -44,7 +44,9 @@ enum Queues {
     }
 
     /// What a queue says of itself.
-    static func status(_ id: UInt32) throws(SystemCallError) -> QueueStatus { try status(Int(id), 2).status }  // IPC_STAT
+    static func status(_ id: UInt32) throws(SystemCallError) -> QueueStatus {
+        try status(Int(id), 2).status  // IPC_STAT
+    }
 
     /// Copies all messages and leaves them where they are.
     static func messages(_ id: UInt32, _ status: QueueStatus) throws(SystemCallError) -> [QueueMessage] {

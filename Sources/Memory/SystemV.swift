@@ -24,7 +24,9 @@ private struct SegmentStatus: BitwiseCopyable {
         return (id: UInt32(truncatingIfNeeded: id), status: status)
     }
 
-    static func read(_ id: UInt32) throws(SystemCallError) -> SegmentStatus { try read(Int(id), 2).status }  // IPC_STAT
+    static func read(_ id: UInt32) throws(SystemCallError) -> SegmentStatus {
+        try read(Int(id), 2).status  // IPC_STAT
+    }
 
     /// All segments, whoever may read them.
     static func all() -> [(id: UInt32, status: SegmentStatus)] {
