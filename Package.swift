@@ -83,13 +83,19 @@ let package = Package(
                 logging, system,
             ],
             swiftSettings: strict),
+        .target(
+            name: "IPC",
+            dependencies: [
+                "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", logging,
+            ],
+            swiftSettings: strict),
         // Floor 7: the orders.
         .target(
             name: "Engine",
             dependencies: [
                 "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", "Pages", "Tasks",
                 "Memory",
-                "Files", logging, system,
+                "Files", "IPC", logging, system,
             ],
             swiftSettings: strict),
         // Floor 8: the public library: options, API.

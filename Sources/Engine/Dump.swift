@@ -1,5 +1,6 @@
 public import Diagnostics
 internal import Files
+internal import IPC
 internal import ImageFormat
 internal import ImageMessages
 public import Kinds
@@ -157,6 +158,8 @@ private struct DumpOrder {
         try checkSession(request)
         var sharing = ObjectSharing()
         for process in context.processes { try sharing.identify(process) }
+        SystemVUse.prepare(tree.map(\.id), context)
+        try IPCDump.collect(context)
         try checkPlan()
         let server = LateServer(context)
         context.server = server
@@ -179,6 +182,7 @@ private struct DumpOrder {
         log.debug("dumped \(context.files.count) files")
         try context.faults.pass(.dumpFiles)
         try MemoryDump.finish(context)
+        try IPCDump.finish(context)
         try files.finish()
         try writeTree()
         try TaskDump.finish(context)
@@ -314,6 +318,10 @@ private struct DumpOrder {
         let memory = try MemoryDump.ask(leader, &batch)
         let parts = try TaskDump.ask(leader, &batch)
         let results = try server.run(batch)
+        if var search = IPCDump.search(leader, context) {
+            while !search.isFinished { try search.take(server.run(search.ask())) }
+            IPCDump.take(search, leader, context)
+        }
         if leader.process.ownsFiles { try files.listTable(of: leader.process, server) }
         return LeaderAnswer(question: memory, parts: parts, results: results)
     }
@@ -327,6 +335,14 @@ private struct DumpOrder {
             let results = try server.run(
                 batch, in: thread.tracee, registers: thread.registers, mask: thread.signalMask, memory: process.memory)
             try parts.take(results, context)
+            guard var search = IPCDump.search(thread, context) else { return }
+            while !search.isFinished {
+                try search.take(
+                    server.run(
+                        search.ask(), in: thread.tracee, registers: thread.registers, mask: thread.signalMask,
+                        memory: process.memory))
+            }
+            IPCDump.take(search, thread, context)
         }
     }
 

@@ -22,6 +22,7 @@ struct ObjectSharing {
     static func ownIDs(like root: TaskKobjIdsEntry) -> TaskKobjIdsEntry {
         var ids = root
         (ids.vmID, ids.filesID, ids.fsID, ids.sighandID) = (1, 1, 1, 1)
+        ids.clearSemUndoID()
         return ids
     }
 

@@ -1,5 +1,6 @@
 public import Diagnostics
 internal import Files
+internal import IPC
 internal import ImageFormat
 internal import ImageMessages
 public import Kinds
@@ -87,6 +88,7 @@ final class RestoreOrder {
         try fill()
         try context.faults.pass(.restoreFiles)
         try FileRestore.wire(context)
+        try IPCRestore.restore(context)
         try buryZombies()
         try stopChildren()
         for stage in [Stage.thread, .pending] { try perform(stage) }
@@ -123,6 +125,7 @@ final class RestoreOrder {
         try FileRestore.load(context)
         plan = try RestorePlan.make(listed, mappings: mappings, shellJob: context.policy.shellJob)
         try TaskRestore.load(context)
+        try IPCRestore.load(context)
         if checksIDs { try checkIDs() }
     }
 
@@ -275,6 +278,7 @@ final class RestoreOrder {
         }
         if ids.filesID == child.ids.filesID { flags |= 0x400 }
         if ids.fsID == child.ids.fsID { flags |= 0x200 }
+        if ids.hasSemUndoID, ids.semUndoID == child.ids.semUndoID { flags |= 0x40000 }
         return flags
     }
 
@@ -490,6 +494,7 @@ final class RestoreOrder {
         for puppet in puppets.values { while puppet.tracee.isAttached, (try? puppet.tracee.wait()) != nil {} }
         FileRestore.abandon(context)
         MemoryRestore.abandon(context)
+        IPCRestore.abandon(context)
         if madePidFile, let path = request.pidFile {
             _ = try? removeName(path)
         }

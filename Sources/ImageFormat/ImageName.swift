@@ -85,6 +85,10 @@ public struct ImageName: Hashable, Sendable {
     }
     /// `ipcns-shm-ID.img`: System V shared memory.
     public static func sharedMemory(_ id: UInt32) -> ImageName { ImageName("ipcns-shm-\(id).img", 0x4628_3044) }
+    /// `ipcns-sem-ID.img`: System V semaphores.
+    public static func semaphores(_ id: UInt32) -> ImageName { ImageName("ipcns-sem-\(id).img", 0x5957_3019) }
+    /// `ipcns-msg-ID.img`: System V message queues.
+    public static func systemVQueues(_ id: UInt32) -> ImageName { ImageName("ipcns-msg-\(id).img", 0x5545_3737) }
     /// `timens-ID.img`.
     public static func timeNamespace(_ id: UInt32) -> ImageName { ImageName("timens-\(id).img", 0x4311_4433) }
 }

@@ -18,6 +18,8 @@ public final class DumpedThread {
     public var registers: Registers
     /// The blocked signals at the stop.
     public let signalMask: UInt64
+    /// The system call that it was in when it stopped, and its first argument.
+    public let currentCall: (number: SystemCall, argument: UInt64)?
     /// The image message of the thread; the leader's also holds the process-wide `tc`.
     public var core = CoreEntry()
     /// Whether it is the process's first thread.
@@ -31,6 +33,7 @@ public final class DumpedThread {
         self.process = process
         self.status = status
         self.registers = registers
+        currentCall = registers.currentCall.map { ($0, registers.arguments[0]) }
         self.signalMask = signalMask
     }
 }

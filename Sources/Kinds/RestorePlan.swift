@@ -132,7 +132,10 @@ public struct RestorePlan: Sendable {
 
 /// A kernel object that a process may have in common with others.
 struct SharedObject: Hashable {
-    enum Kind: String { case memory, files = "descriptor table", fs = "directories", signals = "signal dispositions" }
+    enum Kind: String {
+        case memory, files = "descriptor table", fs = "directories", signals = "signal dispositions"
+        case undo = "undo list of semaphores"
+    }
     let kind: Kind, id: UInt32
 }
 
@@ -144,6 +147,7 @@ extension PlannedProcess {
             [
                 SharedObject(kind: .memory, id: ids.vmID), SharedObject(kind: .files, id: ids.filesID),
                 SharedObject(kind: .fs, id: ids.fsID), SharedObject(kind: .signals, id: ids.sighandID),
+                SharedObject(kind: .undo, id: ids.semUndoID),
             ].filter { $0.id != 0 })
     }
 

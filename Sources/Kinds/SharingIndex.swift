@@ -35,6 +35,8 @@ public struct SharingIndex {
         case fs = 3
         /// Signal dispositions.
         case signalHandlers = 4
+        /// What System V semaphores are given back at the end (`SEM_UNDO`).
+        case undo = 6
     }
 
     private struct Representative {
@@ -97,6 +99,14 @@ public struct SharingIndex {
         let (holder, held) = lasting ?? (task, number)
         buckets[place].insert(Representative(task: holder, number: held, id: id), at: low)
         return (id, true)
+    }
+
+    /// Whether a thread has an undo list of System V semaphores at all; nil if that can't be told. All threads without one
+    /// look as if they shared it.
+    public static func hasUndoList(_ thread: TaskID) -> Bool? {
+        // We need no list, and without one we look the same as those who have none.
+        guard (try? systemCall(.unshare, 0x40000)) != nil, let own = try? systemCall(.gettid) else { return nil }
+        return (try? systemCall(.kcmp, Int(thread.rawValue), own, Object.undo.rawValue)).map { $0 != 0 }
     }
 
     /// Whether a descriptor of a task is what an epoll of ours watches.

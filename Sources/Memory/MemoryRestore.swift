@@ -54,7 +54,7 @@ public enum MemoryRestore {
 
     /// Lets go of what all tasks have mapped by now.
     public static func settle(_ context: RestoreContext) throws(Failure) {
-        try SystemVSegments.of(context).settle()
+        try SystemVSegments.of(context).settle(context)
     }
 
     /// Takes back what a failed restore left in the kernel.

@@ -73,6 +73,10 @@ public struct TaskStatus: Sendable {
     public var tracer: TaskID { TaskID(Int32(truncatingIfNeeded: numbers("TracerPid").first ?? 0)) }
     /// Its ids in each pid namespace, ours first.
     public var namespaceIDs: [Int32] { numbers("NSpid").map { Int32(truncatingIfNeeded: $0) } }
+    /// The signals that wait for the thread or its process.
+    public var pendingSignals: UInt64 { hexadecimal("SigPnd") | hexadecimal("ShdPnd") }
+    /// The signals that have a handler.
+    public var caughtSignals: UInt64 { hexadecimal("SigCgt") }
     /// Whether it has ended, or is about to: SIGKILL is on its way.
     public var isDying: Bool {
         let kill: UInt64 = 1 << 8

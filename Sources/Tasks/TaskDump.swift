@@ -26,7 +26,10 @@ public enum TaskDump {
     }
 
     /// Makes a thread fit for system calls of ours.
-    public static func prepare(_ thread: DumpedThread) throws(Failure) { try Registrations.abortSequence(thread) }
+    public static func prepare(_ thread: DumpedThread) throws(Failure) {
+        try InterruptedCall.repeatSemaphoreCall(thread)
+        try Registrations.abortSequence(thread)
+    }
 
     /// Adds what all parts ask of a thread. The returned closures take the answers.
     public static func ask(_ thread: DumpedThread, _ batch: inout Batch) throws(Failure) -> Answers {

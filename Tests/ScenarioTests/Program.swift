@@ -135,7 +135,7 @@ final class Program {
     }
 
     /// Waits for the end of the process that we started.
-    private func reap() {
+    func reap() {
         var status: Int32 = 0
         unsafe waitpid(id, &status, 0)
     }

@@ -354,6 +354,16 @@ public nonisolated struct TaskKobjIdsEntry: Sendable {
   /// Clears the value of `timeNsID`. Subsequent reads from it will return its default value.
   public mutating func clearTimeNsID() {self._timeNsID = nil}
 
+  /// The undo list of System V semaphores that the first thread has.
+  public var semUndoID: UInt32 {
+    get {_semUndoID ?? 0}
+    set {_semUndoID = newValue}
+  }
+  /// Returns true if `semUndoID` has been explicitly set.
+  public var hasSemUndoID: Bool {self._semUndoID != nil}
+  /// Clears the value of `semUndoID`. Subsequent reads from it will return its default value.
+  public mutating func clearSemUndoID() {self._semUndoID = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -370,6 +380,7 @@ public nonisolated struct TaskKobjIdsEntry: Sendable {
   fileprivate var _userNsID: UInt32? = nil
   fileprivate var _cgroupNsID: UInt32? = nil
   fileprivate var _timeNsID: UInt32? = nil
+  fileprivate var _semUndoID: UInt32? = nil
 }
 
 public nonisolated struct ThreadSasEntry: Sendable {
@@ -4563,6 +4574,16 @@ public nonisolated struct BrumateThreadEntry: @unchecked Sendable {
   /// Clears the value of `umask`. Subsequent reads from it will return its default value.
   public mutating func clearUmask() {_uniqueStorage()._umask = nil}
 
+  /// The undo list of System V semaphores of a thread that does not share its leader's; 0 if it has none.
+  public var semUndoID: UInt32 {
+    get {_storage._semUndoID ?? 0}
+    set {_uniqueStorage()._semUndoID = newValue}
+  }
+  /// Returns true if `semUndoID` has been explicitly set.
+  public var hasSemUndoID: Bool {_storage._semUndoID != nil}
+  /// Clears the value of `semUndoID`. Subsequent reads from it will return its default value.
+  public mutating func clearSemUndoID() {_uniqueStorage()._semUndoID = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -4919,7 +4940,7 @@ nonisolated extension TaskCoreEntry: SwiftProtobuf.Message, SwiftProtobuf._Messa
 
 nonisolated extension TaskKobjIdsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "TaskKobjIdsEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}vm_id\0\u{3}files_id\0\u{3}fs_id\0\u{3}sighand_id\0\u{3}pid_ns_id\0\u{3}net_ns_id\0\u{3}ipc_ns_id\0\u{3}uts_ns_id\0\u{3}mnt_ns_id\0\u{3}user_ns_id\0\u{3}cgroup_ns_id\0\u{3}time_ns_id\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}vm_id\0\u{3}files_id\0\u{3}fs_id\0\u{3}sighand_id\0\u{3}pid_ns_id\0\u{3}net_ns_id\0\u{3}ipc_ns_id\0\u{3}uts_ns_id\0\u{3}mnt_ns_id\0\u{3}user_ns_id\0\u{3}cgroup_ns_id\0\u{3}time_ns_id\0\u{4}\\\u{f}sem_undo_id\0")
 
   public var isInitialized: Bool {
     if self._vmID == nil {return false}
@@ -4947,6 +4968,7 @@ nonisolated extension TaskKobjIdsEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
       case 10: try { try decoder.decodeSingularUInt32Field(value: &self._userNsID) }()
       case 11: try { try decoder.decodeSingularUInt32Field(value: &self._cgroupNsID) }()
       case 12: try { try decoder.decodeSingularUInt32Field(value: &self._timeNsID) }()
+      case 1000: try { try decoder.decodeSingularUInt32Field(value: &self._semUndoID) }()
       default: break
       }
     }
@@ -4993,6 +5015,9 @@ nonisolated extension TaskKobjIdsEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
     try { if let v = self._timeNsID {
       try visitor.visitSingularUInt32Field(value: v, fieldNumber: 12)
     } }()
+    try { if let v = self._semUndoID {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1000)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -5009,6 +5034,7 @@ nonisolated extension TaskKobjIdsEntry: SwiftProtobuf.Message, SwiftProtobuf._Me
     if lhs._userNsID != rhs._userNsID {return false}
     if lhs._cgroupNsID != rhs._cgroupNsID {return false}
     if lhs._timeNsID != rhs._timeNsID {return false}
+    if lhs._semUndoID != rhs._semUndoID {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -9842,7 +9868,7 @@ nonisolated extension BrumateRestartEntry: SwiftProtobuf.Message, SwiftProtobuf.
 
 nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "BrumateThreadEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}xstate\0\u{1}restart\0\u{1}affinity\0\u{3}io_priority\0\u{3}timer_slack\0\u{3}deadline_runtime\0\u{3}deadline_deadline\0\u{3}deadline_period\0\u{3}sched_flags\0\u{3}util_min\0\u{3}util_max\0\u{3}mempolicy_mode\0\u{3}mempolicy_nodes\0\u{3}user_dispatch\0\u{1}speculation\0\u{3}core_cookie\0\u{3}tsc_mode\0\u{3}io_flusher\0\u{3}mce_kill\0\u{1}timing\0\u{1}stopped\0\u{3}rseq_size\0\u{3}cwd_id\0\u{3}root_id\0\u{1}umask\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}xstate\0\u{1}restart\0\u{1}affinity\0\u{3}io_priority\0\u{3}timer_slack\0\u{3}deadline_runtime\0\u{3}deadline_deadline\0\u{3}deadline_period\0\u{3}sched_flags\0\u{3}util_min\0\u{3}util_max\0\u{3}mempolicy_mode\0\u{3}mempolicy_nodes\0\u{3}user_dispatch\0\u{1}speculation\0\u{3}core_cookie\0\u{3}tsc_mode\0\u{3}io_flusher\0\u{3}mce_kill\0\u{1}timing\0\u{1}stopped\0\u{3}rseq_size\0\u{3}cwd_id\0\u{3}root_id\0\u{1}umask\0\u{3}sem_undo_id\0")
 
   fileprivate class _StorageClass {
     var _xstate: Data? = nil
@@ -9870,6 +9896,7 @@ nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._
     var _cwdID: UInt32? = nil
     var _rootID: UInt32? = nil
     var _umask: UInt32? = nil
+    var _semUndoID: UInt32? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -9905,6 +9932,7 @@ nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._
       _cwdID = source._cwdID
       _rootID = source._rootID
       _umask = source._umask
+      _semUndoID = source._semUndoID
     }
   }
 
@@ -9955,6 +9983,7 @@ nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._
         case 23: try { try decoder.decodeSingularUInt32Field(value: &_storage._cwdID) }()
         case 24: try { try decoder.decodeSingularUInt32Field(value: &_storage._rootID) }()
         case 25: try { try decoder.decodeSingularUInt32Field(value: &_storage._umask) }()
+        case 26: try { try decoder.decodeSingularUInt32Field(value: &_storage._semUndoID) }()
         default: break
         }
       }
@@ -10042,6 +10071,9 @@ nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._
       try { if let v = _storage._umask {
         try visitor.visitSingularUInt32Field(value: v, fieldNumber: 25)
       } }()
+      try { if let v = _storage._semUndoID {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 26)
+      } }()
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -10076,6 +10108,7 @@ nonisolated extension BrumateThreadEntry: SwiftProtobuf.Message, SwiftProtobuf._
         if _storage._cwdID != rhs_storage._cwdID {return false}
         if _storage._rootID != rhs_storage._rootID {return false}
         if _storage._umask != rhs_storage._umask {return false}
+        if _storage._semUndoID != rhs_storage._semUndoID {return false}
         return true
       }
       if !storagesAreEqual {return false}

@@ -260,6 +260,34 @@ public nonisolated struct IpcMsgEntry: Sendable {
   /// Clears the value of `qnum`. Subsequent reads from it will return its default value.
   public mutating func clearQnum() {self._qnum = nil}
 
+  /// When it was changed last, and who sent and received last: to know it again.
+  public var changed: UInt64 {
+    get {_changed ?? 0}
+    set {_changed = newValue}
+  }
+  /// Returns true if `changed` has been explicitly set.
+  public var hasChanged: Bool {self._changed != nil}
+  /// Clears the value of `changed`. Subsequent reads from it will return its default value.
+  public mutating func clearChanged() {self._changed = nil}
+
+  public var sender: UInt32 {
+    get {_sender ?? 0}
+    set {_sender = newValue}
+  }
+  /// Returns true if `sender` has been explicitly set.
+  public var hasSender: Bool {self._sender != nil}
+  /// Clears the value of `sender`. Subsequent reads from it will return its default value.
+  public mutating func clearSender() {self._sender = nil}
+
+  public var receiver: UInt32 {
+    get {_receiver ?? 0}
+    set {_receiver = newValue}
+  }
+  /// Returns true if `receiver` has been explicitly set.
+  public var hasReceiver: Bool {self._receiver != nil}
+  /// Clears the value of `receiver`. Subsequent reads from it will return its default value.
+  public mutating func clearReceiver() {self._receiver = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -267,6 +295,36 @@ public nonisolated struct IpcMsgEntry: Sendable {
   fileprivate var _desc: IpcDescEntry? = nil
   fileprivate var _qbytes: UInt32? = nil
   fileprivate var _qnum: UInt32? = nil
+  fileprivate var _changed: UInt64? = nil
+  fileprivate var _sender: UInt32? = nil
+  fileprivate var _receiver: UInt32? = nil
+}
+
+/// What the end of the tasks with one undo list adds to semaphores of a set.
+public nonisolated struct BrumateSemUndoEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// See TaskKobjIdsEntry.sem_undo_id.
+  public var list: UInt32 {
+    get {_list ?? 0}
+    set {_list = newValue}
+  }
+  /// Returns true if `list` has been explicitly set.
+  public var hasList: Bool {self._list != nil}
+  /// Clears the value of `list`. Subsequent reads from it will return its default value.
+  public mutating func clearList() {self._list = nil}
+
+  public var numbers: [UInt32] = []
+
+  public var adjustments: [Int32] = []
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _list: UInt32? = nil
 }
 
 public nonisolated struct IpcSemEntry: Sendable {
@@ -292,12 +350,38 @@ public nonisolated struct IpcSemEntry: Sendable {
   /// Clears the value of `nsems`. Subsequent reads from it will return its default value.
   public mutating func clearNsems() {self._nsems = nil}
 
+  /// When it was changed last, and who operated on each semaphore last: to know it again.
+  public var changed: UInt64 {
+    get {_changed ?? 0}
+    set {_changed = newValue}
+  }
+  /// Returns true if `changed` has been explicitly set.
+  public var hasChanged: Bool {self._changed != nil}
+  /// Clears the value of `changed`. Subsequent reads from it will return its default value.
+  public mutating func clearChanged() {self._changed = nil}
+
+  public var pids: [UInt32] = []
+
+  public var undo: [BrumateSemUndoEntry] = []
+
+  /// Others use it too: it is never made, and only the undo lists are of the tree.
+  public var shared: Bool {
+    get {_shared ?? false}
+    set {_shared = newValue}
+  }
+  /// Returns true if `shared` has been explicitly set.
+  public var hasShared: Bool {self._shared != nil}
+  /// Clears the value of `shared`. Subsequent reads from it will return its default value.
+  public mutating func clearShared() {self._shared = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
   fileprivate var _desc: IpcDescEntry? = nil
   fileprivate var _nsems: UInt32? = nil
+  fileprivate var _changed: UInt64? = nil
+  fileprivate var _shared: Bool? = nil
 }
 
 public nonisolated struct IpcShmEntry: Sendable {
@@ -360,6 +444,16 @@ public nonisolated struct IpcShmEntry: Sendable {
   /// Clears the value of `changed`. Subsequent reads from it will return its default value.
   public mutating func clearChanged() {self._changed = nil}
 
+  /// Who attached or detached it last, if nobody has it attached.
+  public var detachedBy: UInt32 {
+    get {_detachedBy ?? 0}
+    set {_detachedBy = newValue}
+  }
+  /// Returns true if `detachedBy` has been explicitly set.
+  public var hasDetachedBy: Bool {self._detachedBy != nil}
+  /// Clears the value of `detachedBy`. Subsequent reads from it will return its default value.
+  public mutating func clearDetachedBy() {self._detachedBy = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -370,6 +464,7 @@ public nonisolated struct IpcShmEntry: Sendable {
   fileprivate var _hugetlbFlag: UInt32? = nil
   fileprivate var _creator: UInt32? = nil
   fileprivate var _changed: UInt64? = nil
+  fileprivate var _detachedBy: UInt32? = nil
 }
 
 public nonisolated struct IpcVarEntry: @unchecked Sendable {
@@ -1922,7 +2017,7 @@ nonisolated extension IpcMsg: SwiftProtobuf.Message, SwiftProtobuf._MessageImple
 
 nonisolated extension IpcMsgEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "IpcMsgEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}desc\0\u{1}qbytes\0\u{1}qnum\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}desc\0\u{1}qbytes\0\u{1}qnum\0\u{2}e\u{f}changed\0\u{1}sender\0\u{1}receiver\0")
 
   public var isInitialized: Bool {
     if self._desc == nil {return false}
@@ -1941,6 +2036,9 @@ nonisolated extension IpcMsgEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
       case 1: try { try decoder.decodeSingularMessageField(value: &self._desc) }()
       case 2: try { try decoder.decodeSingularUInt32Field(value: &self._qbytes) }()
       case 3: try { try decoder.decodeSingularUInt32Field(value: &self._qnum) }()
+      case 1000: try { try decoder.decodeSingularUInt64Field(value: &self._changed) }()
+      case 1001: try { try decoder.decodeSingularUInt32Field(value: &self._sender) }()
+      case 1002: try { try decoder.decodeSingularUInt32Field(value: &self._receiver) }()
       default: break
       }
     }
@@ -1960,6 +2058,15 @@ nonisolated extension IpcMsgEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
     try { if let v = self._qnum {
       try visitor.visitSingularUInt32Field(value: v, fieldNumber: 3)
     } }()
+    try { if let v = self._changed {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 1000)
+    } }()
+    try { if let v = self._sender {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1001)
+    } }()
+    try { if let v = self._receiver {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1002)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -1967,6 +2074,58 @@ nonisolated extension IpcMsgEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
     if lhs._desc != rhs._desc {return false}
     if lhs._qbytes != rhs._qbytes {return false}
     if lhs._qnum != rhs._qnum {return false}
+    if lhs._changed != rhs._changed {return false}
+    if lhs._sender != rhs._sender {return false}
+    if lhs._receiver != rhs._receiver {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension BrumateSemUndoEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "BrumateSemUndoEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}list\0\u{1}numbers\0\u{1}adjustments\0")
+
+  public var isInitialized: Bool {
+    if self._list == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._list) }()
+      case 2: try { try decoder.decodeRepeatedUInt32Field(value: &self.numbers) }()
+      case 3: try { try decoder.decodeRepeatedSInt32Field(value: &self.adjustments) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._list {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    if !self.numbers.isEmpty {
+      try visitor.visitPackedUInt32Field(value: self.numbers, fieldNumber: 2)
+    }
+    if !self.adjustments.isEmpty {
+      try visitor.visitPackedSInt32Field(value: self.adjustments, fieldNumber: 3)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: BrumateSemUndoEntry, rhs: BrumateSemUndoEntry) -> Bool {
+    if lhs._list != rhs._list {return false}
+    if lhs.numbers != rhs.numbers {return false}
+    if lhs.adjustments != rhs.adjustments {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -1974,12 +2133,13 @@ nonisolated extension IpcMsgEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
 
 nonisolated extension IpcSemEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "IpcSemEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}desc\0\u{1}nsems\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}desc\0\u{1}nsems\0\u{2}f\u{f}changed\0\u{1}pids\0\u{1}undo\0\u{1}shared\0")
 
   public var isInitialized: Bool {
     if self._desc == nil {return false}
     if self._nsems == nil {return false}
     if let v = self._desc, !v.isInitialized {return false}
+    if !SwiftProtobuf.Internal.areAllInitialized(self.undo) {return false}
     return true
   }
 
@@ -1991,6 +2151,10 @@ nonisolated extension IpcSemEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
       switch fieldNumber {
       case 1: try { try decoder.decodeSingularMessageField(value: &self._desc) }()
       case 2: try { try decoder.decodeSingularUInt32Field(value: &self._nsems) }()
+      case 1000: try { try decoder.decodeSingularUInt64Field(value: &self._changed) }()
+      case 1001: try { try decoder.decodeRepeatedUInt32Field(value: &self.pids) }()
+      case 1002: try { try decoder.decodeRepeatedMessageField(value: &self.undo) }()
+      case 1003: try { try decoder.decodeSingularBoolField(value: &self._shared) }()
       default: break
       }
     }
@@ -2007,12 +2171,28 @@ nonisolated extension IpcSemEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
     try { if let v = self._nsems {
       try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
     } }()
+    try { if let v = self._changed {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 1000)
+    } }()
+    if !self.pids.isEmpty {
+      try visitor.visitPackedUInt32Field(value: self.pids, fieldNumber: 1001)
+    }
+    if !self.undo.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.undo, fieldNumber: 1002)
+    }
+    try { if let v = self._shared {
+      try visitor.visitSingularBoolField(value: v, fieldNumber: 1003)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
   public static func ==(lhs: IpcSemEntry, rhs: IpcSemEntry) -> Bool {
     if lhs._desc != rhs._desc {return false}
     if lhs._nsems != rhs._nsems {return false}
+    if lhs._changed != rhs._changed {return false}
+    if lhs.pids != rhs.pids {return false}
+    if lhs.undo != rhs.undo {return false}
+    if lhs._shared != rhs._shared {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -2020,7 +2200,7 @@ nonisolated extension IpcSemEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
 
 nonisolated extension IpcShmEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "IpcShmEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}desc\0\u{1}size\0\u{3}in_pagemaps\0\u{3}hugetlb_flag\0\u{2}d\u{f}creator\0\u{1}changed\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}desc\0\u{1}size\0\u{3}in_pagemaps\0\u{3}hugetlb_flag\0\u{2}d\u{f}creator\0\u{1}changed\0\u{3}detached_by\0")
 
   public var isInitialized: Bool {
     if self._desc == nil {return false}
@@ -2041,6 +2221,7 @@ nonisolated extension IpcShmEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
       case 4: try { try decoder.decodeSingularUInt32Field(value: &self._hugetlbFlag) }()
       case 1000: try { try decoder.decodeSingularUInt32Field(value: &self._creator) }()
       case 1001: try { try decoder.decodeSingularUInt64Field(value: &self._changed) }()
+      case 1002: try { try decoder.decodeSingularUInt32Field(value: &self._detachedBy) }()
       default: break
       }
     }
@@ -2069,6 +2250,9 @@ nonisolated extension IpcShmEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
     try { if let v = self._changed {
       try visitor.visitSingularUInt64Field(value: v, fieldNumber: 1001)
     } }()
+    try { if let v = self._detachedBy {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1002)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -2079,6 +2263,7 @@ nonisolated extension IpcShmEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
     if lhs._hugetlbFlag != rhs._hugetlbFlag {return false}
     if lhs._creator != rhs._creator {return false}
     if lhs._changed != rhs._changed {return false}
+    if lhs._detachedBy != rhs._detachedBy {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

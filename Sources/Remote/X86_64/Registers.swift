@@ -31,6 +31,24 @@ public import Linux
             return (SystemCall(rawValue: Int(number)), Int(result))
         }
 
+        /// The system call that the thread is in, interrupted or about to return.
+        public var currentCall: SystemCall? {
+            let number = Int64(bitPattern: originalAX)
+            return number >= 0 ? SystemCall(rawValue: Int(truncatingIfNeeded: number)) : nil
+        }
+
+        /// Whether the call returns an error of this number.
+        public func fails(with number: Int32) -> Bool { Int64(bitPattern: ax) == -Int64(number) }
+
+        /// Makes the call that the thread is in again from its beginning.
+        public func repeatingCall() -> Registers {
+            var registers = self
+            registers.ip &-= 2
+            registers.ax = originalAX
+            registers.originalAX = .max
+            return registers
+        }
+
         /// The arguments of the system call that the thread is in.
         public var arguments: [UInt64] { [di, si, dx, r10, r8, r9] }
 

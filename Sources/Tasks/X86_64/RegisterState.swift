@@ -5,6 +5,7 @@
     internal import Kinds
     internal import Linux
     internal import Logging
+    internal import Procfs
     internal import Remote
 
     /// All registers of a thread, and the system call that the stop interrupted.
@@ -141,6 +142,21 @@
                 if !over { entry.remaining = nanoseconds &+ left.nanoseconds }
             }
             return (registers, entry)
+        }
+
+        /// Lets a thread that waited for System V semaphores wait again. The kernel ends that wait with EINTR whenever the
+        /// thread is stopped, and a program without signal handlers does not expect that. A handler that is about to run is
+        /// another matter.
+        static func repeatSemaphoreCall(_ thread: DumpedThread) throws(Failure) {
+            let (registers, status) = (thread.registers, thread.status)
+            guard let call = registers.currentCall, call == .semop || call == .semtimedop, registers.fails(with: 4),
+                status.pendingSignals & ~thread.signalMask & status.caughtSignals == 0
+            else { return }
+            thread.registers = registers.repeatingCall()
+            let (tracee, again) = (thread.tracee, thread.registers)
+            try attempt("let it wait for semaphores again") { () throws(SystemCallError) in
+                try tracee.setRegisters(again)
+            }
         }
 
         /// Where the kernel wrote the time that a relative sleep has left, if the caller wanted to know.

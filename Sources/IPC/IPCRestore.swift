@@ -1,0 +1,24 @@
+public import Diagnostics
+public import Kinds
+
+/// Restores System V semaphores and message queues.
+public enum IPCRestore {
+    /// Reads and checks the images, before anything is created.
+    public static func load(_ context: RestoreContext) throws(Failure) {
+        try SemaphoreRestore.of(context).load(context)
+        try QueueRestore.of(context).load(context)
+    }
+
+    /// Makes what is gone, and gives everything its contents, once all threads exist: who operated last, and what a task's
+    /// end gives back, only the tasks themselves can say.
+    public static func restore(_ context: RestoreContext) throws(Failure) {
+        try SemaphoreRestore.of(context).restore(context)
+        try QueueRestore.of(context).restore(context)
+    }
+
+    /// Takes back what a failed restore has made.
+    public static func abandon(_ context: RestoreContext) {
+        SemaphoreRestore.of(context).abandon()
+        QueueRestore.of(context).abandon()
+    }
+}
