@@ -155,6 +155,9 @@ struct `A file comes back the same` {
             """
             import fcntl
             problems, rounds = [], [0]
+            open(work + '/script', 'w').write(
+                '#!/bin/sh\\n[ "$CRTOOLS_SCRIPT_ACTION" != post-resume ] || ls -l /proc/$PPID/fd > %s/held\\n' % work)
+            os.chmod(work + '/script', 0o755)
             def load():
                 path = work + '/written'
                 while True:
@@ -184,5 +187,11 @@ struct `A file comes back the same` {
             let answer = program.ask()
             try #require(answer == "ok", "round \(round)")
         }
+        #expect(try program.dump(["--file-locks"]) == 0)
+        #expect(try program.restore(["--action-script", program.work + "/script"]) == 0)
+        let answer = program.ask()
+        #expect(answer == "ok")
+        let held = program.text("held")
+        #expect(held.contains("restore.log") && !held.contains("/request"), "\(held)")
     }
 }

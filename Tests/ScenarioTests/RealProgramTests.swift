@@ -236,7 +236,7 @@ struct `A real program goes on under load` {
                         except Exception: pass
                         try: c.close()
                         except OSError: pass
-                        time.sleep(random.random() * 0.3)
+                        time.sleep(random.random() * 1.5)
                 start(load)
                 goes_on([0])
                 def check():
