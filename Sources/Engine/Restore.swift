@@ -25,6 +25,8 @@ public struct RestoreRequest: Sendable {
     public var pidFile: FilePath?
     /// Action scripts.
     public var scripts = Scripts()
+    /// Where plugins are, if the user says (`--libdir`).
+    public var plugins: FilePath?
     /// Faults asked for by tests.
     public var faults = Faults()
 
@@ -72,6 +74,7 @@ final class RestoreOrder {
 
     func run() throws(Failure) -> RestoreOutcome {
         let started = ContinuousClock.now
+        context.plugins = try Plugins(in: request.plugins, order: "restore", log: context.log)
         try makePlan()
         try context.faults.pass(.restorePlanned)
         try request.scripts.run(.preRestore, images: context.images.directory.number, root: nil)
@@ -92,6 +95,7 @@ final class RestoreOrder {
         try FileRestore.settle(context)
         try MemoryRestore.settle(context)
         try writePidFile(root.id)
+        try context.plugins.finish(context.processes.map { ("task", "\($0.id)") })
         try request.scripts.run(.postRestore, images: context.images.directory.number, root: root.id)
         try perform(.seal)
         try context.faults.pass(.restoreSealed)

@@ -161,9 +161,7 @@ public final class FileDump: FileDumper {
     }
 
     private func describe(_ file: OpenFile) throws(Failure) -> UInt32 {
-        if let kind = fileKinds.first(where: { $0.claims(file.facts) })
-            ?? ExternalFile.kind(of: file.facts, context.policy)
-        {
+        if let kind = fileKind(of: file.facts, context.policy, context.plugins) {
             let entry = try kind.dump(file, context)
             context.files.append(entry)
             return entry.type

@@ -85,6 +85,8 @@ public struct ImageName: Hashable, Sendable {
     }
     /// `ipcns-shm-ID.img`: System V shared memory.
     public static func sharedMemory(_ id: UInt32) -> ImageName { ImageName("ipcns-shm-\(id).img", 0x4628_3044) }
+    /// `plugin-ID.img`, raw: what a plugin keeps of a file.
+    public static func pluginState(_ id: UInt32) -> ImageName { ImageName("plugin-\(id).img", 0) }
     /// `timens-ID.img`.
     public static func timeNamespace(_ id: UInt32) -> ImageName { ImageName("timens-\(id).img", 0x4311_4433) }
 }
