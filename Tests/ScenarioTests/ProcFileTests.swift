@@ -47,7 +47,9 @@ struct `An open file of proc` {
                 out = []
                 for name, fd in kept.items():
                     s = os.fstat(fd)
-                    out.append((name, os.readlink('/proc/self/fd/%d' % fd), os.lseek(fd, 0, 1) if 'path' not in name and 'by name' not in name else 0, oct(s.st_mode)))
+                    try: position = os.lseek(fd, 0, 1)
+                    except OSError as e: position = e.errno
+                    out.append((name, os.readlink('/proc/self/fd/%d' % fd), position, oct(s.st_mode)))
                     try: import fcntl; out.append(fcntl.fcntl(fd, 3))
                     except OSError as e: out.append(e.errno)
                     if name.startswith('dead'):
@@ -69,9 +71,9 @@ struct `An open file of proc` {
                 if not os.read(hears[0], 100).startswith(b'THE child'): return 'the child has other memory'
                 os.pwrite(kept['child mem'], b'the', place)
                 if int(os.pread(kept['me maps'], 8, 0), 16) == 0: return 'no maps'
-                os.pwrite(kept['child write'], b'renamed', 0)
-                if open('/proc/%d/comm' % child).read() != 'renamed\\n': return 'not the name of the child'
-                os.pwrite(kept['child write'], open('/proc/self/comm').read().strip().encode(), 0)
+                name = open('/proc/self/comm').read().strip(); os.write(kept['me write'], b'renamed')
+                if open('/proc/self/comm').read() != 'renamed\\n': return 'not our name'
+                os.write(kept['me write'], name.encode())
                 if str(tid) not in os.listdir(kept['me tasks']): return 'no thread'
                 if sorted(os.listdir(kept['child fds'])) != sorted(os.listdir('/proc/%d/fd' % child)): return 'other descriptors'
                 os.lseek(kept['me tasks'], 0, 0); os.lseek(kept['child fds'], 0, 0)

@@ -24,8 +24,10 @@ struct `A userfaultfd` {
             import select
             if not select.select([u], [], [], patience)[0]: return None
             words = struct.unpack('QQQQ', os.read(u, 32)); return words[0] & 0xff, words[1], words[2]
-        def poke(at, byte): ctypes.c_ubyte.from_address(at).value = byte
-        def peek(at): return ctypes.c_ubyte.from_address(at).value
+        # Calls of libc run without Python's own lock, which the handler needs.
+        def poke(at, byte): libc.memset(ctypes.c_void_p(at), byte, ctypes.c_size_t(1))
+        def peek(at):
+            out = ctypes.create_string_buffer(1); libc.memcpy(out, ctypes.c_void_p(at), ctypes.c_size_t(1)); return out.raw[0]
         def pagemap(at, pages):
             with open('/proc/self/pagemap', 'rb') as f: f.seek(at // PAGE * 8); words = struct.unpack('%dQ' % pages, f.read(pages * 8))
             return ''.join(('w' if w >> 57 & 1 else 'p') if w >> 62 else '-' for w in words)
@@ -33,8 +35,7 @@ struct `A userfaultfd` {
             lines = iter(open('/proc/self/smaps'))
             for line in lines:
                 if line.startswith('%x-' % at): break
-            return [w for l in lines if l.startswith('VmFlags')][:1] if False else next(
-                sorted(set(l.split()) & {'um', 'uw', 'ui'}) for l in lines if l.startswith('VmFlags'))
+            return next(sorted(set(l.split()) & {'um', 'uw', 'ui'}) for l in lines if l.startswith('VmFlags'))
         def faulting(action):
             import threading
             t = threading.Thread(target=action); t.start(); return t

@@ -48,8 +48,8 @@ struct RouteSocket: ~Copyable {
         }
     }
 
-    /// Creates an object, or does nothing if it is there.
-    func create(_ message: RouteMessage) throws(SystemCallError) {
+    /// Creates an object, or does nothing if it is there; or removes one.
+    func change(_ message: RouteMessage) throws(SystemCallError) {
         try send(message.type, flags: 0x505, message.body)  // NLM_F_REQUEST, _ACK, _REPLACE, _CREATE
         for answer in try receive() where answer.type == 2 {
             let error = answer.body.load(Int32.self) ?? 0

@@ -102,8 +102,14 @@ enum TunInterface {
             }
             let index = request.load(UInt32.self, at: 16) ?? 0
             let routing = try RouteSocket()
+            // What IPv6 has given it by itself is of no use; it had its own.
+            let kept = Set(entry.addresses.map { place(of: Array($0)) })
+            for own in try routing.list(22)
+            where own.type == 20 && own.body.load(UInt32.self, at: 4) == index && !kept.contains(place(of: own.body)) {
+                try routing.change(RouteMessage(type: 21, body: own.body))  // RTM_DELADDR
+            }
             for address in entry.addresses where address.count >= 8 {
-                try routing.create(RouteMessage(type: 20, body: patched(Array(address), at: 4, index)))
+                try routing.change(RouteMessage(type: 20, body: patched(Array(address), at: 4, index)))
             }
             // A route by another comes after that; those without a gateway go first.
             let routes = entry.routes.map { RouteMessage(type: 24, body: Array($0)) }.filter { $0.body.count >= 12 }
@@ -111,7 +117,7 @@ enum TunInterface {
             for far in [false, true] {
                 for (route, isFar) in zip(routes, isFar) where isFar == far {
                     guard let place = placeOfInterface(in: route.body) else { continue }
-                    try routing.create(RouteMessage(type: 24, body: patched(route.body, at: place, index)))
+                    try routing.change(RouteMessage(type: 24, body: patched(route.body, at: place, index)))
                 }
             }
         }
@@ -119,6 +125,13 @@ enum TunInterface {
 
     private static func patched(_ body: [UInt8], at place: Int, _ index: UInt32) -> [UInt8] {
         body[..<place] + [UInt8](bytesOf: index) + body[(place + 4)...]
+    }
+
+    /// Family and address of an address.
+    private static func place(of address: [UInt8]) -> [UInt8] {
+        let attributes = RouteMessage(type: 20, body: address).attributes(behind: 8)
+        // IFA_LOCAL, IFA_ADDRESS
+        return address.prefix(1) + (attributes[2] ?? attributes[1] ?? [])
     }
 
     /// Where a route names its interface (RTA_OIF).
