@@ -114,7 +114,8 @@ struct Area: Hashable {
 
     /// Whether a mapping of a parent can serve as this one: it is the same but for what is set at the end.
     func isInheritable(from other: Area) -> Bool {
-        isMapped && !status.contains(.device) && range == other.range && flags == other.flags && status == other.status && file == other.file
+        isMapped && !status.contains(.device) && range == other.range && flags == other.flags && status == other.status
+            && file == other.file
             && offset == other.offset
     }
 }

@@ -313,7 +313,9 @@ public enum MemoryDump {
     private static func dumpPages(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) -> [AddressRange] {
         let started = ContinuousClock.now
         // Shared memory is written elsewhere, but guard pages in it are each process's own.
-        let own = process.mappings.filter { (!$0.isShared || $0.flags.contains("gu")) && !$0.isOfKernel && !$0.isDevice }
+        let own = process.mappings.filter {
+            (!$0.isShared || $0.flags.contains("gu")) && !$0.isOfKernel && !$0.isDevice
+        }
         var scan = try PagemapScan(process.id)
         let findings = try scan.scan(own.map(\.range))
         var stretches: [PageStretch] = []

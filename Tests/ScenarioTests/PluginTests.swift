@@ -76,7 +76,9 @@ struct `A plugin` {
             .replacing("word == 'finish'", with: "word == 'map'")
             .replacing(
                 "    else:\n        send('refused', {'reason': 'it can",
-                with: "    elif word == 'finish':\n        send('ok')\n    else:\n        send('refused', {'reason': 'it can")
+                with:
+                    "    elif word == 'finish':\n        send('ok')\n    else:\n        send('refused', {'reason': 'it can"
+            )
         let options = try install(source, for: program)
         try #require(try program.dump(options) == 0, "\(program.lastLine("dump.log"))")
         try #require(try program.restore(options) == 0, "\(program.lastLine("restore.log"))")
@@ -130,7 +132,9 @@ struct `A plugin` {
             #expect(program.lastLine("restore.log").contains(words), "\(program.lastLine("restore.log"))")
             #expect(program.isGone)
         }
-        options = try install(Self.example.replacing("'finish':\n        send('ok')", with: "'finish':\n        send('refused')"), for: program)
+        options = try install(
+            Self.example.replacing("'finish':\n        send('ok')", with: "'finish':\n        send('refused')"),
+            for: program)
         #expect(try program.restore(options) != 0)
         #expect(program.lastLine("restore.log").contains("it gives no reason"))
         #expect(program.isGone)

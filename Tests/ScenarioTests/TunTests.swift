@@ -46,7 +46,8 @@ struct `A network interface of the tun driver` {
         }
 
         func brumate(_ words: [String]) throws -> Int32 {
-            try program.run(["nsenter", "--net=/run/netns/\(name)", Program.binary] + words + ["-D", program.images, "-v4"])
+            try program.run(
+                ["nsenter", "--net=/run/netns/\(name)", Program.binary] + words + ["-D", program.images, "-v4"])
         }
 
         func cycle() throws -> String {
@@ -66,10 +67,15 @@ struct `A network interface of the tun driver` {
 
     private static let check = """
 
-        before = repr([[told(t) for t in all_files], network()])
+        def flat(value, place=''):
+            if isinstance(value, (list, dict)) and value:
+                return [line for k, v in (value.items() if isinstance(value, dict) else enumerate(value)) for line in flat(v, '%s/%s' % (place, k))]
+            return ['%s: %r' % (place, value)]
+        def facts(): return flat([[told(t) for t in all_files], network()])
+        before = facts()
         def check():
-            now = repr([[told(t) for t in all_files], network()])
-            if now != before: return 'was ' + before + ' and is ' + now
+            now = facts()
+            if now != before: return 'was %r, is %r' % ([l for l in before if l not in now], [l for l in now if l not in before])
             return works()
         serve(check)
         """
@@ -136,7 +142,8 @@ struct `A network interface of the tun driver` {
         #expect(space.program.ask() == "ok")
         // From outside of its network namespace.
         #expect(try space.program.dump() != 0)
-        #expect(space.program.lastLine("dump.log").contains("network namespace"), "\(space.program.lastLine("dump.log"))")
+        #expect(
+            space.program.lastLine("dump.log").contains("network namespace"), "\(space.program.lastLine("dump.log"))")
         #expect(space.program.ask() == "ok")
         try #require(try space.brumate(["dump", "-t", "\(space.program.id)", "-o", "dump.log"]) == 0)
         let inside = ["nsenter", "--net=/run/netns/\(space.name)", "ip"]

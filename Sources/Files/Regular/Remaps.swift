@@ -6,6 +6,7 @@ internal import Kinds
 internal import Linux
 internal import Logging
 internal import Procfs
+internal import Remote
 internal import SystemPackage
 
 /// Dump: files whose path leads elsewhere or nowhere.

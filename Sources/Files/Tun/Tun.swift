@@ -142,7 +142,8 @@ enum Tun: FileKind {
         _ number: Int32, to name: String, _ entry: TunfileEntry, _ context: RestoreContext
     ) throws(Failure) {
         guard entry.hasLink else {
-            throw Failure(.unsupported, "the interface is part of a network namespace's image, which can't be restored yet")
+            throw Failure(
+                .unsupported, "the interface is part of a network namespace's image, which can't be restored yet")
         }
         guard !name.isEmpty, name.utf8.count < 16, !name.contains("%"), !name.contains("/") else {
             throw Failure(.corruptImage, "no interface can have this name")
@@ -174,7 +175,8 @@ enum Tun: FileKind {
         } catch {
             throw Failure(
                 .conflict, "can't attach to the interface \(name)",
-                advice: isThere ? "Another program may use it, or it may be of another kind: end that, or remove it" : nil,
+                advice: isThere
+                    ? "Another program may use it, or it may be of another kind: end that, or remove it" : nil,
                 cause: error)
         }
         try set(number, name, entry, isNew: !isThere)

@@ -164,7 +164,11 @@ enum Userfault: FileKind {
             guard got == wanted * 8 else { throw Failure(.vanished, "the pagemap ends at \(Address(at))") }
             for index in 0..<wanted where words[index] >> 57 & 1 == 1 {
                 let page = at + UInt64(index) * pageSize
-                if found.last == page { found[found.count - 1] = page + pageSize } else { found += [page, page + pageSize] }
+                if found.last == page {
+                    found[found.count - 1] = page + pageSize
+                } else {
+                    found += [page, page + pageSize]
+                }
             }
             at += UInt64(wanted) * pageSize
         }
@@ -234,7 +238,8 @@ enum Userfault: FileKind {
     static func start(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {
         let number = try context.files.number(entry.id)
         for watched in entry.userfault.ranges {
-            guard watched.start < watched.end, watched.mode > 0, watched.mode < 8, watched.protected.count % 2 == 0 else {
+            guard watched.start < watched.end, watched.mode > 0, watched.mode < 8, watched.protected.count % 2 == 0
+            else {
                 throw Failure(.corruptImage, "a userfaultfd watches nothing")
             }
             let range = AddressRange(watched.start, watched.end)

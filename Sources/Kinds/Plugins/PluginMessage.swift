@@ -46,7 +46,11 @@ public struct PluginMessage: Hashable, Sendable {
         for value in values {
             out += Array((value.name + ": ").utf8)
             for byte in value.bytes {
-                if byte == 0x0a { out += Array("\\012".utf8) } else if byte == 0x5c { out += Array("\\134".utf8) } else {
+                if byte == 0x0a {
+                    out += Array("\\012".utf8)
+                } else if byte == 0x5c {
+                    out += Array("\\134".utf8)
+                } else {
                     out.append(byte)
                 }
             }

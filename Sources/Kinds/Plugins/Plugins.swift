@@ -29,7 +29,8 @@ public final class Plugins {
             names = []
             guard directory == nil, error.errno == .ENOENT else {
                 throw Failure(
-                    .denied, "can't look for plugins in \(place.string)", advice: "Pass another directory with --libdir",
+                    .denied, "can't look for plugins in \(place.string)",
+                    advice: "Pass another directory with --libdir",
                     cause: error)
             }
         }
@@ -67,7 +68,8 @@ public final class Plugins {
         if let known = running.first(where: { $0.name == name }) { return known }
         guard let directory, names.contains(name) else {
             throw Failure(
-                .unsupported, "the plugin \(name) dumped it, which is not in \((directory ?? Plugins.directory).string)",
+                .unsupported,
+                "the plugin \(name) dumped it, which is not in \((directory ?? Plugins.directory).string)",
                 advice: "Put it there, or pass its directory with --libdir")
         }
         let plugin = try Plugin(name, in: directory)
