@@ -50,6 +50,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
     policy.leaveRunning = request.afterwards != .killed
     policy.removesLinkRemaps = request.afterwards == .running
     let context = DumpContext(policy: policy, images: images, log: log, faults: request.faults)
+    defer { context.plugins.end() }
     do throws(Failure) {
         context.plugins = try Plugins(in: request.plugins, order: "dump", log: log)
         try context.plugins.startAll(root: request.root)

@@ -49,6 +49,7 @@ public func restore(_ request: RestoreRequest, log: Logger) throws(Failure) -> R
     raiseDescriptorLimit()
     let context = RestoreContext(
         policy: request.policy, images: try ImageSet(request.images), log: log, faults: request.faults)
+    defer { context.plugins.end() }
     let order = RestoreOrder(context: context, request: request)
     do throws(Failure) { return try order.run() } catch {
         order.abandon()

@@ -107,6 +107,7 @@ struct `A plugin` {
             let reason = program.lastLine("dump.log")
             #expect(reason.contains("the plugin latency") && reason.contains(words), "\(bad): \(reason)")
             #expect(reason.contains("/dev/cpu_dma_latency"), "\(reason)")
+            #expect(try program.run(["pgrep", "-f", program.work + "/plugins/latency"]) == 1, "it lives on")
             #expect(program.ask() == "ok")
         }
         // Before anything is stopped.

@@ -39,7 +39,7 @@ struct `A network interface of the tun driver` {
                     def plain(value):
                         if isinstance(value, list): return sorted((plain(v) for v in value), key=repr)
                         if isinstance(value, dict): return {k: plain(v) for k, v in value.items()
-                            if k not in ('valid_life_time', 'preferred_life_time', 'tentative', 'metric', 'stats', 'stats64', 'stable-privacy', 'permaddr')}
+                            if k not in ('valid_life_time', 'preferred_life_time', 'tentative', 'metric', 'stats', 'stats64', 'stable-privacy', 'permaddr', 'operstate')}
                         return value
                     return plain(out)
                 """ + script)

@@ -10,6 +10,7 @@ public final class Plugin {
     private let socket: Int32
     private var claims: [Claim] = []
     private var isLost = false
+    private var hasEnded = false
 
     /// How long an answer may take.
     static let patience = Duration.seconds(10)
@@ -38,7 +39,12 @@ public final class Plugin {
         }
     }
 
-    deinit {
+    deinit { end() }
+
+    /// Lets it go: at the end of its socket it exits, or is killed.
+    func end() {
+        guard !hasEnded else { return }
+        hasEnded = true
         _ = try? systemCall(.close, Int(socket))
         if isLost { _ = try? systemCall(.kill, Int(id.rawValue), 9) }
         if waitForEnd(Plugin.grace) { return }
@@ -162,9 +168,10 @@ public final class Plugin {
         return (answer, received.first)
     }
 
-    /// It is not asked again.
+    /// It is not asked again, and is killed.
     public func broken(_ why: String, cause: SystemCallError? = nil) -> Failure {
         isLost = true
+        end()
         return Failure(
             .denied, "the plugin \(name) failed: \(why)", advice: "See its own output, or leave it out (--libdir)",
             cause: cause)

@@ -79,6 +79,12 @@ public final class Plugins {
         return plugin
     }
 
+    /// Lets all go.
+    public func end() {
+        for plugin in running { plugin.end() }
+        running = []
+    }
+
     /// Tells all that the order is done.
     public func finish(_ values: [(name: String, value: String)]) throws(Failure) {
         var message = PluginMessage("finish")
