@@ -28,6 +28,8 @@ public struct DumpRequest: Sendable {
     public var timeout: Duration = .seconds(10)
     /// Action scripts.
     public var scripts = Scripts()
+    /// Where plugins are, if the user says (`--libdir`).
+    public var plugins: FilePath?
     /// Faults asked for by tests.
     public var faults = Faults()
 
@@ -49,8 +51,11 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
     policy.leaveRunning = request.afterwards != .killed
     policy.removesLinkRemaps = request.afterwards == .running
     let context = DumpContext(policy: policy, images: images, log: log, faults: request.faults)
+    defer { context.plugins.end() }
     do throws(Failure) {
-        try Preflight.check(request.root, policy)
+        context.plugins = try Plugins(in: request.plugins, order: "dump", log: log)
+        try context.plugins.startAll(root: request.root)
+        try Preflight.check(request.root, policy, context.plugins)
         rehearse(context)
         try request.scripts.run(.preDump, images: images.directory.number, root: request.root)
         let started = ContinuousClock.now
@@ -186,6 +191,7 @@ private struct DumpOrder {
         try files.finish()
         try writeTree()
         try TaskDump.finish(context)
+        try context.plugins.finish([("afterwards", "\(request.afterwards)")])
         log.debug("collected the tree")
     }
 
@@ -246,7 +252,7 @@ private struct DumpOrder {
                 process.threads.append(
                     DumpedThread(tracee, of: process, status: own, registers: registers, signalMask: mask))
             }
-            try MemoryDump.check(process)
+            try MemoryDump.check(process, context)
             for thread in process.threads { try TaskDump.prepare(thread) }
             return process
         }

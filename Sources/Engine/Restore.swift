@@ -26,6 +26,8 @@ public struct RestoreRequest: Sendable {
     public var pidFile: FilePath?
     /// Action scripts.
     public var scripts = Scripts()
+    /// Where plugins are, if the user says (`--libdir`).
+    public var plugins: FilePath?
     /// Faults asked for by tests.
     public var faults = Faults()
 
@@ -48,6 +50,7 @@ public func restore(_ request: RestoreRequest, log: Logger) throws(Failure) -> R
     raiseDescriptorLimit()
     let context = RestoreContext(
         policy: request.policy, images: try ImageSet(request.images), log: log, faults: request.faults)
+    defer { context.plugins.end() }
     let order = RestoreOrder(context: context, request: request)
     do throws(Failure) { return try order.run() } catch {
         order.abandon()
@@ -73,6 +76,7 @@ final class RestoreOrder {
 
     func run() throws(Failure) -> RestoreOutcome {
         let started = ContinuousClock.now
+        context.plugins = try Plugins(in: request.plugins, order: "restore", log: context.log)
         try makePlan()
         try context.faults.pass(.restorePlanned)
         try request.scripts.run(.preRestore, images: context.images.directory.number, root: nil)
@@ -95,6 +99,7 @@ final class RestoreOrder {
         try FileRestore.settle(context)
         try MemoryRestore.settle(context)
         try writePidFile(root.id)
+        try context.plugins.finish(context.processes.map { ("task", "\($0.id)") })
         try request.scripts.run(.postRestore, images: context.images.directory.number, root: root.id)
         try perform(.seal)
         try context.faults.pass(.restoreSealed)

@@ -169,7 +169,7 @@ public final class FileDump: FileDumper {
 
     private func kind(of facts: FileFacts) -> (any FileKind.Type)? {
         if let last, last.target == facts.target { return last.kind }
-        let found = fileKinds.first { $0.claims(facts) } ?? ExternalFile.kind(of: facts, context.policy)
+        let found = fileKind(of: facts, context.policy, context.plugins)
         if let found, facts.begins(with: "anon_inode:"), !found.isRefusedSingly { last = (facts.target, found) }
         return found
     }

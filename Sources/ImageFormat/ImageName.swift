@@ -89,6 +89,8 @@ public struct ImageName: Hashable, Sendable {
     public static func semaphores(_ id: UInt32) -> ImageName { ImageName("ipcns-sem-\(id).img", 0x5957_3019) }
     /// `ipcns-msg-ID.img`: System V message queues.
     public static func systemVQueues(_ id: UInt32) -> ImageName { ImageName("ipcns-msg-\(id).img", 0x5545_3737) }
+    /// `plugin-ID.img`, raw: what a plugin keeps of a file.
+    public static func pluginState(_ id: UInt32) -> ImageName { ImageName("plugin-\(id).img", 0) }
     /// `timens-ID.img`.
     public static func timeNamespace(_ id: UInt32) -> ImageName { ImageName("timens-\(id).img", 0x4311_4433) }
 }

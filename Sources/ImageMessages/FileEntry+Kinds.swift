@@ -44,4 +44,6 @@ extension FileEntry {
     public var hasIoUring: Bool { if case .ioUring = kind { true } else { false } }
     /// Whether it is `message_queue`.
     public var hasMessageQueue: Bool { if case .messageQueue = kind { true } else { false } }
+    /// Whether it is `userfault`.
+    public var hasUserfault: Bool { if case .userfault = kind { true } else { false } }
 }

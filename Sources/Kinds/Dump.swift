@@ -108,6 +108,8 @@ public final class DumpContext {
     public let log: Logger
     /// Faults asked for by tests.
     public let faults: Faults
+    /// Programs that know files which we don't.
+    public var plugins = Plugins()
     /// Figures for the stats image.
     public var statistics = Statistics()
     /// The living processes, parents first.

@@ -144,6 +144,8 @@ public final class RestoreContext {
     public let log: Logger
     /// Faults asked for by tests.
     public let faults: Faults
+    /// Programs that know files which we don't.
+    public var plugins = Plugins()
     /// Figures for the stats image.
     public var statistics = Statistics()
     /// Every file of files.img, by id.

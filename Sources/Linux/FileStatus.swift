@@ -78,6 +78,11 @@ public struct FileStatus: Hashable, Sendable {
         return FileStatus(words: room)
     }
 
+    /// What is known of a device without looking at it.
+    public init(mode: UInt32, representedDevice: UInt64) {
+        (self.mode, self.representedDevice) = (mode, representedDevice)
+    }
+
     private init(words w: [32 of UInt64]) {
         links = UInt32(truncatingIfNeeded: w[2])
         uid = UInt32(truncatingIfNeeded: w[2] >> 32)

@@ -48,7 +48,7 @@ struct AddressSpace {
                 try attach(area, &batch)
                 continue
             }
-            map(area, protection: plan.mappedProtection[index], numbers[index], &batch)
+            try map(area, protection: plan.mappedProtection[index], numbers[index], &batch)
         }
         let (pieces, fresh, drops) = try difference(kept)
         for drop in drops {
@@ -223,7 +223,9 @@ struct AddressSpace {
         return found
     }
 
-    private func map(_ area: Area, protection: Int, _ file: RemoteDescriptor?, _ batch: inout Batch) {
+    private func map(
+        _ area: Area, protection: Int, _ file: RemoteDescriptor?, _ batch: inout Batch
+    ) throws(Failure) {
         var flags =
             area.flags
             & (MapFlags.shared | MapFlags.private | MapFlags.droppable | MapFlags.growsDown | MapFlags.noReserve)
@@ -232,10 +234,33 @@ struct AddressSpace {
             flags |= MapFlags.hugePages | area.flags & (0x3f << MapFlags.hugeShift)
         }
         if file == nil { flags |= MapFlags.anonymous }
+        let offset = try file == nil ? 0 : area.status.contains(.device) ? deviceOffset(area) : area.offset
         batch.add(
             .mmap, .address(area.range.start), .value(Int(area.range.length)), .value(protection),
             .value(flags | MapFlags.fixedNoReplace), file.map { .descriptor($0) } ?? .value(-1),
-            .bits(file == nil ? 0 : area.offset), doing: "map memory")
+            .bits(offset), doing: "map memory")
+    }
+
+    /// Where a plugin has what it gave for a mapping of device memory.
+    private func deviceOffset(_ area: Area) throws(Failure) -> UInt64 {
+        try during(.mapping(area.range)) { () throws(Failure) in
+            guard let entry = context.entries[UInt32(truncatingIfNeeded: area.file)], entry.ext.hasPlugin else {
+                throw Failure(.corruptImage, "no plugin made the device that it maps")
+            }
+            var request = PluginMessage("map")
+            request.add("file", "\(entry.id)")
+            request.add("range", "\(area.range)")
+            request.add("offset", "\(area.offset)")
+            request.add("task", "\(process.id) \(process.name)")
+            let plugin = try context.plugins.plugin(named: String(decoding: entry.ext.plugin, as: UTF8.self))
+            let (answer, descriptor) = try plugin.ask(request)
+            if let descriptor { _ = try? systemCall(.close, Int(descriptor)) }
+            guard let text = answer.first("offset") else { return area.offset }
+            guard let offset = UInt64(text), offset % pageSize == 0, offset < 1 << 63 else {
+                throw plugin.broken("the offset \(text.prefix(40)) is none")
+            }
+            return offset
+        }
     }
 
     /// Attaches a System V segment. A part of one is attached as a whole elsewhere, and moved.
@@ -349,7 +374,9 @@ struct AddressSpace {
 
     private func fill(_ pieces: [PagePiece], _ fresh: [PagePiece], _ batch: consuming Batch) throws(Failure) {
         let pages = fresh.reduce(0) { $0 + $1.range.length } / pageSize
-        guard pages >= AddressSpace.manyPages else {
+        // Ordinary writes could bring in huge pages, with pages that have to stay missing.
+        let hasMissing = plan.areas.contains { $0.more.contains("um") }
+        guard pages >= AddressSpace.manyPages || (pages > 0 && hasMissing) else {
             try puppet.run(batch)
             try PageCopy.write(pieces + fresh, into: process.id)
             return

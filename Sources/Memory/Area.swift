@@ -27,6 +27,9 @@ struct AreaStatus: OptionSet, Hashable {
     /// Ours: memory of an io_uring, which is mapped when that is made.
     static let ring = AreaStatus(rawValue: RingMapping.status)
 
+    /// Ours: memory of a device, which only a plugin knows.
+    static let device = AreaStatus(rawValue: 1 << 25)
+
     /// What only other issues can bring back.
     static let unsupported: AreaStatus = [.socket, .shadowStack, .uprobes]
     /// Mappings of a file in files.img.
@@ -111,12 +114,16 @@ struct Area: Hashable {
 
     /// Whether a mapping of a parent can serve as this one: it is the same but for what is set at the end.
     func isInheritable(from other: Area) -> Bool {
-        isMapped && range == other.range && flags == other.flags && status == other.status && file == other.file
+        isMapped && !status.contains(.device) && range == other.range && flags == other.flags && status == other.status
+            && file == other.file
             && offset == other.offset
     }
 }
 
 extension VMA {
+    /// Whether it is memory of a device.
+    var isDevice: Bool { !isOfKernel && (flags.contains("io") || flags.contains("pf")) }
+
     /// Whether it is memory of an io_uring.
     var isRing: Bool { isShared && isNamed("anon_inode:[io_uring]") }
 

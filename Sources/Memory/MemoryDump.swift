@@ -20,22 +20,29 @@ public enum MemoryDump {
     }
 
     /// Refuses, before any task is touched, what can't be dumped.
-    public static func check(_ process: DumpedProcess) throws(Failure) {
+    public static func check(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) {
         for mapping in process.mappings {
-            try during(.mapping(mapping.range)) { () throws(Failure) in try check(mapping) }
+            try during(.mapping(mapping.range)) { () throws(Failure) in try check(mapping, of: process, context) }
         }
     }
 
-    private static func check(_ mapping: VMA) throws(Failure) {
+    private static func check(
+        _ mapping: VMA, of process: DumpedProcess, _ context: DumpContext
+    ) throws(Failure) {
         let advice = "Unmap it before the dump, or see docs/unsupported.md"
         if mapping.isOfKernel || mapping.isRing { return }
-        if mapping.flags.contains("io") || mapping.flags.contains("pf") {
-            throw Failure(.unsupported, "it maps device memory (\(mapping.text))", advice: advice)
+        if mapping.isDevice {
+            guard plugin(for: mapping, of: process, context) != nil else {
+                throw Failure(
+                    .unsupported, "it maps device memory (\(mapping.text))",
+                    advice: "Unmap it before the dump, or use a plugin that knows the device (docs/plugins.md)")
+            }
+            guard mapping.isShared || !mapping.flags.contains("mw") else {
+                throw Failure(.unsupported, "it is a private copy of device memory", advice: advice)
+            }
+            return
         }
         if mapping.flags.contains("ss") { throw Failure(.unsupported, "it is a shadow stack", advice: advice) }
-        if mapping.flags.contains("um") {
-            throw Failure(.unsupported, "the task handles its page faults itself (userfaultfd)", advice: advice)
-        }
         for (start, words) in [
             ("anon_inode:", "it maps \(mapping.text)"), ("socket:", "it maps a socket"),
             ("[uprobes]", "the task has uprobes"),
@@ -43,6 +50,13 @@ public enum MemoryDump {
         ] where mapping.name.starts(with: start.utf8) {
             throw Failure(.unsupported, words, advice: advice)
         }
+    }
+
+    /// The plugin that knows the device of a mapping.
+    private static func plugin(for mapping: VMA, of process: DumpedProcess, _ context: DumpContext) -> Plugin? {
+        let link = "/proc/\(process.id.rawValue)/map_files/\(mapping.range)"
+        guard let status = try? FileStatus.read(link, in: currentDirectory) else { return nil }
+        return context.plugins.plugin(for: status, link: mapping.name)
     }
 
     /// Adds what only the process itself can tell.
@@ -142,7 +156,7 @@ public enum MemoryDump {
 
     /// Describes the mappings of a process and forgets them.
     public static func rehearse(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) {
-        try check(process)
+        try check(process, context)
         var layout = try layout(of: process, context)
         for mapping in process.mappings { layout.vmas.append(try describe(mapping, of: process, heap: 0..<0, context)) }
         let writer = context.images.create(.memory(0))
@@ -235,7 +249,7 @@ public enum MemoryDump {
         }
         if mapping.protectionKey != 0 { entry.protectionKey = mapping.protectionKey }
         if let name = anonymousName(mapping) { entry.name = imageBytes(name) }
-        var known = ["lf", "sl"].filter { mapping.flags.all.contains($0) }
+        var known = ["lf", "sl", "um"].filter { mapping.flags.all.contains($0) }
         // Memory that was writable once is accounted for good.
         if !mapping.isShared, mapping.protection & 2 == 0, mapping.flags.contains("ac") { known.append("ac") }
         if !known.isEmpty { entry.moreFlags = imageBytes(known.joined(separator: " ").utf8) }
@@ -264,6 +278,15 @@ public enum MemoryDump {
         {
             status.insert(.memfd)
         }
+        guard mapping.isDevice else { return }
+        status.insert(.device)
+        guard let plugin = plugin(for: mapping, of: process, context) else { throw Failure(.bug, "no plugin") }
+        var request = PluginMessage("map")
+        request.add("file", "\(entry.shmid)")
+        request.add("range", "\(mapping.range)")
+        request.add("offset", "\(mapping.offset)")
+        request.add("task", "\(process.id) \(process.name)")
+        if let number = try plugin.ask(request).descriptor { _ = try? systemCall(.close, Int(number)) }
     }
 
     /// The name that the task gave to an anonymous mapping (`PR_SET_VMA_ANON_NAME`).
@@ -290,7 +313,9 @@ public enum MemoryDump {
     private static func dumpPages(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) -> [AddressRange] {
         let started = ContinuousClock.now
         // Shared memory is written elsewhere, but guard pages in it are each process's own.
-        let own = process.mappings.filter { (!$0.isShared || $0.flags.contains("gu")) && !$0.isOfKernel }
+        let own = process.mappings.filter {
+            (!$0.isShared || $0.flags.contains("gu")) && !$0.isOfKernel && !$0.isDevice
+        }
         var scan = try PagemapScan(process.id)
         let findings = try scan.scan(own.map(\.range))
         var stretches: [PageStretch] = []
@@ -307,11 +332,17 @@ public enum MemoryDump {
                 guards += parts(of: findings.guards, in: mapping.range, from: &nextGuard)
                 continue
             }
-            if mapping.isOfKernel { continue }
+            if mapping.isOfKernel || mapping.isDevice { continue }
             // What may be dropped at any moment is.
             if mapping.flags.contains("dp") { continue }
             context.statistics.pagesScanned += mapping.range.length / pageSize
-            for part in parts(of: findings.pages, in: mapping.range, from: &nextPage) {
+            // What is missing is told from zeros.
+            var missing = 0
+            let pages =
+                mapping.flags.contains("um")
+                ? parts(of: try scan.present(mapping.range), in: mapping.range, from: &missing)
+                : parts(of: findings.pages, in: mapping.range, from: &nextPage)
+            for part in pages {
                 stretches.append(PageStretch(part, isReadable: mapping.protection & 1 != 0 && !mapping.hasSharedPages))
                 runs.append(PageRun(address: part.start, pages: part.length / pageSize, isLazy: mapping.inode == 0))
             }

@@ -170,7 +170,7 @@ final class BuiltMemories {
     /// The description in files.img may be open in another way than the mapping needs it.
     private func number(forFile area: Area, _ context: RestoreContext) throws(Failure) -> Int32 {
         let held = try context.files.number(UInt32(truncatingIfNeeded: area.file))
-        guard let access = area.access else { return held }
+        guard let access = area.access, !area.status.contains(.device) else { return held }
         let now = try attempt("look at a mapped file") { () throws(SystemCallError) in
             try systemCall(.fcntl, Int(held), 3)
         }

@@ -89,6 +89,29 @@ public struct PagemapScan: ~Copyable {
         return request.walk_end
     }
 
+    /// All pages of a range that are there, also zero pages.
+    public borrowing func present(_ range: AddressRange) throws(Failure) -> [AddressRange] {
+        var words = [UInt64](repeating: 0, count: 8192)
+        var found: [AddressRange] = []
+        var at = range.start.rawValue
+        while at < range.end.rawValue {
+            let wanted = Int(min(UInt64(words.count), (range.end.rawValue - at) / pageSize))
+            let (number, offset) = (file.number, at / pageSize * 8)
+            let got = try attempt("read the pagemap of task \(task)") { () throws(SystemCallError) in
+                try words.withAddress { (address, _) throws(SystemCallError) in
+                    try readFully(number, into: address, count: wanted * 8, at: offset)
+                }
+            }
+            guard got == wanted * 8 else { throw Failure(.vanished, "the pagemap of task \(task) ends early") }
+            for index in 0..<wanted where words[index] >> 62 != 0 && words[index] >> 58 & 1 == 0 {
+                let page = at + UInt64(index) * pageSize
+                Findings.append(AddressRange(page, page + pageSize), to: &found)
+            }
+            at += UInt64(wanted) * pageSize
+        }
+        return found
+    }
+
     /// Which page frame or swap slot holds each page of a range; 0 where the kernel does not say.
     public borrowing func frames(_ range: AddressRange) throws(Failure) -> [UInt64] {
         var words = [UInt64](repeating: 0, count: Int(range.length / pageSize))

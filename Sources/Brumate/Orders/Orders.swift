@@ -34,6 +34,7 @@ enum Orders {
         }
         if options.timeout > .zero { request.timeout = options.timeout } else { request.timeout = .seconds(1 << 30) }
         request.scripts = Scripts(paths: options.actionScripts.map { FilePath(bytes: $0.bytes) })
+        request.plugins = options.libraryDirectory
         request.faults = session.faults
         return try Engine.dump(request, log: session.log)
     }
@@ -54,6 +55,7 @@ enum Orders {
         request.leaveStopped = options.ending == .stopped
         request.pidFile = options.pidfile
         request.scripts = Scripts(paths: options.actionScripts.map { FilePath(bytes: $0.bytes) })
+        request.plugins = options.libraryDirectory
         request.faults = session.faults
         let outcome = try Engine.restore(request, log: session.log)
         // The tasks have their own by now; ours would keep pipes from ending for as long as we wait.

@@ -11,8 +11,8 @@ public enum FilePreflight {
     /// Only links are read, and each text is looked into once, but for kinds where it depends on the single object. Not
     /// more than some hundreds of a task are, and some thousands of a tree, so that a large one is not looked through
     /// twice.
-    public static func check(_ root: TaskID, _ policy: DumpPolicy) throws(Failure) {
-        var look = Look(policy)
+    public static func check(_ root: TaskID, _ policy: DumpPolicy, _ plugins: Plugins) throws(Failure) {
+        var look = Look(policy, plugins)
         var queue = [root]
         var seen: Set<TaskID> = [root]
         while let task = queue.popLast(), look.left > 0 {
@@ -35,6 +35,7 @@ public enum FilePreflight {
 
 private struct Look {
     private let policy: DumpPolicy
+    private let plugins: Plugins
     /// How many links may still be read.
     private(set) var left = 2000
     private static let mostOfTask = 500
@@ -44,7 +45,7 @@ private struct Look {
     private var last: [UInt8] = []
     private var buffer = [UInt8](repeating: 0, count: 256)
 
-    init(_ policy: DumpPolicy) { self.policy = policy }
+    init(_ policy: DumpPolicy, _ plugins: Plugins) { (self.policy, self.plugins) = (policy, plugins) }
 
     mutating func check(_ task: TaskID) throws(Failure) {
         guard let folder = try? openFile("/proc/\(task.rawValue)/fd", [.directory]),
@@ -91,9 +92,7 @@ private struct Look {
             let information = try? DescriptorInformation.read(of: task, number)
         else { return false }
         let facts = FileFacts(status: status, target: text, information: information)
-        guard let kind = fileKinds.first(where: { $0.claims(facts) }) ?? ExternalFile.kind(of: facts, policy) else {
-            throw Refused.unknown(facts)
-        }
+        guard let kind = fileKind(of: facts, policy, plugins) else { throw Refused.unknown(facts) }
         if let refusal = kind.refusal(facts) { throw refusal }
         return !kind.isRefusedSingly
     }

@@ -23,12 +23,6 @@ enum Refused: FileKind {
                 advice: "Stop the profiler, or close the counter, before the dump")
         ),
         (
-            "anon_inode:[userfaultfd]",
-            Reason(
-                what: "a handler of page faults (userfaultfd)",
-                why: "which pages are missing or protected can't be given back yet", advice: close)
-        ),
-        (
             "anon_inode:bpf-prog",
             Reason(
                 what: "a BPF program", why: "the kernel has only its translation",

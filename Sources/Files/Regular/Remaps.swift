@@ -6,6 +6,7 @@ internal import Kinds
 internal import Linux
 internal import Logging
 internal import Procfs
+internal import Remote
 internal import SystemPackage
 
 /// Dump: files whose path leads elsewhere or nowhere.
@@ -37,7 +38,9 @@ final class Remaps {
         }
         let saysDeleted = path.reversed().starts(with: Remaps.deleted.utf8.reversed())
         if facts.begins(with: "/proc/"), isProc(file.handle.number) {
-            return try pathInProc(path, saysDeleted, id, facts.status)
+            let found = try pathInProc(path, saysDeleted, id, facts.status)
+            if !saysDeleted { warnOfStranger(found, context) }
+            return found
         }
         if facts.status.links == 0 {
             if saysDeleted { path.removeLast(Remaps.deleted.utf8.count) }
@@ -69,6 +72,20 @@ final class Remaps {
         }
         led[path] = Inode(device: found.device, inode: found.inode)
         return led[path] == inode
+    }
+
+    /// Nobody keeps the number of a task that is not in the tree.
+    private func warnOfStranger(_ path: [UInt8], _ context: DumpContext) {
+        let word = path.dropFirst("/proc/".utf8.count).prefix { $0 != 0x2f }
+        guard let number = Int32(String(decoding: word, as: UTF8.self)), case let task = TaskID(number),
+            !context.processes.contains(where: { $0.threads.contains { $0.tracee.id == task } })
+        else { return }
+        // A dead task has a remap; a zombie has only its parent.
+        guard let stat = try? TaskStat.read(of: task), !context.processes.contains(where: { $0.id == stat.parent })
+        else { return }
+        context.log.warning(
+            "\(String(decoding: path, as: UTF8.self)) is of task \(task), which is not in the tree: it will be of whoever has this number at the restore"
+        )
     }
 
     /// Only the directory of a dead task itself is called deleted; what lies in it leads nowhere, or to another task's.

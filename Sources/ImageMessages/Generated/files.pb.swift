@@ -56,6 +56,7 @@ public nonisolated enum FdTypes: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   /// Ours: CRIU has no io_uring and no POSIX message queues.
   case ioUring = 1010
   case messageQueue = 1011
+  case userfault = 1015
   case ctlTty = 65534
   case autofsPipe = 65535
 
@@ -1030,6 +1031,14 @@ public nonisolated struct FileEntry: @unchecked Sendable {
     set {_uniqueStorage()._kind = .messageQueue(newValue)}
   }
 
+  public var userfault: UserfaultEntry {
+    get {
+      if case .userfault(let v)? = _storage._kind {return v}
+      return UserfaultEntry()
+    }
+    set {_uniqueStorage()._kind = .userfault(newValue)}
+  }
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public nonisolated enum OneOf_Kind: Equatable, Sendable {
@@ -1055,6 +1064,7 @@ public nonisolated struct FileEntry: @unchecked Sendable {
     case pidfd(PidfdEntry)
     case ioUring(IoUringEntry)
     case messageQueue(MessageQueueFileEntry)
+    case userfault(UserfaultEntry)
 
     fileprivate var isInitialized: Bool {
       // The use of inline closures is to circumvent an issue where the compiler
@@ -1149,6 +1159,10 @@ public nonisolated struct FileEntry: @unchecked Sendable {
         guard case .messageQueue(let v) = self else { preconditionFailure() }
         return v.isInitialized
       }()
+      case .userfault: return {
+        guard case .userfault(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
       }
     }
 
@@ -1157,6 +1171,116 @@ public nonisolated struct FileEntry: @unchecked Sendable {
   public init() {}
 
   fileprivate var _storage = _StorageClass.defaultInstance
+}
+
+/// A handler of page faults, ours.
+public nonisolated struct UserfaultEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var id: UInt32 {
+    get {_id ?? 0}
+    set {_id = newValue}
+  }
+  /// Returns true if `id` has been explicitly set.
+  public var hasID: Bool {self._id != nil}
+  /// Clears the value of `id`. Subsequent reads from it will return its default value.
+  public mutating func clearID() {self._id = nil}
+
+  public var flags: UInt32 {
+    get {_flags ?? 0}
+    set {_flags = newValue}
+  }
+  /// Returns true if `flags` has been explicitly set.
+  public var hasFlags: Bool {self._flags != nil}
+  /// Clears the value of `flags`. Subsequent reads from it will return its default value.
+  public mutating func clearFlags() {self._flags = nil}
+
+  public var fown: FownEntry {
+    get {_fown ?? FownEntry()}
+    set {_fown = newValue}
+  }
+  /// Returns true if `fown` has been explicitly set.
+  public var hasFown: Bool {self._fown != nil}
+  /// Clears the value of `fown`. Subsequent reads from it will return its default value.
+  public mutating func clearFown() {self._fown = nil}
+
+  /// The process whose memory it watches.
+  public var owner: UInt32 {
+    get {_owner ?? 0}
+    set {_owner = newValue}
+  }
+  /// Returns true if `owner` has been explicitly set.
+  public var hasOwner: Bool {self._owner != nil}
+  /// Clears the value of `owner`. Subsequent reads from it will return its default value.
+  public mutating func clearOwner() {self._owner = nil}
+
+  /// None were agreed upon yet if it is not there.
+  public var features: UInt64 {
+    get {_features ?? 0}
+    set {_features = newValue}
+  }
+  /// Returns true if `features` has been explicitly set.
+  public var hasFeatures: Bool {self._features != nil}
+  /// Clears the value of `features`. Subsequent reads from it will return its default value.
+  public mutating func clearFeatures() {self._features = nil}
+
+  public var ranges: [UserfaultRange] = []
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _id: UInt32? = nil
+  fileprivate var _flags: UInt32? = nil
+  fileprivate var _fown: FownEntry? = nil
+  fileprivate var _owner: UInt32? = nil
+  fileprivate var _features: UInt64? = nil
+}
+
+/// Memory that is watched. `protected` are the starts and ends of stretches of protected pages.
+public nonisolated struct UserfaultRange: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var start: UInt64 {
+    get {_start ?? 0}
+    set {_start = newValue}
+  }
+  /// Returns true if `start` has been explicitly set.
+  public var hasStart: Bool {self._start != nil}
+  /// Clears the value of `start`. Subsequent reads from it will return its default value.
+  public mutating func clearStart() {self._start = nil}
+
+  public var end: UInt64 {
+    get {_end ?? 0}
+    set {_end = newValue}
+  }
+  /// Returns true if `end` has been explicitly set.
+  public var hasEnd: Bool {self._end != nil}
+  /// Clears the value of `end`. Subsequent reads from it will return its default value.
+  public mutating func clearEnd() {self._end = nil}
+
+  public var mode: UInt32 {
+    get {_mode ?? 0}
+    set {_mode = newValue}
+  }
+  /// Returns true if `mode` has been explicitly set.
+  public var hasMode: Bool {self._mode != nil}
+  /// Clears the value of `mode`. Subsequent reads from it will return its default value.
+  public mutating func clearMode() {self._mode = nil}
+
+  public var protected: [UInt64] = []
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _start: UInt64? = nil
+  fileprivate var _end: UInt64? = nil
+  fileprivate var _mode: UInt32? = nil
 }
 
 /// A ring of io_uring(7). Counters are the kernel's, modulo 2^32.
@@ -3624,55 +3748,163 @@ public nonisolated struct TtyFileEntry: Sendable {
   fileprivate var _regfID: UInt32? = nil
 }
 
-public nonisolated struct TunfileEntry: Sendable {
+public nonisolated struct TunfileEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
   public var id: UInt32 {
-    get {_id ?? 0}
-    set {_id = newValue}
+    get {_storage._id ?? 0}
+    set {_uniqueStorage()._id = newValue}
   }
   /// Returns true if `id` has been explicitly set.
-  public var hasID: Bool {self._id != nil}
+  public var hasID: Bool {_storage._id != nil}
   /// Clears the value of `id`. Subsequent reads from it will return its default value.
-  public mutating func clearID() {self._id = nil}
+  public mutating func clearID() {_uniqueStorage()._id = nil}
 
   public var netdev: Data {
-    get {_netdev ?? Data()}
-    set {_netdev = newValue}
+    get {_storage._netdev ?? Data()}
+    set {_uniqueStorage()._netdev = newValue}
   }
   /// Returns true if `netdev` has been explicitly set.
-  public var hasNetdev: Bool {self._netdev != nil}
+  public var hasNetdev: Bool {_storage._netdev != nil}
   /// Clears the value of `netdev`. Subsequent reads from it will return its default value.
-  public mutating func clearNetdev() {self._netdev = nil}
+  public mutating func clearNetdev() {_uniqueStorage()._netdev = nil}
 
   public var detached: Bool {
-    get {_detached ?? false}
-    set {_detached = newValue}
+    get {_storage._detached ?? false}
+    set {_uniqueStorage()._detached = newValue}
   }
   /// Returns true if `detached` has been explicitly set.
-  public var hasDetached: Bool {self._detached != nil}
+  public var hasDetached: Bool {_storage._detached != nil}
   /// Clears the value of `detached`. Subsequent reads from it will return its default value.
-  public mutating func clearDetached() {self._detached = nil}
+  public mutating func clearDetached() {_uniqueStorage()._detached = nil}
 
   public var nsID: UInt32 {
-    get {_nsID ?? 0}
-    set {_nsID = newValue}
+    get {_storage._nsID ?? 0}
+    set {_uniqueStorage()._nsID = newValue}
   }
   /// Returns true if `nsID` has been explicitly set.
-  public var hasNsID: Bool {self._nsID != nil}
+  public var hasNsID: Bool {_storage._nsID != nil}
   /// Clears the value of `nsID`. Subsequent reads from it will return its default value.
-  public mutating func clearNsID() {self._nsID = nil}
+  public mutating func clearNsID() {_uniqueStorage()._nsID = nil}
+
+  /// How it was open. Of the interface: all that goes away with it, if it is not persistent. Addresses and routes are
+  /// bodies of rtnetlink's messages.
+  public var openFlags: UInt32 {
+    get {_storage._openFlags ?? 0}
+    set {_uniqueStorage()._openFlags = newValue}
+  }
+  /// Returns true if `openFlags` has been explicitly set.
+  public var hasOpenFlags: Bool {_storage._openFlags != nil}
+  /// Clears the value of `openFlags`. Subsequent reads from it will return its default value.
+  public mutating func clearOpenFlags() {_uniqueStorage()._openFlags = nil}
+
+  public var fown: FownEntry {
+    get {_storage._fown ?? FownEntry()}
+    set {_uniqueStorage()._fown = newValue}
+  }
+  /// Returns true if `fown` has been explicitly set.
+  public var hasFown: Bool {_storage._fown != nil}
+  /// Clears the value of `fown`. Subsequent reads from it will return its default value.
+  public mutating func clearFown() {_uniqueStorage()._fown = nil}
+
+  public var path: Data {
+    get {_storage._path ?? Data()}
+    set {_uniqueStorage()._path = newValue}
+  }
+  /// Returns true if `path` has been explicitly set.
+  public var hasPath: Bool {_storage._path != nil}
+  /// Clears the value of `path`. Subsequent reads from it will return its default value.
+  public mutating func clearPath() {_uniqueStorage()._path = nil}
+
+  public var link: TunLinkEntry {
+    get {_storage._link ?? TunLinkEntry()}
+    set {_uniqueStorage()._link = newValue}
+  }
+  /// Returns true if `link` has been explicitly set.
+  public var hasLink: Bool {_storage._link != nil}
+  /// Clears the value of `link`. Subsequent reads from it will return its default value.
+  public mutating func clearLink() {_uniqueStorage()._link = nil}
+
+  public var littleEndian: Bool {
+    get {_storage._littleEndian ?? false}
+    set {_uniqueStorage()._littleEndian = newValue}
+  }
+  /// Returns true if `littleEndian` has been explicitly set.
+  public var hasLittleEndian: Bool {_storage._littleEndian != nil}
+  /// Clears the value of `littleEndian`. Subsequent reads from it will return its default value.
+  public mutating func clearLittleEndian() {_uniqueStorage()._littleEndian = nil}
+
+  public var bigEndian: Bool {
+    get {_storage._bigEndian ?? false}
+    set {_uniqueStorage()._bigEndian = newValue}
+  }
+  /// Returns true if `bigEndian` has been explicitly set.
+  public var hasBigEndian: Bool {_storage._bigEndian != nil}
+  /// Clears the value of `bigEndian`. Subsequent reads from it will return its default value.
+  public mutating func clearBigEndian() {_uniqueStorage()._bigEndian = nil}
+
+  public var ifindex: UInt32 {
+    get {_storage._ifindex ?? 0}
+    set {_uniqueStorage()._ifindex = newValue}
+  }
+  /// Returns true if `ifindex` has been explicitly set.
+  public var hasIfindex: Bool {_storage._ifindex != nil}
+  /// Clears the value of `ifindex`. Subsequent reads from it will return its default value.
+  public mutating func clearIfindex() {_uniqueStorage()._ifindex = nil}
+
+  public var mtu: UInt32 {
+    get {_storage._mtu ?? 0}
+    set {_uniqueStorage()._mtu = newValue}
+  }
+  /// Returns true if `mtu` has been explicitly set.
+  public var hasMtu: Bool {_storage._mtu != nil}
+  /// Clears the value of `mtu`. Subsequent reads from it will return its default value.
+  public mutating func clearMtu() {_uniqueStorage()._mtu = nil}
+
+  public var address: Data {
+    get {_storage._address ?? Data()}
+    set {_uniqueStorage()._address = newValue}
+  }
+  /// Returns true if `address` has been explicitly set.
+  public var hasAddress: Bool {_storage._address != nil}
+  /// Clears the value of `address`. Subsequent reads from it will return its default value.
+  public mutating func clearAddress() {_uniqueStorage()._address = nil}
+
+  public var linkFlags: UInt32 {
+    get {_storage._linkFlags ?? 0}
+    set {_uniqueStorage()._linkFlags = newValue}
+  }
+  /// Returns true if `linkFlags` has been explicitly set.
+  public var hasLinkFlags: Bool {_storage._linkFlags != nil}
+  /// Clears the value of `linkFlags`. Subsequent reads from it will return its default value.
+  public mutating func clearLinkFlags() {_uniqueStorage()._linkFlags = nil}
+
+  public var queueLength: UInt32 {
+    get {_storage._queueLength ?? 0}
+    set {_uniqueStorage()._queueLength = newValue}
+  }
+  /// Returns true if `queueLength` has been explicitly set.
+  public var hasQueueLength: Bool {_storage._queueLength != nil}
+  /// Clears the value of `queueLength`. Subsequent reads from it will return its default value.
+  public mutating func clearQueueLength() {_uniqueStorage()._queueLength = nil}
+
+  public var addresses: [Data] {
+    get {_storage._addresses}
+    set {_uniqueStorage()._addresses = newValue}
+  }
+
+  public var routes: [Data] {
+    get {_storage._routes}
+    set {_uniqueStorage()._routes = newValue}
+  }
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
-  fileprivate var _id: UInt32? = nil
-  fileprivate var _netdev: Data? = nil
-  fileprivate var _detached: Bool? = nil
-  fileprivate var _nsID: UInt32? = nil
+  fileprivate var _storage = _StorageClass.defaultInstance
 }
 
 public nonisolated struct TunLinkEntry: Sendable {
@@ -3805,6 +4037,25 @@ public nonisolated struct ExtFileEntry: Sendable {
   /// Clears the value of `rdev`. Subsequent reads from it will return its default value.
   public mutating func clearRdev() {self._rdev = nil}
 
+  /// The plugin that dumped it; its state is in an image of its own.
+  public var plugin: Data {
+    get {_plugin ?? Data()}
+    set {_plugin = newValue}
+  }
+  /// Returns true if `plugin` has been explicitly set.
+  public var hasPlugin: Bool {self._plugin != nil}
+  /// Clears the value of `plugin`. Subsequent reads from it will return its default value.
+  public mutating func clearPlugin() {self._plugin = nil}
+
+  public var mode: UInt32 {
+    get {_mode ?? 0}
+    set {_mode = newValue}
+  }
+  /// Returns true if `mode` has been explicitly set.
+  public var hasMode: Bool {self._mode != nil}
+  /// Clears the value of `mode`. Subsequent reads from it will return its default value.
+  public mutating func clearMode() {self._mode = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -3816,6 +4067,8 @@ public nonisolated struct ExtFileEntry: Sendable {
   fileprivate var _pos: UInt64? = nil
   fileprivate var _path: Data? = nil
   fileprivate var _rdev: UInt64? = nil
+  fileprivate var _plugin: Data? = nil
+  fileprivate var _mode: UInt32? = nil
 }
 
 /// An unlinked file, whose contents follow.
@@ -5886,7 +6139,7 @@ public nonisolated struct TcpStreamEntry: @unchecked Sendable {
 // MARK: - Code below here is support for the SwiftProtobuf runtime.
 
 nonisolated extension FdTypes: SwiftProtobuf._ProtoNameProviding {
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0UND\0\u{1}REG\0\u{1}PIPE\0\u{1}FIFO\0\u{1}INETSK\0\u{1}UNIXSK\0\u{1}EVENTFD\0\u{1}EVENTPOLL\0\u{1}INOTIFY\0\u{1}SIGNALFD\0\u{1}PACKETSK\0\u{1}TTY\0\u{1}FANOTIFY\0\u{1}NETLINKSK\0\u{1}NS\0\u{1}TUNF\0\u{1}EXT\0\u{1}TIMERFD\0\u{1}MEMFD\0\u{1}BPFMAP\0\u{1}PIDFD\0\u{2}^\u{f}IO_URING\0\u{1}MESSAGE_QUEUE\0\u{2}Kp\u{f}CTL_TTY\0\u{1}AUTOFS_PIPE\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0UND\0\u{1}REG\0\u{1}PIPE\0\u{1}FIFO\0\u{1}INETSK\0\u{1}UNIXSK\0\u{1}EVENTFD\0\u{1}EVENTPOLL\0\u{1}INOTIFY\0\u{1}SIGNALFD\0\u{1}PACKETSK\0\u{1}TTY\0\u{1}FANOTIFY\0\u{1}NETLINKSK\0\u{1}NS\0\u{1}TUNF\0\u{1}EXT\0\u{1}TIMERFD\0\u{1}MEMFD\0\u{1}BPFMAP\0\u{1}PIDFD\0\u{2}^\u{f}IO_URING\0\u{1}MESSAGE_QUEUE\0\u{2}\u{4}USERFAULT\0\u{2}Gp\u{f}CTL_TTY\0\u{1}AUTOFS_PIPE\0")
 }
 
 nonisolated extension MarkType: SwiftProtobuf._ProtoNameProviding {
@@ -6616,7 +6869,7 @@ nonisolated extension FdinfoEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
 
 nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "FileEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}type\0\u{1}id\0\u{1}reg\0\u{1}isk\0\u{1}nsf\0\u{1}psk\0\u{1}nlsk\0\u{1}efd\0\u{1}epfd\0\u{1}sgfd\0\u{1}tunf\0\u{1}tfd\0\u{1}ify\0\u{1}ffy\0\u{1}ext\0\u{1}usk\0\u{1}fifo\0\u{1}pipe\0\u{1}tty\0\u{1}memfd\0\u{1}bpf\0\u{1}pidfd\0\u{4}\\\u{f}io_uring\0\u{3}message_queue\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}type\0\u{1}id\0\u{1}reg\0\u{1}isk\0\u{1}nsf\0\u{1}psk\0\u{1}nlsk\0\u{1}efd\0\u{1}epfd\0\u{1}sgfd\0\u{1}tunf\0\u{1}tfd\0\u{1}ify\0\u{1}ffy\0\u{1}ext\0\u{1}usk\0\u{1}fifo\0\u{1}pipe\0\u{1}tty\0\u{1}memfd\0\u{1}bpf\0\u{1}pidfd\0\u{4}\\\u{f}io_uring\0\u{3}message_queue\0\u{2}\u{4}userfault\0")
 
   fileprivate class _StorageClass {
     var _type: UInt32? = nil
@@ -6950,6 +7203,19 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
             _storage._kind = .messageQueue(v)
           }
         }()
+        case 1015: try {
+          var v: UserfaultEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .userfault(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .userfault(v)
+          }
+        }()
         default: break
         }
       }
@@ -7057,6 +7323,10 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
         guard case .messageQueue(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 1011)
       }()
+      case .userfault?: try {
+        guard case .userfault(let v)? = _storage._kind else { preconditionFailure() }
+        try visitor.visitSingularMessageField(value: v, fieldNumber: 1015)
+      }()
       case nil: break
       }
     }
@@ -7075,6 +7345,131 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
       }
       if !storagesAreEqual {return false}
     }
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension UserfaultEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserfaultEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}flags\0\u{1}fown\0\u{1}owner\0\u{1}features\0\u{1}ranges\0")
+
+  public var isInitialized: Bool {
+    if self._id == nil {return false}
+    if self._flags == nil {return false}
+    if self._fown == nil {return false}
+    if self._owner == nil {return false}
+    if let v = self._fown, !v.isInitialized {return false}
+    if !SwiftProtobuf.Internal.areAllInitialized(self.ranges) {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._id) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self._flags) }()
+      case 3: try { try decoder.decodeSingularMessageField(value: &self._fown) }()
+      case 4: try { try decoder.decodeSingularUInt32Field(value: &self._owner) }()
+      case 5: try { try decoder.decodeSingularUInt64Field(value: &self._features) }()
+      case 6: try { try decoder.decodeRepeatedMessageField(value: &self.ranges) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._id {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._flags {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
+    } }()
+    try { if let v = self._fown {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 3)
+    } }()
+    try { if let v = self._owner {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 4)
+    } }()
+    try { if let v = self._features {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 5)
+    } }()
+    if !self.ranges.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.ranges, fieldNumber: 6)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: UserfaultEntry, rhs: UserfaultEntry) -> Bool {
+    if lhs._id != rhs._id {return false}
+    if lhs._flags != rhs._flags {return false}
+    if lhs._fown != rhs._fown {return false}
+    if lhs._owner != rhs._owner {return false}
+    if lhs._features != rhs._features {return false}
+    if lhs.ranges != rhs.ranges {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension UserfaultRange: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "UserfaultRange"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}start\0\u{1}end\0\u{1}mode\0\u{1}protected\0")
+
+  public var isInitialized: Bool {
+    if self._start == nil {return false}
+    if self._end == nil {return false}
+    if self._mode == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self._start) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self._end) }()
+      case 3: try { try decoder.decodeSingularUInt32Field(value: &self._mode) }()
+      case 4: try { try decoder.decodeRepeatedUInt64Field(value: &self.protected) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._start {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._end {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 2)
+    } }()
+    try { if let v = self._mode {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 3)
+    } }()
+    if !self.protected.isEmpty {
+      try visitor.visitRepeatedUInt64Field(value: self.protected, fieldNumber: 4)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: UserfaultRange, rhs: UserfaultRange) -> Bool {
+    if lhs._start != rhs._start {return false}
+    if lhs._end != rhs._end {return false}
+    if lhs._mode != rhs._mode {return false}
+    if lhs.protected != rhs.protected {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -9713,53 +10108,190 @@ nonisolated extension TtyFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
 
 nonisolated extension TunfileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "TunfileEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}netdev\0\u{1}detached\0\u{3}ns_id\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}netdev\0\u{1}detached\0\u{3}ns_id\0\u{4}d\u{f}open_flags\0\u{1}fown\0\u{1}path\0\u{1}link\0\u{3}little_endian\0\u{3}big_endian\0\u{1}ifindex\0\u{1}mtu\0\u{1}address\0\u{3}link_flags\0\u{3}queue_length\0\u{1}addresses\0\u{1}routes\0")
+
+  fileprivate class _StorageClass {
+    var _id: UInt32? = nil
+    var _netdev: Data? = nil
+    var _detached: Bool? = nil
+    var _nsID: UInt32? = nil
+    var _openFlags: UInt32? = nil
+    var _fown: FownEntry? = nil
+    var _path: Data? = nil
+    var _link: TunLinkEntry? = nil
+    var _littleEndian: Bool? = nil
+    var _bigEndian: Bool? = nil
+    var _ifindex: UInt32? = nil
+    var _mtu: UInt32? = nil
+    var _address: Data? = nil
+    var _linkFlags: UInt32? = nil
+    var _queueLength: UInt32? = nil
+    var _addresses: [Data] = []
+    var _routes: [Data] = []
+
+      // This property is used as the initial default value for new instances of the type.
+      // The type itself is protecting the reference to its storage via CoW semantics.
+      // This will force a copy to be made of this reference when the first mutation occurs;
+      // hence, it is safe to mark this as `nonisolated(unsafe)`.
+      static nonisolated(unsafe) let defaultInstance = _StorageClass()
+
+    private init() {}
+
+    init(copying source: _StorageClass) {
+      _id = source._id
+      _netdev = source._netdev
+      _detached = source._detached
+      _nsID = source._nsID
+      _openFlags = source._openFlags
+      _fown = source._fown
+      _path = source._path
+      _link = source._link
+      _littleEndian = source._littleEndian
+      _bigEndian = source._bigEndian
+      _ifindex = source._ifindex
+      _mtu = source._mtu
+      _address = source._address
+      _linkFlags = source._linkFlags
+      _queueLength = source._queueLength
+      _addresses = source._addresses
+      _routes = source._routes
+    }
+  }
+
+  fileprivate mutating func _uniqueStorage() -> _StorageClass {
+    if !isKnownUniquelyReferenced(&_storage) {
+      _storage = _StorageClass(copying: _storage)
+    }
+    return _storage
+  }
 
   public var isInitialized: Bool {
-    if self._id == nil {return false}
-    return true
+    return withExtendedLifetime(_storage) { (_storage: _StorageClass) in
+      if _storage._id == nil {return false}
+      if let v = _storage._fown, !v.isInitialized {return false}
+      if let v = _storage._link, !v.isInitialized {return false}
+      return true
+    }
   }
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._id) }()
-      case 2: try { try decoder.decodeSingularBytesField(value: &self._netdev) }()
-      case 3: try { try decoder.decodeSingularBoolField(value: &self._detached) }()
-      case 4: try { try decoder.decodeSingularUInt32Field(value: &self._nsID) }()
-      default: break
+    _ = _uniqueStorage()
+    try withExtendedLifetime(_storage) { (_storage: _StorageClass) in
+      while let fieldNumber = try decoder.nextFieldNumber() {
+        // The use of inline closures is to circumvent an issue where the compiler
+        // allocates stack space for every case branch when no optimizations are
+        // enabled. https://github.com/apple/swift-protobuf/issues/1034
+        switch fieldNumber {
+        case 1: try { try decoder.decodeSingularUInt32Field(value: &_storage._id) }()
+        case 2: try { try decoder.decodeSingularBytesField(value: &_storage._netdev) }()
+        case 3: try { try decoder.decodeSingularBoolField(value: &_storage._detached) }()
+        case 4: try { try decoder.decodeSingularUInt32Field(value: &_storage._nsID) }()
+        case 1000: try { try decoder.decodeSingularUInt32Field(value: &_storage._openFlags) }()
+        case 1001: try { try decoder.decodeSingularMessageField(value: &_storage._fown) }()
+        case 1002: try { try decoder.decodeSingularBytesField(value: &_storage._path) }()
+        case 1003: try { try decoder.decodeSingularMessageField(value: &_storage._link) }()
+        case 1004: try { try decoder.decodeSingularBoolField(value: &_storage._littleEndian) }()
+        case 1005: try { try decoder.decodeSingularBoolField(value: &_storage._bigEndian) }()
+        case 1006: try { try decoder.decodeSingularUInt32Field(value: &_storage._ifindex) }()
+        case 1007: try { try decoder.decodeSingularUInt32Field(value: &_storage._mtu) }()
+        case 1008: try { try decoder.decodeSingularBytesField(value: &_storage._address) }()
+        case 1009: try { try decoder.decodeSingularUInt32Field(value: &_storage._linkFlags) }()
+        case 1010: try { try decoder.decodeSingularUInt32Field(value: &_storage._queueLength) }()
+        case 1011: try { try decoder.decodeRepeatedBytesField(value: &_storage._addresses) }()
+        case 1012: try { try decoder.decodeRepeatedBytesField(value: &_storage._routes) }()
+        default: break
+        }
       }
     }
   }
 
   public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    // The use of inline closures is to circumvent an issue where the compiler
-    // allocates stack space for every if/case branch local when no optimizations
-    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
-    // https://github.com/apple/swift-protobuf/issues/1182
-    try { if let v = self._id {
-      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
-    } }()
-    try { if let v = self._netdev {
-      try visitor.visitSingularBytesField(value: v, fieldNumber: 2)
-    } }()
-    try { if let v = self._detached {
-      try visitor.visitSingularBoolField(value: v, fieldNumber: 3)
-    } }()
-    try { if let v = self._nsID {
-      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 4)
-    } }()
+    try withExtendedLifetime(_storage) { (_storage: _StorageClass) in
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every if/case branch local when no optimizations
+      // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+      // https://github.com/apple/swift-protobuf/issues/1182
+      try { if let v = _storage._id {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+      } }()
+      try { if let v = _storage._netdev {
+        try visitor.visitSingularBytesField(value: v, fieldNumber: 2)
+      } }()
+      try { if let v = _storage._detached {
+        try visitor.visitSingularBoolField(value: v, fieldNumber: 3)
+      } }()
+      try { if let v = _storage._nsID {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 4)
+      } }()
+      try { if let v = _storage._openFlags {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1000)
+      } }()
+      try { if let v = _storage._fown {
+        try visitor.visitSingularMessageField(value: v, fieldNumber: 1001)
+      } }()
+      try { if let v = _storage._path {
+        try visitor.visitSingularBytesField(value: v, fieldNumber: 1002)
+      } }()
+      try { if let v = _storage._link {
+        try visitor.visitSingularMessageField(value: v, fieldNumber: 1003)
+      } }()
+      try { if let v = _storage._littleEndian {
+        try visitor.visitSingularBoolField(value: v, fieldNumber: 1004)
+      } }()
+      try { if let v = _storage._bigEndian {
+        try visitor.visitSingularBoolField(value: v, fieldNumber: 1005)
+      } }()
+      try { if let v = _storage._ifindex {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1006)
+      } }()
+      try { if let v = _storage._mtu {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1007)
+      } }()
+      try { if let v = _storage._address {
+        try visitor.visitSingularBytesField(value: v, fieldNumber: 1008)
+      } }()
+      try { if let v = _storage._linkFlags {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1009)
+      } }()
+      try { if let v = _storage._queueLength {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1010)
+      } }()
+      if !_storage._addresses.isEmpty {
+        try visitor.visitRepeatedBytesField(value: _storage._addresses, fieldNumber: 1011)
+      }
+      if !_storage._routes.isEmpty {
+        try visitor.visitRepeatedBytesField(value: _storage._routes, fieldNumber: 1012)
+      }
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
   public static func ==(lhs: TunfileEntry, rhs: TunfileEntry) -> Bool {
-    if lhs._id != rhs._id {return false}
-    if lhs._netdev != rhs._netdev {return false}
-    if lhs._detached != rhs._detached {return false}
-    if lhs._nsID != rhs._nsID {return false}
+    if lhs._storage !== rhs._storage {
+      let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
+        let _storage = _args.0
+        let rhs_storage = _args.1
+        if _storage._id != rhs_storage._id {return false}
+        if _storage._netdev != rhs_storage._netdev {return false}
+        if _storage._detached != rhs_storage._detached {return false}
+        if _storage._nsID != rhs_storage._nsID {return false}
+        if _storage._openFlags != rhs_storage._openFlags {return false}
+        if _storage._fown != rhs_storage._fown {return false}
+        if _storage._path != rhs_storage._path {return false}
+        if _storage._link != rhs_storage._link {return false}
+        if _storage._littleEndian != rhs_storage._littleEndian {return false}
+        if _storage._bigEndian != rhs_storage._bigEndian {return false}
+        if _storage._ifindex != rhs_storage._ifindex {return false}
+        if _storage._mtu != rhs_storage._mtu {return false}
+        if _storage._address != rhs_storage._address {return false}
+        if _storage._linkFlags != rhs_storage._linkFlags {return false}
+        if _storage._queueLength != rhs_storage._queueLength {return false}
+        if _storage._addresses != rhs_storage._addresses {return false}
+        if _storage._routes != rhs_storage._routes {return false}
+        return true
+      }
+      if !storagesAreEqual {return false}
+    }
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -9830,7 +10362,7 @@ nonisolated extension TunLinkEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
 
 nonisolated extension ExtFileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "ExtFileEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{2}\u{4}fown\0\u{2}c\u{f}key\0\u{1}flags\0\u{1}pos\0\u{1}path\0\u{1}rdev\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{2}\u{4}fown\0\u{2}c\u{f}key\0\u{1}flags\0\u{1}pos\0\u{1}path\0\u{1}rdev\0\u{1}plugin\0\u{1}mode\0")
 
   public var isInitialized: Bool {
     if self._id == nil {return false}
@@ -9852,6 +10384,8 @@ nonisolated extension ExtFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
       case 1002: try { try decoder.decodeSingularUInt64Field(value: &self._pos) }()
       case 1003: try { try decoder.decodeSingularBytesField(value: &self._path) }()
       case 1004: try { try decoder.decodeSingularUInt64Field(value: &self._rdev) }()
+      case 1005: try { try decoder.decodeSingularBytesField(value: &self._plugin) }()
+      case 1006: try { try decoder.decodeSingularUInt32Field(value: &self._mode) }()
       default: break
       }
     }
@@ -9883,6 +10417,12 @@ nonisolated extension ExtFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
     try { if let v = self._rdev {
       try visitor.visitSingularUInt64Field(value: v, fieldNumber: 1004)
     } }()
+    try { if let v = self._plugin {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 1005)
+    } }()
+    try { if let v = self._mode {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1006)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -9894,6 +10434,8 @@ nonisolated extension ExtFileEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
     if lhs._pos != rhs._pos {return false}
     if lhs._path != rhs._path {return false}
     if lhs._rdev != rhs._rdev {return false}
+    if lhs._plugin != rhs._plugin {return false}
+    if lhs._mode != rhs._mode {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
