@@ -62,16 +62,19 @@ final class Posting {
         guard rights.count <= 253 else { throw Failure(.corruptImage, "too many descriptors in one packet") }
         var who = packet.entry.hasCred ? packet.entry.cred : nil
         var done = 0
+        var (isSent, isKnown) = (false, true)
         repeat {
             do throws(SystemCallError) {
                 done += try post(packet.bytes, from: done, through: number, to: address, who, rights)
                 rights = []
+                isSent = true
             } catch {
                 guard let sender = who, [.ESRCH, .EPERM, .EINVAL].contains(error.errno) else {
                     throw Failure(.denied, "can't fill the socket's queue", cause: error)
                 }
                 // The kernel takes only pids that exist.
-                if error.errno == .ESRCH, sender.pid != 0, let puppet = try witnesses.witness(sender.pid) {
+                if error.errno == .ESRCH, isKnown, let puppet = try witnesses.witness(sender.pid) {
+                    isKnown = false
                     let found = UInt32(bitPattern: puppet.process.rawValue)
                     if found != sender.pid {
                         context.log.warning("a message's sender, task \(sender.pid), is shown as \(found)")
@@ -82,7 +85,7 @@ final class Posting {
                     who = nil
                 }
             }
-        } while isStream && done < packet.bytes.count
+        } while !isSent || isStream && done < packet.bytes.count
     }
 
     private func post(

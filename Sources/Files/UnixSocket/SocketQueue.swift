@@ -17,13 +17,13 @@ struct QueuedPacket {
 struct SocketQueue {
     private let number: Int32
     private let isStream: Bool
-    /// Gives a copy of a descriptor that is under way its id in files.img.
-    private let identify: (consuming Descriptor) throws(Failure) -> UInt32
+    /// Takes over a copy of a descriptor that is under way, and gives its id in files.img, or 0 if it is to be left out.
+    private let identify: (Int32) throws(Failure) -> UInt32
 
     private static let passCredentials = 16, peekOffset = 42
 
     init(
-        _ number: Int32, isStream: Bool, identify: @escaping (consuming Descriptor) throws(Failure) -> UInt32
+        _ number: Int32, isStream: Bool, identify: @escaping (Int32) throws(Failure) -> UInt32
     ) {
         self.number = number
         self.isStream = isStream
@@ -125,7 +125,10 @@ struct SocketQueue {
             // Each becomes the index's, or is closed.
             var left = piece.descriptors[...]
             while let number = left.popFirst() {
-                do throws(Failure) { rights.rights.append(try identify(Descriptor(owning: number))) } catch {
+                do throws(Failure) {
+                    let id = try identify(number)
+                    if id != 0 { rights.rights.append(id) }
+                } catch {
                     for number in left { _ = try? systemCall(.close, Int(number)) }
                     throw error
                 }

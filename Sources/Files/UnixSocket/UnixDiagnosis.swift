@@ -90,6 +90,7 @@ final class UnixDiagnoses {
 
     private func askAll() throws(Failure) {
         hasAll = true
+        known = [:]
         try attempt("ask the kernel about all sockets") { () throws(SystemCallError) in
             try request(0, flags: 0x301)  // NLM_F_REQUEST | NLM_F_DUMP
             while try receive() {}

@@ -136,10 +136,17 @@ enum UnixSocket: FileKind {
         }
     }
 
-    private static func queue(of number: Int32, _ socket: Met.Socket, _ context: DumpContext) -> SocketQueue {
-        SocketQueue(number, isStream: socket.type == stream) { (handle) throws(Failure) in
+    private static func queue(
+        of number: Int32, _ socket: Met.Socket, isLate: Bool = false, _ context: DumpContext
+    ) -> SocketQueue {
+        SocketQueue(number, isStream: socket.type == stream) { (number) throws(Failure) in
+            let handle = Descriptor(owning: number)
             guard let dumper = context.fileDumper else { throw Failure(.bug, "no dumper of files") }
-            return try dumper.dump(underWay: handle, to: socket.file.owner)
+            let known = context.files.count
+            let id = try dumper.dump(underWay: handle, to: socket.file.owner)
+            guard isLate, context.files.count > known else { return id }
+            context.log.warning("a descriptor on a waiting connection is lost, as no task has it")
+            return 0
         }
     }
 
@@ -250,7 +257,7 @@ enum UnixSocket: FileKind {
                 // A packet without an scm list and without bytes names who connected.
                 try image.append(credentials)
                 let queued = Int(try waitingBytes(taken.number))
-                for packet in try queue(of: taken.number, listener, context).peek(bytes: queued) {
+                for packet in try queue(of: taken.number, listener, isLate: true, context).peek(bytes: queued) {
                     var entry = packet.entry
                     (entry.idFor, entry.waiting, entry.sender) = (listener.file.id, UInt32(place), imageBytes([0]))
                     try image.append(entry)

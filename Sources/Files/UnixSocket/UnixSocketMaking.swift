@@ -69,7 +69,9 @@ final class UnixSocketMaking {
                 mine.append(member)
             }
         }
-        var (singles, pairs, joints) = (try sort())
+        let sorted = try sort()
+        var (singles, pairs) = (sorted.0, sorted.1)
+        let joints = sorted.2
         for member in singles { try naming(member) { () throws(Failure) in try makeSingle(member) } }
         for member in singles where isOutside(member) && !reconnected.contains(member.id) {
             pairs.append(Pair(one: member, two: nil))
@@ -141,7 +143,6 @@ final class UnixSocketMaking {
                     done.insert(other.id)
                     pairs.append(Pair(one: member, two: other))
                 } else if socket.peer == 0, socket.state == UnixSocket.established {
-                    accepted.insert(member.id)
                     pairs.append(Pair(one: member, two: nil))
                 } else {
                     singles.append(member)
@@ -311,27 +312,29 @@ final class UnixSocketMaking {
                 joints, through: try context.files.number(known.id), backlog: known.usk.backlog, known.usk)
         }
         let listener = try UnixSocketMaking.create(first.accepted.usk.type)
+        let number = listener.number
         do throws(Failure) {
-            try SocketName(first.accepted.usk).bind(listener.number, aside: true, others)
+            try SocketName(first.accepted.usk).bind(number, aside: true, others)
         } catch {
             context.log.warning(
                 "accepted sockets have no name, as their listener is outside of the tree and has it: \(error)")
             var autobind = SocketName.address([])
             try attempt("bind a listener") { () throws(SystemCallError) in
                 try autobind.withAddress { (address, count) throws(SystemCallError) in
-                    try systemCall(.bind, Int(listener.number), address, count)
+                    try systemCall(.bind, Int(number), address, count)
                 }
             }
         }
         try listen(
-            listener.number, UInt32(joints.count), as: first.client.usk.hasPeerCred ? first.client.usk.peerCred : nil)
-        try join(joints, through: listener.number, backlog: UInt32(joints.count), first.accepted.usk)
+            number, UInt32(joints.count), as: first.client.usk.hasPeerCred ? first.client.usk.peerCred : nil)
+        try join(joints, through: number, backlog: UInt32(joints.count), first.accepted.usk)
     }
 
     private func join(
         _ joints: [Joint], through listener: Int32, backlog: UInt32, _ name: UnixSkEntry
     ) throws(Failure) {
         let way = try Way(to: listener, name)
+        defer { way.close() }
         var start = 0
         while start < joints.count {
             let who = joints[start].accepted.usk.hasPeerCred ? joints[start].accepted.usk.peerCred : nil
