@@ -38,6 +38,8 @@ enum UnixSocket: FileKind {
         /// How many have been looked into.
         var revealed = 0
         var packets: [QueuedPacket] = []
+        /// Files that were found too late for files.img.
+        var lost: Set<UInt32> = []
         /// Listeners whose connections are taken when nothing else is left to do.
         var taking: [Socket] = []
 
@@ -139,12 +141,14 @@ enum UnixSocket: FileKind {
     private static func queue(
         of number: Int32, _ socket: Met.Socket, isLate: Bool = false, _ context: DumpContext
     ) -> SocketQueue {
-        SocketQueue(number, isStream: socket.type == stream) { (number) throws(Failure) in
+        let met = Met.of(context)
+        return SocketQueue(number, isStream: socket.type == stream) { (number) throws(Failure) in
             let handle = Descriptor(owning: number)
             guard let dumper = context.fileDumper else { throw Failure(.bug, "no dumper of files") }
             let known = context.files.count
             let id = try dumper.dump(underWay: handle, to: socket.file.owner)
-            guard isLate, context.files.count > known else { return id }
+            if isLate, context.files.count > known { met.lost.insert(id) }
+            guard met.lost.contains(id) else { return id }
             context.log.warning("a descriptor on a waiting connection is lost, as no task has it")
             return 0
         }
