@@ -125,7 +125,6 @@ struct SocketName {
     private func bindAside(_ number: Int32, root parent: [UInt8], movingTo place: [UInt8]?) throws(Failure) {
         // Not named by our pid: another pid namespace may have the same one and the same /tmp.
         let root = parent + Array("/.brumate-\(String(UInt64.random(in: 0...(.max)), radix: 16))".utf8)
-        let inside = isAbsolute ? path : directory + [0x2f] + path
         var made: [[UInt8]] = []
         func make(_ path: [UInt8]) throws(Failure) {
             try attempt("create a directory") { () throws(SystemCallError) in
@@ -137,22 +136,35 @@ struct SocketName {
         }
         defer { for path in made.reversed() { _ = try? removeName(FilePath(bytes: path), isDirectory: true) } }
         try make(root)
-        var path = root
-        for part in inside.split(separator: 0x2f).dropLast() {
-            guard !part.elementsEqual("..".utf8) else { throw Failure(.corruptImage, "its name leads upwards") }
-            if part.elementsEqual(".".utf8) { continue }
-            path += [0x2f] + part
-            try make(path)
+        // A relative name may lead upwards: it starts as far down.
+        let parts = path.split(separator: 0x2f)
+        var at: [[UInt8]] = []
+        func enter(_ part: [UInt8]) throws(Failure) {
+            at.append(part)
+            let path = root + at.flatMap { [0x2f] + $0 }
+            if !made.contains(path) { try make(path) }
         }
-        try inOtherRoot(root, isAbsolute ? Array("/".utf8) : directory) { () throws(SystemCallError) in
+        if !isAbsolute {
+            for part in parts where part.elementsEqual("..".utf8) { try enter(Array("down".utf8)) }
+        }
+        let start = Array("/".utf8) + at.joined(separator: [0x2f])
+        for part in parts.dropLast() {
+            if part.elementsEqual("..".utf8) {
+                _ = at.popLast()
+            } else if !part.elementsEqual(".".utf8) {
+                try enter(Array(part))
+            }
+        }
+        let file = root + at.flatMap { [0x2f] + $0 } + [0x2f] + (parts.last.map { Array($0) } ?? [])
+        try inOtherRoot(root, start) { () throws(SystemCallError) in
             try bindRaw(number)
         }
         guard let place else {
-            _ = try? removeName(FilePath(bytes: root + inside))
+            _ = try? removeName(FilePath(bytes: file))
             return
         }
         try attempt("move its file to \(String(decoding: place, as: UTF8.self))") { () throws(SystemCallError) in
-            try withCString(root + inside) { (from) throws(SystemCallError) in
+            try withCString(file) { (from) throws(SystemCallError) in
                 try withCString(place) { (to) throws(SystemCallError) in
                     // RENAME_NOREPLACE
                     try systemCall(.renameat2, Int(currentDirectory), from, Int(currentDirectory), to, 1)

@@ -98,19 +98,7 @@ struct SocketQueue {
                 piece.close()
                 throw Failure(.unsupported, "a packet of more than \(room.bytes.count) bytes is in its queue")
             }
-            let start = at
             at += piece.bytes.count
-            if isStream, !piece.descriptors.isEmpty, piece.bytes.count > 1 {
-                // What has descriptors ends the piece. What was sent before it may have come along.
-                let before = try bytesBeforeDescriptors(start, piece.bytes.count, room)
-                if before > 0 {
-                    var plain = piece
-                    plain.bytes = Array(piece.bytes[..<before])
-                    plain.descriptors = []
-                    packets.append(try packet(plain))
-                    piece.bytes.removeFirst(before)
-                }
-            }
             packets.append(try packet(piece))
         }
         return packets
@@ -151,20 +139,6 @@ struct SocketQueue {
             try systemCall(.recvfrom, Int(number), address, 1, 0x43, 0, 0)  // PEEK | OOB | DONTWAIT
         }
         return (got ?? 0) > 0
-    }
-
-    /// How much of a piece was sent before what has descriptors.
-    private func bytesBeforeDescriptors(_ start: Int, _ count: Int, _ room: Room) throws(Failure) -> Int {
-        // With so many bytes there are none yet, with so many there are.
-        var (without, with) = (0, count)
-        while with - without > 1 {
-            let middle = (without + with) / 2
-            guard let piece = try next(start, room, middle) else { break }
-            piece.close()
-            if piece.descriptors.isEmpty { without = middle } else { with = middle }
-        }
-        _ = try next(start, room, count)?.close()
-        return without
     }
 
     /// What follows behind some bytes, nil at the end.
@@ -237,6 +211,8 @@ struct SocketQueue {
                 advice: "Raise brumate's own limit on open files (RLIMIT_NOFILE)")
         }
         piece.bytes = Array(room.bytes[..<got])
+        // What has descriptors ends a piece, but they show from farther ahead too.
+        if isStream, !piece.descriptors.isEmpty, got == count { piece.isCut = true }
         let nameLength = Int(head[1] & 0xffff_ffff)
         if nameLength > 2 { piece.sender = Array(room.name[2..<min(nameLength, room.name.count)]) }
         return piece
