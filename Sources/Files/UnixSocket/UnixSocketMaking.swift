@@ -142,7 +142,8 @@ final class UnixSocketMaking {
                     // It was made as one of a pair, of which the other then found another peer.
                     done.insert(other.id)
                     pairs.append(Pair(one: member, two: other))
-                } else if socket.peer == 0, socket.state == UnixSocket.established {
+                } else if socket.peer == 0, socket.state == UnixSocket.established, socket.name.isEmpty {
+                    // Its peer is closed. One with a name may only be someone else's peer.
                     pairs.append(Pair(one: member, two: nil))
                 } else {
                     singles.append(member)
