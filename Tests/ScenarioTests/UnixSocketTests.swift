@@ -238,7 +238,8 @@ struct `UNIX sockets` {
             """)
         #expect(try program.dump() == 0)
         let other = try Program(
-            "s = socket.socket(socket.AF_UNIX); os.unlink('\(program.work)/sock'); s.bind('\(program.work)/sock'); s.listen(1)\nserve(lambda: None)")
+            "s = socket.socket(socket.AF_UNIX); os.unlink('\(program.work)/sock'); s.bind('\(program.work)/sock'); s.listen(1)\nserve(lambda: None)"
+        )
         #expect(try program.restore() != 0)
         #expect(program.text("images/restore.log").contains("another program has a socket at"))
         #expect(other.ask() == "ok")

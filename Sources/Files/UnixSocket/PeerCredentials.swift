@@ -80,7 +80,9 @@ final class Witnesses {
         guard let root = context.processes.first?.puppet else { return nil }
         let made = try root.clone([CloneRequest(id: isTaken(id) ? nil : id)])[0]
         standIns[pid] = made
-        if made.id != id { context.log.warning("the peer \(pid) of a connection is shown as \(made.id), as its pid is taken") }
+        if made.id != id {
+            context.log.warning("the peer \(pid) of a connection is shown as \(made.id), as its pid is taken")
+        }
         return made
     }
 

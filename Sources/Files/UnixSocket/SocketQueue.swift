@@ -145,9 +145,10 @@ struct SocketQueue {
     private func next(_ offset: Int, _ room: Room, _ count: Int) throws(Failure) -> Piece? {
         // Reading moves the offset on by itself, but not to where a piece is looked at again. A packet of no bytes is
         // passed over only if the offset is left alone.
-        if try attempt("read the socket's options", { () throws(SystemCallError) in
+        let current = try attempt("read the socket's options") { () throws(SystemCallError) in
             try socketOption(number, SocketQueue.peekOffset)
-        }) != Int32(clamping: offset) {
+        }
+        if current != Int32(clamping: offset) {
             try set(SocketQueue.peekOffset, Int32(clamping: offset))
         }
         var head: [UInt64] = [0, 128, 0, 1, 0, UInt64(room.control.count), 0]

@@ -258,7 +258,8 @@ final class UnixSocketMaking {
         for (pair, room) in zip(pairs, rooms) {
             let numbers = (results.value(Int32.self, room), results.value(Int32.self, room, at: 4))
             try add(
-                pair, try witnesses.fetch(Int(numbers.0), from: puppet), try witnesses.fetch(Int(numbers.1), from: puppet))
+                pair, try witnesses.fetch(Int(numbers.0), from: puppet),
+                try witnesses.fetch(Int(numbers.1), from: puppet))
             end.add(.close, .value(Int(numbers.0)), doing: "close a socket")
             end.add(.close, .value(Int(numbers.1)), doing: "close a socket")
         }
@@ -473,7 +474,8 @@ final class UnixSocketMaking {
             return
         }
         guard socket.type == UnixSocket.datagram, !socket.name.isEmpty else {
-            context.log.warning("\(queue.count) packets for \(UnixSocketMaking.key(socket)) are lost: nobody can send them")
+            context.log.warning(
+                "\(queue.count) packets for \(UnixSocketMaking.key(socket)) are lost: nobody can send them")
             return
         }
         let number = try context.files.number(member.id)
