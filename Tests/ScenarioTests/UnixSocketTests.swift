@@ -197,7 +197,7 @@ struct `UNIX sockets` {
         try expectOK(
             """
             os.mkdir('d'); os.mkdir('e')
-            plain = bound(work + '/plain'); os.chmod('plain', 0o4640); os.chown('plain', 11, 12)
+            plain = bound(work + '/plain'); os.chown('plain', 11, 12); os.chmod('plain', 0o4640)
             relative = bound('relative'); os.chdir('d'); inner = bound('inner'); up = bound('../up'); os.chdir('..')
             renamed = bound('old'); os.rename('old', 'e/new'); again = bound('old')
             unlinked = bound('unlinked'); door = to('unlinked'); served = unlinked.accept()[0]; os.unlink('unlinked')
