@@ -345,8 +345,11 @@ enum UnixSocket: FileKind {
     /// Once for all of them: queues are filled only when all files are there, and nothing is connected before.
     static func wire(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {
         let made = context.state(Made.self) { Made() }
-        guard let making = made.making else { return }
-        made.making = nil
+        guard let making = made.making, !making.isComplete else { return }
         try making.complete()
+    }
+
+    static func start(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {
+        context.state(Made.self) { Made() }.making?.isSettled = true
     }
 }

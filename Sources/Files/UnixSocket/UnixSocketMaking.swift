@@ -4,6 +4,7 @@ internal import Kinds
 internal import Linux
 internal import Logging
 internal import Remote
+internal import SystemPackage
 
 /// Restore: makes all UNIX sockets of the tree.
 ///
@@ -33,7 +34,17 @@ final class UnixSocketMaking {
         for member in members { byInode[member.usk.ino] = member }
     }
 
-    deinit { for number in temporary.values { _ = try? systemCall(.close, Int(number)) } }
+    /// Files that were made, to be removed if the restore fails.
+    private var files: [[UInt8]] = []
+    /// Whether all that is left is to let the tasks go.
+    var isSettled = false
+    /// Whether `complete` has begun.
+    private(set) var isComplete = false
+
+    deinit {
+        for number in temporary.values { _ = try? systemCall(.close, Int(number)) }
+        if !isSettled { for file in files { _ = try? removeName(FilePath(bytes: file)) } }
+    }
 
     private static func key(_ entry: UnixSkEntry) -> String { "socket:[\(entry.ino)]" }
 
@@ -85,8 +96,9 @@ final class UnixSocketMaking {
         for member in singles + pairs.flatMap({ [$0.one, $0.two].compactMap { $0 } }) + clients
         where !member.usk.name.isEmpty && !reconnected.contains(member.id) {
             try naming(member) { () throws(Failure) in
-                try SocketName(member.usk).bind(
-                    try context.files.number(member.id), aside: accepted.contains(member.id), others)
+                let name = SocketName(member.usk)
+                try name.bind(try context.files.number(member.id), aside: accepted.contains(member.id), others)
+                if !accepted.contains(member.id), let place = name.place { files.append(place) }
             }
         }
         try listen(singles.filter { $0.usk.state == UnixSocket.listening })
@@ -443,6 +455,7 @@ final class UnixSocketMaking {
 
     /// Fills the queues, connects what receives from one sender only, and sets options and flags.
     func complete() throws(Failure) {
+        isComplete = true
         let packets = SavedPackets.of(context)
         let posting = Posting(context, witnesses)
         for member in mine where !reconnected.contains(member.id) {
