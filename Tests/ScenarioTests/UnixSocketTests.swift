@@ -334,14 +334,14 @@ struct `UNIX sockets` {
             taken = os.path.exists('/run/systemd/notify')
             os.makedirs('/run/systemd', exist_ok=True)
             path = work + '/log' if taken else '/run/systemd/notify'
-            log = bound(path, DGRAM); l = bound('stream')
+            log = bound(path, DGRAM); l = bound(work + '/stream')
             open('path', 'w').write(path)
             got = []
             def check():
                 if not got: got.append(l.accept()[0])
                 try: return log.recv(99, socket.MSG_DONTWAIT).decode()
                 except BlockingIOError: pass
-                try: return os.read(got[-1].fileno(), 99).decode() or (got.append(l.accept()[0]) or 'anew')
+                try: return got[-1].recv(99, socket.MSG_DONTWAIT).decode() or (got.append(l.accept()[0]) or 'anew')
                 except BlockingIOError: return 'nothing'
             serve(check)
             """)
