@@ -30,7 +30,7 @@ demo: build
 	@Scripts/demo $(BINARY)
 
 test: build programs
-	$(SWIFT) build --build-tests
+	$(SWIFT) build --product brumatePackageTests
 	BRUMATE=$(CURDIR)/$(BINARY) $(SWIFT) test --skip-build
 
 lint:

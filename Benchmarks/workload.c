@@ -10,6 +10,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -65,6 +66,13 @@ int main(int argc, char **argv) {
         for (long i = 0; i < count; i++) {
             int master = posix_openpt(O_RDWR | O_NOCTTY);
             if (master < 0 || grantpt(master) || unlockpt(master) || open(ptsname(master), O_RDWR | O_NOCTTY) < 0) return 1;
+        }
+    } else if (!strcmp(argv[2], "pairs")) {
+        struct rlimit limit = {20000, 20000};
+        setrlimit(RLIMIT_NOFILE, &limit);
+        for (long i = 0; i < count; i++) {
+            int ends[2];
+            if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends)) return 1;
         }
     } else if (!strcmp(argv[2], "mappings")) {
         for (long i = 0; i < count; i++) {

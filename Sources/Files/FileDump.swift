@@ -115,14 +115,9 @@ public final class FileDump: FileDumper {
         var entry = FdinfoEntry()
         entry.fd = UInt32(number)
         let keeps = kept.count < mostKept
-        var key = [
-            status.device, status.inode, UInt64(status.mode),
-            UInt64(UInt32(bitPattern: information.flags) & ~0o2000000), information.position,
-        ]
-        // All of them have one inode, but a number of their own.
-        if let eventfd = Eventfd.number(information) { key.append(eventfd) }
         let found = try context.fileIndex.id(
-            of: .current, ours, like: key, lasting: keeps ? nil : (process.id, number))
+            of: .current, ours, like: FileDump.key(status, information),
+            lasting: keeps ? nil : (process.id, number))
         entry.id = found.id
         if information.lines.contains(where: { $0.starts(with: "lock:".utf8) }) {
             let facts = FileFacts(
@@ -139,6 +134,37 @@ public final class FileDump: FileDumper {
         guard let type = types[found.id] else { throw Failure(.bug, "a file without a type") }
         entry.type = type
         return entry
+    }
+
+    /// Dumps a file that is under way to a process, or finds it again.
+    public func dump(underWay handle: consuming Descriptor, to process: DumpedProcess) throws(Failure) -> UInt32 {
+        let ours = handle.number
+        let status = try attempt("look at a file that is under way") { () throws(SystemCallError) in
+            try FileStatus.read(in: ours)
+        }
+        let folder = try attempt("look at a file that is under way") { () throws(SystemCallError) in
+            try openFile("/proc/self/fdinfo", [.directory])
+        }
+        let information = try look(at: ours, status, folder.number, ours)
+        let found = try context.fileIndex.id(of: .current, ours, like: FileDump.key(status, information))
+        guard found.isNew else { return found.id }
+        let facts = FileFacts(status: status, target: try Lens.of(context).target(of: ours), information: information)
+        let file = OpenFile(id: found.id, facts: facts, handle: handle, owner: process, number: OpenFile.underWay)
+        kept.append(file)
+        types[found.id] = try during(.file("\(facts.text), which is under way")) { () throws(Failure) in
+            try describe(file)
+        }
+        return found.id
+    }
+
+    /// What is the same wherever a file is seen.
+    private static func key(_ status: FileStatus, _ information: DescriptorInformation) -> [UInt64] {
+        let key = [
+            status.device, status.inode, UInt64(status.mode),
+            UInt64(UInt32(bitPattern: information.flags) & ~0o2000000), information.position,
+        ]
+        // All eventfds have one inode, but a number of their own.
+        return Eventfd.number(information).map { key + [$0] } ?? key
     }
 
     /// What fdinfo says. It is made up for files without lines of their own.
@@ -230,6 +256,7 @@ public final class FileDump: FileDumper {
 
     /// Completes what depends on other files, while the tree still stands.
     public func finish() throws(Failure) {
+        for kind in fileKinds { try kind.reveal(context) }
         for kind in fileKinds { try kind.finish(context) }
         try Locks.of(context).finish(mapped.map { ($0.key.device, $0.key.inode, $0.key.flags, $0.value) }, context)
     }

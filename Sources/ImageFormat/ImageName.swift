@@ -37,6 +37,8 @@ public struct ImageName: Hashable, Sendable {
     public static let pipesData = ImageName("pipes-data.img", 0x5645_3709)
     /// `sk-queues.img`: what waits to be received.
     public static let socketQueues = ImageName("sk-queues.img", 0x5626_4026)
+    /// `sk-waiting.img`, our own: what was sent on connections that wait to be accepted.
+    public static let waitingConnections = ImageName("sk-waiting.img", 0x534b_5741)
     /// `fifo-data.img`.
     public static let fifoData = ImageName("fifo-data.img", 0x5933_3054)
     /// `remap-fpath.img`.

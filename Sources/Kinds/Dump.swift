@@ -90,6 +90,8 @@ public protocol FileDumper: AnyObject {
     func dump(mapped mapping: VMA, of process: DumpedProcess, flags: OpenFlags) throws(Failure) -> UInt32
     /// Dumps the file behind /proc/PID/`link` (`exe`, `cwd`, `root`), or finds it again. Returns its id in files.img.
     func dump(link: String, of process: DumpedProcess) throws(Failure) -> UInt32
+    /// Dumps a file that is under way to a process, or finds it again. Returns its id in files.img.
+    func dump(underWay handle: consuming Descriptor, to process: DumpedProcess) throws(Failure) -> UInt32
 }
 
 /// Makes stopped processes run system calls once more, after they were cured.

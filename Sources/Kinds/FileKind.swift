@@ -35,8 +35,11 @@ public final class OpenFile {
     public let facts: FileFacts
     /// Our copy of the descriptor (`pidfd_getfd`), which shares offset and flags with the task's.
     public let handle: Descriptor
-    /// A task that has it, and its number there.
+    /// A task that has it, and its number there; `underWay` if it is only sent to the task.
     public let owner: DumpedProcess, number: Int32
+
+    /// The number of a file that no task has, but that a socket of a task holds for it.
+    public static let underWay = Int32.max
 
     /// Describes an open file.
     public init(id: UInt32, facts: FileFacts, handle: consuming Descriptor, owner: DumpedProcess, number: Int32) {
@@ -58,6 +61,9 @@ public protocol FileKind: SendableMetatype {
     static func refusal(_ facts: FileFacts) -> Failure?
     /// Dumps it.
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry
+    /// Dumps the files that only its files refer to: descriptors under way in a socket. All descriptor tables are dumped,
+    /// nothing is finished.
+    static func reveal(_ context: DumpContext) throws(Failure)
     /// Completes the kind's entries in `context.files` and writes what its files have in common, once all files are
     /// dumped and before files.img is written.
     static func finish(_ context: DumpContext) throws(Failure)
@@ -95,6 +101,8 @@ extension FileKind {
     public static var isRefusedSingly: Bool { false }
     /// Nothing is known.
     public static func refusal(_ facts: FileFacts) -> Failure? { nil }
+    /// Nothing.
+    public static func reveal(_ context: DumpContext) throws(Failure) {}
     /// Nothing.
     public static func finish(_ context: DumpContext) throws(Failure) {}
     /// Nothing.

@@ -1,4 +1,5 @@
 internal import Diagnostics
+internal import ImageFormat
 internal import ImageMessages
 internal import Linux
 internal import SystemPackage
@@ -9,46 +10,104 @@ struct SocketName {
 
     init(_ entry: UnixSkEntry) { self.entry = entry }
 
+    /// A name that no file in the image's tree has.
+    init(sender name: [UInt8]) {
+        var entry = UnixSkEntry()
+        entry.name = imageBytes(name)
+        entry.deleted = true
+        self.entry = entry
+    }
+
     private var name: [UInt8] { Array(entry.name) }
     private var isAbstract: Bool { name.first == 0 }
+    private var path: [UInt8] { Array(name.prefix { $0 != 0 }) }
+    private var isAbsolute: Bool { name.first == 0x2f }
 
     /// `struct sockaddr_un`.
-    var address: [UInt8] { [UInt8](bytesOf: UInt16(1)) + (isAbstract ? name : name.prefix { $0 != 0 } + [0]) }
+    var address: [UInt8] { SocketName.address(isAbstract ? name : path + [0]) }
+
+    /// `struct sockaddr_un` of what follows the family.
+    static func address(_ name: [UInt8]) -> [UInt8] { [UInt8](bytesOf: UInt16(1)) + name }
 
     /// The directory that a relative name starts from.
     private var directory: [UInt8] { entry.hasNameDir ? Array(entry.nameDir) : Array("/".utf8) }
 
-    /// Gives a socket its name.
+    /// Where the file is to be; nil for abstract names, and for files that are gone.
+    var place: [UInt8]? {
+        if isAbstract || name.isEmpty { return nil }
+        if entry.hasPlace { return Array(entry.place) }
+        if entry.deleted || !entry.hasFilePerms { return nil }
+        return isAbsolute ? path : directory + [0x2f] + path
+    }
+
+    /// Gives a socket its name, and if it is to have one a file that only root can use until `open`.
     ///
-    /// A name in a file system appears as a file, unless the socket had lost it, or shares it with the listener that it
-    /// was accepted from: then it is bound inside a directory of our own, seen as the root.
-    ///
-    /// - Parameter others: sockets to connect to it while the name can be found.
-    func bind(_ number: Int32, connecting others: [Int32] = []) throws(Failure) {
-        guard name.count <= 108 else { throw Failure(.corruptImage, "its name is too long") }
+    /// A file that is gone, or at another place than the name says, is made in a directory of our own that is seen as
+    /// the root, and then removed or moved.
+    func bind(_ number: Int32, aside: Bool, _ others: UnixDiagnoses) throws(Failure) {
+        guard name.count <= 108, !entry.hasPlace || entry.place.count < 4096 else {
+            throw Failure(.corruptImage, "its name is too long")
+        }
         if isAbstract { return try bindHere(number) }
-        if entry.deleted || (entry.state != 10 && entry.state != 7) || !entry.hasFilePerms {
-            return try bindAside(number, connecting: others)
+        guard !aside, let place else { return try bindAside(number, root: Array("/tmp".utf8), movingTo: nil) }
+        try clear(place, others)
+        try attempt("close its file to others") { () throws(SystemCallError) in
+            try systemCall(.fchmod, Int(number), 0)
         }
-        let path = name.first == 0x2f ? Array(name.prefix { $0 != 0 }) : directory + [0x2f] + name.prefix { $0 != 0 }
-        if let status = try? FileStatus.read(path: path, followsLink: false), status.kind == .socket {
-            try attempt("remove the old socket file") { () throws(SystemCallError) in
-                try removeName(FilePath(bytes: path))
-            }
-        }
-        if name.first == 0x2f {
+        if entry.hasPlace {
+            let parent = Array(place[..<(place.lastIndex(of: 0x2f) ?? 0)])
+            try bindAside(number, root: parent, movingTo: place)
+        } else if isAbsolute {
             try bindHere(number)
         } else {
             try inOtherRoot(nil, directory) { () throws(SystemCallError) in try bindRaw(number) }
         }
+    }
+
+    /// Gives the file of a bound socket its owner and mode.
+    func open(_ number: Int32) throws(Failure) {
+        guard place != nil, entry.hasFilePerms else { return }
         try attempt("give the socket file its owner and mode") { () throws(SystemCallError) in
-            try withCString(path) { (path) throws(SystemCallError) in
+            let door = try SocketName.door(number)
+            let text = "/proc/self/fd/\(door.number)"
+            try withCString(text) { (path) throws(SystemCallError) in
                 try systemCall(
-                    .fchownat, Int(currentDirectory), path, Int(entry.filePerms.uid), Int(entry.filePerms.gid), 0x100)
+                    .fchownat, Int(currentDirectory), path, Int(entry.filePerms.uid), Int(entry.filePerms.gid), 0)
                 try systemCall(.fchmodat, Int(currentDirectory), path, Int(entry.filePerms.mode & 0o7777))
             }
         }
     }
+
+    /// Opens the file that a socket is bound to, wherever it is and even if it is gone (`SIOCUNIXFILE`).
+    static func door(_ number: Int32) throws(SystemCallError) -> Descriptor {
+        Descriptor(owning: Int32(try systemCall(.ioctl, Int(number), 0x89e0)))
+    }
+
+    /// Whether a living socket of others has the file.
+    func isTaken(_ others: UnixDiagnoses) throws(Failure) -> Bool {
+        guard let place, let status = try? FileStatus.read(path: place, followsLink: false), status.kind == .socket
+        else { return false }
+        return try others.bound(to: status) != nil
+    }
+
+    /// Removes a file that the dumped socket left. It must be nobody's by now.
+    private func clear(_ place: [UInt8], _ others: UnixDiagnoses) throws(Failure) {
+        guard let status = try? FileStatus.read(path: place, followsLink: false), status.kind == .socket else { return }
+        // Sockets that were under way to each other end only with the kernel's next collection.
+        for _ in 0..<SocketName.mostTries where try others.bound(to: status) != nil {
+            pause(nanoseconds: 10_000_000)
+        }
+        guard try others.bound(to: status) == nil else {
+            throw Failure(
+                .conflict, "another program has a socket at \(String(decoding: place, as: UTF8.self))",
+                advice: "End that program, or move its socket away")
+        }
+        try attempt("remove the old socket file") { () throws(SystemCallError) in
+            try removeName(FilePath(bytes: place))
+        }
+    }
+
+    private static let mostTries = 50
 
     private func bindHere(_ number: Int32) throws(Failure) {
         try attempt("bind it to its name", code: .conflict, advice: "Remove what took the name") {
@@ -63,11 +122,9 @@ struct SocketName {
         }
     }
 
-    private func bindAside(_ number: Int32, connecting others: [Int32]) throws(Failure) {
+    private func bindAside(_ number: Int32, root parent: [UInt8], movingTo place: [UInt8]?) throws(Failure) {
         // Not named by our pid: another pid namespace may have the same one and the same /tmp.
-        let root = Array("/tmp/.brumate-\(String(UInt64.random(in: 0...(.max)), radix: 16))".utf8)
-        let plain = Array(name.prefix { $0 != 0 })
-        let inside = plain.first == 0x2f ? plain : directory + [0x2f] + plain
+        let root = parent + Array("/.brumate-\(String(UInt64.random(in: 0...(.max)), radix: 16))".utf8)
         var made: [[UInt8]] = []
         func make(_ path: [UInt8]) throws(Failure) {
             try attempt("create a directory") { () throws(SystemCallError) in
@@ -77,25 +134,43 @@ struct SocketName {
             }
             made.append(path)
         }
+        defer { for path in made.reversed() { _ = try? removeName(FilePath(bytes: path), isDirectory: true) } }
         try make(root)
-        var path = root
-        for part in inside.split(separator: 0x2f).dropLast() {
-            path += [0x2f] + part
-            try make(path)
+        // A relative name may lead upwards: it starts as far down.
+        let parts = path.split(separator: 0x2f)
+        var at: [[UInt8]] = []
+        func enter(_ part: [UInt8]) throws(Failure) {
+            at.append(part)
+            let path = root + at.flatMap { [0x2f] + $0 }
+            if !made.contains(path) { try make(path) }
         }
-        let outcome = Result { () throws(Failure) in
-            try inOtherRoot(root, plain.first == 0x2f ? Array("/".utf8) : directory) { () throws(SystemCallError) in
-                try bindRaw(number)
-                for other in others {
-                    try address.withConstantAddress { (address, count) throws(SystemCallError) in
-                        try systemCall(.connect, Int(other), address, count)
-                    }
+        if !isAbsolute {
+            for part in parts where part.elementsEqual("..".utf8) { try enter(Array("down".utf8)) }
+        }
+        let start = Array("/".utf8) + at.joined(separator: [0x2f])
+        for part in parts.dropLast() {
+            if part.elementsEqual("..".utf8) {
+                _ = at.popLast()
+            } else if !part.elementsEqual(".".utf8) {
+                try enter(Array(part))
+            }
+        }
+        let file = root + at.flatMap { [0x2f] + $0 } + [0x2f] + (parts.last.map { Array($0) } ?? [])
+        try inOtherRoot(root, start) { () throws(SystemCallError) in
+            try bindRaw(number)
+        }
+        guard let place else {
+            _ = try? removeName(FilePath(bytes: file))
+            return
+        }
+        try attempt("move its file to \(String(decoding: place, as: UTF8.self))") { () throws(SystemCallError) in
+            try withCString(file) { (from) throws(SystemCallError) in
+                try withCString(place) { (to) throws(SystemCallError) in
+                    // RENAME_NOREPLACE
+                    try systemCall(.renameat2, Int(currentDirectory), from, Int(currentDirectory), to, 1)
                 }
             }
         }
-        _ = try? removeName(FilePath(bytes: root + inside))
-        for path in made.reversed() { _ = try? removeName(FilePath(bytes: path), isDirectory: true) }
-        try outcome.get()
     }
 
     /// Runs `body` with another root and working directory, and comes back.

@@ -4,42 +4,162 @@ internal import ImageMessages
 internal import Kinds
 internal import Linux
 
-/// What waits to be received on sockets: `sk-queues.img`.
-final class SocketQueues {
-    private var dumped: [(SkPacketEntry, [UInt8])] = []
-    private var loaded: [UInt32: [[UInt8]]] = [:]
-    private var isLoaded = false
+/// Something that waits to be received on a socket: a packet, or a stretch of a stream.
+struct QueuedPacket {
+    var entry: SkPacketEntry
+    var bytes: [UInt8]
+}
 
-    static func of(_ context: DumpContext) -> SocketQueues { context.state(SocketQueues.self) { SocketQueues() } }
-    static func of(_ context: RestoreContext) -> SocketQueues { context.state(SocketQueues.self) { SocketQueues() } }
+/// Dump: reads the queue of a socket and leaves it as it is.
+///
+/// `SO_PEEK_OFF` goes from packet to packet, and `SO_PASSCRED` is on meanwhile so that the senders show. Both are the
+/// socket's, and are put back.
+struct SocketQueue {
+    private let number: Int32
+    private let isStream: Bool
+    /// Takes over a copy of a descriptor that is under way, and gives its id in files.img, or 0 if it is to be left out.
+    private let identify: (Int32) throws(Failure) -> UInt32
 
-    /// Reads a queue and leaves it as it is (`MSG_PEEK` with `SO_PEEK_OFF`).
-    func dump(_ number: Int32, id: UInt32, isStream: Bool) throws(Failure) {
-        let before = try attempt("read the socket's peek offset") { () throws(SystemCallError) in
-            try socketOption(number, 42)
-        }
-        try attempt("set the socket's peek offset") { () throws(SystemCallError) in try setSocketOption(number, 42, 0)
-        }
-        let outcome = Result { () throws(Failure) in try peek(number, id, isStream) }
-        try attempt("set the socket's peek offset") { () throws(SystemCallError) in
-            try setSocketOption(number, 42, before)
-        }
-        try outcome.get()
+    private static let passCredentials = 16, peekOffset = 42
+
+    init(
+        _ number: Int32, isStream: Bool, identify: @escaping (Int32) throws(Failure) -> UInt32
+    ) {
+        self.number = number
+        self.isStream = isStream
+        self.identify = identify
     }
 
-    private func peek(_ number: Int32, _ id: UInt32, _ isStream: Bool) throws(Failure) {
-        var room = [UInt8](repeating: 0, count: 1 << 20)
-        while true {
-            var control = [UInt8](repeating: 0, count: 1024)
-            var head: [UInt64] = [0, 0, 0, 1, 0, UInt64(control.count), 0]
-            var got = 0
-            do throws(SystemCallError) {
-                got = try room.withAddress { (data, count) throws(SystemCallError) in
-                    var vector = (UInt64(data), UInt64(count))
-                    return try withAddress(of: &vector) { (vector) throws(SystemCallError) in
-                        try control.withAddress { (control, _) throws(SystemCallError) in
-                            head[2] = UInt64(vector)
-                            head[4] = UInt64(control)
+    /// One answer of recvmsg(2).
+    private struct Piece {
+        var bytes: [UInt8] = []
+        var sender: [UInt8] = []
+        var credentials: (pid: UInt32, uid: UInt32, gid: UInt32)?
+        var descriptors: [Int32] = []
+        var isCut = false
+
+        func close() { for number in descriptors { _ = try? systemCall(.close, Int(number)) } }
+    }
+
+    /// Room for the bytes, which is used again and again.
+    private final class Room {
+        var bytes = [UInt8](repeating: 0, count: 1 << 18)
+        var control = [UInt8](repeating: 0, count: 2048)
+        var name = [UInt8](repeating: 0, count: 128)
+    }
+
+    private static let largestPacket = 1 << 28
+
+    /// Everything that waits.
+    ///
+    /// - Parameter bytes: how much is in a stream; reading on would take an error that waits behind it.
+    func peek(bytes: Int) throws(Failure) -> [QueuedPacket] {
+        if isStream ? bytes == 0 : bytes == 0 && !hasPacket { return [] }
+        let (offset, passes) = try attempt("read the socket's options") { () throws(SystemCallError) in
+            (try socketOption(number, SocketQueue.peekOffset), try socketOption(number, SocketQueue.passCredentials))
+        }
+        let outcome = Result { () throws(Failure) in
+            try set(SocketQueue.passCredentials, 1)
+            return try walk(bytes)
+        }
+        try set(SocketQueue.passCredentials, passes)
+        try set(SocketQueue.peekOffset, offset)
+        return try outcome.get()
+    }
+
+    private func set(_ option: Int, _ value: Int32) throws(Failure) {
+        try attempt("set the socket's peek options") { () throws(SystemCallError) in
+            try setSocketOption(number, option, value)
+        }
+    }
+
+    /// Whether a packet waits, if only an empty one.
+    private var hasPacket: Bool {
+        (try? systemCall(.recvfrom, Int(number), 0, 0, 0x42, 0, 0)) != nil  // PEEK | DONTWAIT
+    }
+
+    private func walk(_ total: Int) throws(Failure) -> [QueuedPacket] {
+        let room = Room()
+        if isStream, try urgentByteWaits() {
+            throw Failure(
+                .unsupported, "an urgent byte (MSG_OOB) waits in its queue, which can't be dumped",
+                advice: "Try again once the task has read it")
+        }
+        var packets: [QueuedPacket] = []
+        var at = 0
+        while !isStream || at < total, var piece = try next(at, room, room.bytes.count) {
+            while piece.isCut, room.bytes.count < SocketQueue.largestPacket {
+                piece.close()
+                room.bytes = [UInt8](repeating: 0, count: 4 * room.bytes.count)
+                guard let whole = try next(at, room, room.bytes.count) else { break }
+                piece = whole
+            }
+            guard !piece.isCut else {
+                piece.close()
+                throw Failure(.unsupported, "a packet of more than \(room.bytes.count) bytes is in its queue")
+            }
+            at += piece.bytes.count
+            packets.append(try packet(piece))
+        }
+        return packets
+    }
+
+    private func packet(_ piece: Piece) throws(Failure) -> QueuedPacket {
+        var entry = SkPacketEntry()
+        entry.length = UInt32(piece.bytes.count)
+        if !piece.descriptors.isEmpty {
+            var rights = ScmEntry()
+            rights.type = 1
+            // Each becomes the index's, or is closed.
+            var left = piece.descriptors[...]
+            while let number = left.popFirst() {
+                do throws(Failure) {
+                    let id = try identify(number)
+                    if id != 0 { rights.rights.append(id) }
+                } catch {
+                    for number in left { _ = try? systemCall(.close, Int(number)) }
+                    throw error
+                }
+            }
+            entry.scm = [rights]
+        }
+        if let from = piece.credentials, from.pid != 0 || from.uid != SocketQueue.nobody {
+            (entry.cred.pid, entry.cred.uid, entry.cred.gid) = from
+        }
+        if !isStream, !piece.sender.isEmpty { entry.sender = imageBytes(piece.sender) }
+        return QueuedPacket(entry: entry, bytes: piece.bytes)
+    }
+
+    /// What the kernel shows as user where a message has none.
+    private static let nobody: UInt32 = 65534
+
+    private func urgentByteWaits() throws(Failure) -> Bool {
+        var byte: [UInt8] = [0]
+        let got = try? byte.withAddress { (address, _) throws(SystemCallError) in
+            try systemCall(.recvfrom, Int(number), address, 1, 0x43, 0, 0)  // PEEK | OOB | DONTWAIT
+        }
+        return (got ?? 0) > 0
+    }
+
+    /// What follows behind some bytes, nil at the end.
+    private func next(_ offset: Int, _ room: Room, _ count: Int) throws(Failure) -> Piece? {
+        // Reading moves the offset on by itself, but not to where a piece is looked at again. A packet of no bytes is
+        // passed over only if the offset is left alone.
+        let current = try attempt("read the socket's options") { () throws(SystemCallError) in
+            try socketOption(number, SocketQueue.peekOffset)
+        }
+        if current != Int32(clamping: offset) {
+            try set(SocketQueue.peekOffset, Int32(clamping: offset))
+        }
+        var head: [UInt64] = [0, 128, 0, 1, 0, UInt64(room.control.count), 0]
+        var got = 0
+        do throws(SystemCallError) {
+            got = try room.bytes.withAddress { (data, _) throws(SystemCallError) in
+                var vector = (UInt64(data), UInt64(count))
+                return try withAddress(of: &vector) { (vector) throws(SystemCallError) in
+                    try room.control.withAddress { (control, _) throws(SystemCallError) in
+                        try room.name.withAddress { (name, _) throws(SystemCallError) in
+                            (head[0], head[2], head[4]) = (UInt64(name), UInt64(vector), UInt64(control))
                             return try head.withAddress { (head, _) throws(SystemCallError) in
                                 // PEEK | DONTWAIT | CMSG_CLOEXEC
                                 try systemCall(.recvmsg, Int(number), head, 0x4000_0042)
@@ -47,75 +167,81 @@ final class SocketQueues {
                         }
                     }
                 }
-            } catch {
-                if error.errno == .EAGAIN { return }
-                if error.errno == .ECONNRESET || error.errno == .EINVAL { return }
-                throw Failure(.denied, "can't read the socket's queue", cause: error)
             }
-            if head[5] >= 16, control.load(Int32.self, at: 8) == 1, control.load(Int32.self, at: 12) == 1 {
-                for index in 0..<((Int(head[5]) - 16) / 4) {
-                    if let copy = control.load(Int32.self, at: 16 + 4 * index) {
-                        _ = try? systemCall(.close, Int(copy))
+        } catch {
+            // ECONNRESET: nothing is left, and the error that waits is taken. EINVAL, ENOTCONN: never connected.
+            if [.EAGAIN, .ECONNRESET, .EINVAL, .ENOTCONN].contains(error.errno) { return nil }
+            throw Failure(.denied, "can't read the socket's queue", cause: error)
+        }
+        var piece = Piece()
+        let flags = head[6] & 0xffff_ffff
+        let length = Int(head[5])
+        piece.isCut = flags & 0x20 != 0 && !isStream  // MSG_TRUNC
+        var at = 0
+        while at + 16 <= length, let size = room.control.load(UInt64.self, at: at).map({ Int(clamping: $0) }),
+            size >= 16, at + size <= length
+        {
+            let level = room.control.load(Int32.self, at: at + 8)
+            switch (level, room.control.load(Int32.self, at: at + 12)) {
+            case (1, 1):  // SCM_RIGHTS
+                piece.descriptors += (0..<((size - 16) / 4)).compactMap {
+                    room.control.load(Int32.self, at: at + 16 + 4 * $0)
+                }
+            case (1, 2):  // SCM_CREDENTIALS
+                piece.credentials = (
+                    room.control.load(UInt32.self, at: at + 16) ?? 0, room.control.load(UInt32.self, at: at + 20) ?? 0,
+                    room.control.load(UInt32.self, at: at + 24) ?? 0
+                )
+            case (1, 4):  // SCM_PIDFD
+                if let pidfd = room.control.load(Int32.self, at: at + 16), pidfd >= 0 {
+                    _ = try? systemCall(.close, Int(pidfd))
+                }
+            default: break
+            }
+            at += (size + 7) & ~7
+        }
+        // The end of a connection has no sender.
+        if got == 0, isStream || piece.credentials == nil {
+            piece.close()
+            return nil
+        }
+        if flags & 0x8 != 0 {  // MSG_CTRUNC
+            piece.close()
+            throw Failure(
+                .denied, "descriptors that are under way in its queue could not be copied",
+                advice: "Raise brumate's own limit on open files (RLIMIT_NOFILE)")
+        }
+        piece.bytes = Array(room.bytes[..<got])
+        // What has descriptors ends a piece, but they show from farther ahead too.
+        if isStream, !piece.descriptors.isEmpty, got == count { piece.isCut = true }
+        let nameLength = Int(head[1] & 0xffff_ffff)
+        if nameLength > 2 { piece.sender = Array(room.name[2..<min(nameLength, room.name.count)]) }
+        return piece
+    }
+}
+
+/// Restore: what waits to be received, `sk-queues.img` and `sk-waiting.img`.
+final class SavedPackets {
+    /// By the id of the socket's file.
+    private(set) var queues: [UInt32: [QueuedPacket]] = [:]
+    /// By the id of the listener's file: what the connections that wait have sent, and who made them.
+    private(set) var waiting: [UInt32: [QueuedPacket]] = [:]
+
+    static func of(_ context: RestoreContext) -> SavedPackets { context.state(SavedPackets.self) { SavedPackets() } }
+
+    func load(_ context: RestoreContext) throws(Failure) {
+        for name in [ImageName.socketQueues, .waitingConnections] where context.images.has(name) {
+            try during(.image(name.fileName)) { () throws(Failure) in
+                let reader = try context.images.open(name)
+                while let entry = try reader.next(SkPacketEntry.self) {
+                    let packet = QueuedPacket(entry: entry, bytes: try reader.read(Int(entry.length)))
+                    if entry.hasWaiting {
+                        waiting[entry.idFor, default: []].append(packet)
+                    } else {
+                        queues[entry.idFor, default: []].append(packet)
                     }
                 }
-                throw Failure(.unsupported, "descriptors are under way in its queue, which can't be dumped yet")
-            }
-            if head[6] & 0x20 != 0 {
-                throw Failure(.unsupported, "a packet of more than \(room.count) bytes is in its queue")
-            }
-            if got == 0 { return }
-            var entry = SkPacketEntry()
-            entry.idFor = id
-            entry.length = UInt32(got)
-            dumped.append((entry, Array(room[..<got])))
-        }
-    }
-
-    func finish(_ context: DumpContext) throws(Failure) {
-        guard !dumped.isEmpty else { return }
-        let image = context.images.create(.socketQueues)
-        for (entry, bytes) in dumped {
-            try image.append(entry)
-            try image.append(raw: bytes)
-        }
-        try image.finish()
-    }
-
-    private func load(_ context: RestoreContext) throws(Failure) {
-        guard !isLoaded else { return }
-        isLoaded = true
-        guard context.images.has(.socketQueues) else { return }
-        try during(.image(ImageName.socketQueues.fileName)) { () throws(Failure) in
-            let reader = try context.images.open(.socketQueues)
-            while let entry = try reader.next(SkPacketEntry.self) {
-                let bytes = try reader.read(Int(entry.length))
-                guard entry.scm.isEmpty else {
-                    throw Failure(.unsupported, "descriptors under way in a queue can't be restored yet")
-                }
-                loaded[entry.idFor, default: []].append(bytes)
             }
         }
-    }
-
-    /// Sends what a socket is to receive through its other end.
-    func restore(id: UInt32, through other: Int32, _ context: RestoreContext) throws(Failure) {
-        try load(context)
-        for packet in loaded[id] ?? [] {
-            try attempt("fill the socket's queue") { () throws(SystemCallError) in
-                try packet.withConstantAddress { (address, count) throws(SystemCallError) in
-                    var done = 0
-                    repeat {
-                        // DONTWAIT | NOSIGNAL
-                        done += try systemCall(.sendto, Int(other), address + done, count - done, 0x4040, 0, 0)
-                    } while done < count
-                }
-            }
-        }
-    }
-
-    /// Whether something is to be received.
-    func holds(id: UInt32, _ context: RestoreContext) throws(Failure) -> Bool {
-        try load(context)
-        return !(loaded[id] ?? []).isEmpty
     }
 }

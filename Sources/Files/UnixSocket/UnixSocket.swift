@@ -7,20 +7,44 @@ internal import Logging
 internal import Procfs
 internal import SystemPackage
 
-/// A UNIX domain socket.
+/// A UNIX domain socket: dump. The restore is in UnixSocketMaking.
 enum UnixSocket: FileKind {
-    private static let established: UInt32 = 1, closed: UInt32 = 7, listening: UInt32 = 10
-    private static let stream: UInt32 = 1, datagram: UInt32 = 2
+    static let established: UInt32 = 1, closed: UInt32 = 7, listening: UInt32 = 10
+    static let stream: UInt32 = 1, datagram: UInt32 = 2
+    /// `uflags` of an entry that stands for a socket outside of the tree.
+    static let external: UInt32 = 1
 
     static func claims(_ facts: FileFacts) -> Bool { facts.begins(with: "socket:[") }
 
-    /// Sockets met in one dump, to find peers outside of the tree at its end.
-    private final class Met {
-        var inodes: Set<UInt32> = []
-        var peers: [(entry: UnixSkEntry, text: String)] = []
-    }
-
     // MARK: dump
+
+    /// Sockets met in one dump.
+    private final class Met {
+        struct Socket {
+            let file: OpenFile
+            let inode: UInt32, type: UInt32
+            let facts: UnixDiagnosis
+
+            var text: String {
+                file.number == OpenFile.underWay
+                    ? "a descriptor under way to task \(file.owner.id) (\(file.owner.name))"
+                    : "task \(file.owner.id) (\(file.owner.name)), descriptor \(file.number)"
+            }
+        }
+
+        let diagnoses = UnixDiagnoses()
+        var sockets: [Socket] = []
+        var places: [UInt32: Int] = [:]
+        /// How many have been looked into.
+        var revealed = 0
+        var packets: [QueuedPacket] = []
+        /// Files that were found too late for files.img.
+        var lost: Set<UInt32> = []
+        /// Listeners whose connections are taken when nothing else is left to do.
+        var taking: [Socket] = []
+
+        static func of(_ context: DumpContext) -> Met { context.state(Met.self) { Met() } }
+    }
 
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry {
         let number = file.handle.number
@@ -32,12 +56,11 @@ enum UnixSocket: FileKind {
                 .unsupported, "sockets of the address family \(domain) can't be dumped yet",
                 advice: "Close it before the dump")
         }
-        let inode = UInt32(truncatingIfNeeded: file.facts.status.inode)
-        let facts = try UnixDiagnosis(inode: inode)
-        guard facts.waiting == 0 else {
-            throw Failure(
-                .unsupported, "\(facts.waiting) connections wait to be accepted, which can't be dumped yet",
-                advice: "Try again once the task has accepted them")
+        let met = Met.of(context)
+        let status = file.facts.status
+        let inode = UInt32(truncatingIfNeeded: status.inode)
+        guard let facts = try met.diagnoses.of(inode) else {
+            throw Failure(.unsupported, "the kernel does not know the socket: it is of another network namespace")
         }
         var entry = UnixSkEntry()
         (entry.id, entry.ino, entry.type, entry.state) = (file.id, inode, UInt32(type), UInt32(facts.state))
@@ -48,70 +71,244 @@ enum UnixSocket: FileKind {
         entry.name = imageBytes(facts.name)
         if facts.shutdown != 0 { entry.shutdown = SkShutdown(rawValue: Int(facts.shutdown)) ?? .both }
         entry.nsID = file.owner.ids.netNsID
+        if UInt32(facts.state) != closed, let peer = try PeerCredentials.read(number) { entry.peerCred = peer }
+        if status.uid != 0 || status.gid != 0 || status.mode & 0o7777 != usualMode {
+            (entry.inode.mode, entry.inode.uid, entry.inode.gid) = (status.mode & 0o7777, status.uid, status.gid)
+        }
         try describePlace(of: facts, file, &entry)
-        if UInt32(facts.state) != listening {
-            try SocketQueues.of(context).dump(number, id: file.id, isStream: UInt32(type) == stream)
-        }
-        let met = context.state(Met.self) { Met() }
-        met.inodes.insert(inode)
-        if facts.peer != 0 {
-            met.peers.append((entry, "task \(file.owner.id) (\(file.owner.name)), descriptor \(file.number)"))
-        }
+        met.places[inode] = met.sockets.count
+        met.sockets.append(Met.Socket(file: file, inode: inode, type: UInt32(type), facts: facts))
         var whole = FileEntry(.unixsk, file.id)
         whole.usk = entry
         return whole
     }
 
-    /// Notes whether the file that a socket is bound to is still where its name says.
+    private static let usualMode: UInt32 = 0o777
+
+    /// Notes where the file is that a socket is bound to. Its name says only where it was made.
     private static func describePlace(of facts: UnixDiagnosis, _ file: OpenFile, _ entry: inout UnixSkEntry)
         throws(Failure)
     {
-        guard let bound = facts.file, let first = facts.name.first, first != 0 else { return }
-        var path = Array(facts.name.prefix { $0 != 0 })
-        if first != 0x2f {
-            let directory = try attempt("find the working directory") { () throws(SystemCallError) in
-                try readLink("/proc/\(file.owner.id.rawValue)/cwd").bytes
-            }
-            entry.nameDir = imageBytes(directory)
-            path = directory + [0x2f] + path
+        guard facts.file != nil, let first = facts.name.first, first != 0 else { return }
+        let name = Array(facts.name.prefix { $0 != 0 })
+        let number = Int(file.handle.number)
+        let (place, bound) = try attempt("find the file that it is bound to") { () throws(SystemCallError) in
+            let door = Descriptor(owning: Int32(try systemCall(.ioctl, number, 0x89e0)))  // SIOCUNIXFILE
+            let ours = door.number
+            return (try linkTarget("/proc/self/fd/\(ours)"), try FileStatus.read(in: ours))
         }
-        guard let status = try? FileStatus.read(path: path, followsLink: false),
-            UInt32(truncatingIfNeeded: status.inode) == bound.inode, status.kind == .socket
+        if first != 0x2f {
+            if place.count > name.count, place.suffix(name.count + 1).elementsEqual([0x2f] + name) {
+                entry.nameDir = imageBytes(place.dropLast(name.count + 1))
+            } else {
+                let directory = try attempt("find the working directory") { () throws(SystemCallError) in
+                    try readLink("/proc/\(file.owner.id.rawValue)/cwd").bytes
+                }
+                entry.nameDir = imageBytes(directory)
+            }
+        }
+        guard let status = try? FileStatus.read(path: place, followsLink: false),
+            status.inode == bound.inode, status.device == bound.device
         else {
             entry.deleted = true
             return
         }
         (entry.filePerms.mode, entry.filePerms.uid, entry.filePerms.gid) = (status.mode, status.uid, status.gid)
+        if place != (first == 0x2f ? name : Array(entry.nameDir) + [0x2f] + name) {
+            // Only we can bring that back: for others the name is gone.
+            entry.place = imageBytes(place)
+            entry.deleted = true
+        }
+    }
+
+    static func reveal(_ context: DumpContext) throws(Failure) {
+        let met = Met.of(context)
+        // Sockets that are under way themselves come to the end of the list.
+        while met.revealed < met.sockets.count {
+            let socket = met.sockets[met.revealed]
+            met.revealed += 1
+            guard UInt32(socket.facts.state) != listening else { continue }
+            let packets = try during(.file("UNIX socket of \(socket.text)")) { () throws(Failure) in
+                try queue(of: socket.file.handle.number, socket, context).peek(bytes: Int(socket.facts.queued))
+            }
+            for var packet in packets {
+                packet.entry.idFor = socket.file.id
+                met.packets.append(packet)
+            }
+        }
+    }
+
+    private static func queue(
+        of number: Int32, _ socket: Met.Socket, isLate: Bool = false, _ context: DumpContext
+    ) -> SocketQueue {
+        let met = Met.of(context)
+        return SocketQueue(number, isStream: socket.type == stream) { (number) throws(Failure) in
+            let handle = Descriptor(owning: number)
+            guard let dumper = context.fileDumper else { throw Failure(.bug, "no dumper of files") }
+            let known = context.files.count
+            let id = try dumper.dump(underWay: handle, to: socket.file.owner)
+            if isLate, context.files.count > known { met.lost.insert(id) }
+            guard met.lost.contains(id) else { return id }
+            context.log.warning("a descriptor on a waiting connection is lost, as no task has it")
+            return 0
+        }
     }
 
     static func finish(_ context: DumpContext) throws(Failure) {
-        let met = context.state(Met.self) { Met() }
-        for (entry, text) in met.peers where !met.inodes.contains(entry.peer) {
-            try describeOutside(entry, text, context)
-            met.inodes.insert(entry.peer)
+        let met = Met.of(context)
+        guard !met.sockets.isEmpty else { return }
+        var entries: [UInt32: Int] = [:]
+        for (index, entry) in context.files.enumerated() where entry.hasUsk { entries[entry.usk.ino] = index }
+        for listener in met.sockets where !listener.facts.waiting.isEmpty {
+            try during(.file("UNIX socket of \(listener.text)")) { () throws(Failure) in
+                try describeWaiting(on: listener, met, entries, context)
+            }
         }
-        try SocketQueues.of(context).finish(context)
+        for socket in met.sockets {
+            guard let index = entries[socket.inode] else { continue }
+            let entry = context.files[index].usk
+            if entry.peer != 0 {
+                if met.places[entry.peer] == nil {
+                    try describeOutside(entry, socket.text, context)
+                    met.places[entry.peer] = -1
+                }
+            } else if entry.type != datagram, entry.state == established, hasError(socket.file.handle.number) {
+                context.files[index].usk.reset = true
+            }
+        }
+        if !met.packets.isEmpty {
+            let image = context.images.create(.socketQueues)
+            for packet in met.packets {
+                try image.append(packet.entry)
+                try image.append(raw: packet.bytes)
+            }
+            try image.finish()
+        }
     }
 
-    /// `uflags` of an entry that stands for a socket outside of the tree.
-    private static let external: UInt32 = 1
+    /// Whether an error waits to be told: the other end was closed with something unread. Looking does not take it.
+    private static func hasError(_ number: Int32) -> Bool {
+        var question: (Int32, Int16, Int16) = (number, 0, 0)  // struct pollfd
+        var zero: (Int, Int) = (0, 0)
+        let got = try? withAddress(of: &question) { (question) throws(SystemCallError) in
+            try withAddress(of: &zero) { (zero) throws(SystemCallError) in
+                try systemCall(.ppoll, question, 1, zero, 0, 8)
+            }
+        }
+        return got == 1 && question.2 & 0x8 != 0  // POLLERR
+    }
+
+    /// Notes whose connections wait to be accepted.
+    ///
+    /// What was sent on them can't be looked at, only taken. That is done last of all, if the tree will be killed.
+    private static func describeWaiting(
+        on listener: Met.Socket, _ met: Met, _ entries: [UInt32: Int], _ context: DumpContext
+    ) throws(Failure) {
+        guard let place = entries[listener.inode] else { return }
+        var isFilled = false
+        for client in listener.facts.waiting {
+            if let known = met.places[client], let index = entries[client] {
+                let socket = met.sockets[known]
+                context.files[index].usk.peer = listener.inode
+                context.files[index].usk.ownCred = PeerCredentials.of(socket.file.owner)
+                isFilled = isFilled || socket.facts.underWay > 0
+                context.files[place].usk.waiting.append(client)
+            } else if try met.diagnoses.of(client) == nil {
+                // Closed already. Only accepting tells whether it has sent something.
+                isFilled = true
+                context.files[place].usk.waiting.append(0)
+            } else if context.policy.externalUnixSockets {
+                context.log.warning(
+                    "a connection from outside of the tree (inode \(client)) that waits on the UNIX socket of \(listener.text) is not restored"
+                )
+                isFilled = true
+                context.files[place].usk.waiting.append(.max)
+            } else {
+                throw Failure(
+                    .unsupported,
+                    "a connection from outside of the tree (inode \(client)) waits to be accepted",
+                    advice:
+                        "Try again once the task has accepted it, or pass --ext-unix-sk: then the connection is not restored, and the other program sees it end"
+                )
+            }
+        }
+        guard isFilled else { return }
+        guard !context.policy.leaveRunning else {
+            throw Failure(
+                .unsupported,
+                "something was sent on a connection that waits to be accepted, which can be saved only if the tree is killed after the dump",
+                advice: "Try again once the task has accepted it, or dump without --leave-running and --leave-stopped")
+        }
+        met.taking.append(listener)
+    }
+
+    /// Takes the connections that wait, and what was sent on them.
+    static func part(_ context: DumpContext) throws(Failure) {
+        let met = Met.of(context)
+        guard !met.taking.isEmpty else { return }
+        let image = context.images.create(.waitingConnections)
+        for listener in met.taking {
+            for place in listener.facts.waiting.indices {
+                let number = Int(listener.file.handle.number)
+                let taken = try attempt("accept a waiting connection of \(listener.text)") {
+                    () throws(SystemCallError) in
+                    // SOCK_CLOEXEC
+                    Descriptor(owning: Int32(try systemCall(.accept4, number, 0, 0, 0o2000000)))
+                }
+                var credentials = SkPacketEntry()
+                (credentials.idFor, credentials.length, credentials.waiting) = (listener.file.id, 0, UInt32(place))
+                if let peer = try PeerCredentials.read(taken.number) { credentials.cred = peer }
+                // A packet without an scm list and without bytes names who connected.
+                try image.append(credentials)
+                let queued = Int(try waitingBytes(taken.number))
+                for packet in try queue(of: taken.number, listener, isLate: true, context).peek(bytes: queued) {
+                    var entry = packet.entry
+                    (entry.idFor, entry.waiting, entry.sender) = (listener.file.id, UInt32(place), imageBytes([0]))
+                    try image.append(entry)
+                    try image.append(raw: packet.bytes)
+                }
+            }
+        }
+        try image.finish()
+    }
+
+    /// Bytes that wait to be received (`SIOCINQ`).
+    private static func waitingBytes(_ number: Int32) throws(Failure) -> Int32 {
+        var count: Int32 = 0
+        try attempt("ask what waits on a connection") { () throws(SystemCallError) in
+            try withAddress(of: &count) { (count) throws(SystemCallError) in
+                try systemCall(.ioctl, Int(number), 0x541b, count)
+            }
+        }
+        return count
+    }
 
     /// Writes an entry for the outer end of a connection, if the user allows one.
     private static func describeOutside(_ entry: UnixSkEntry, _ text: String, _ context: DumpContext) throws(Failure) {
         let isNamed = context.policy.external.contains("unix[\(entry.ino)]")
-        let name = (try? UnixDiagnosis(inode: entry.peer))?.name ?? []
-        let isReachable = context.policy.externalUnixSockets && entry.type == datagram && !name.isEmpty
+        let name = try Met.of(context).diagnoses.of(entry.peer)?.name ?? []
+        let isReachable =
+            !name.isEmpty
+            && (context.policy.externalUnixSockets || entry.type == datagram && OutsidePeer.isWellKnown(name))
         guard isNamed || isReachable else {
+            let again =
+                name.isEmpty
+                ? ""
+                : ", or --ext-unix-sk: the restored task is connected to that name anew\(entry.type == datagram ? "" : ", as a new client, or hung up if nobody listens")"
             throw Failure(
                 .unsupported,
-                "the UNIX socket of \(text) is connected to one outside of the tree (inode \(entry.peer))",
-                advice: "Dump both ends, close the connection, or pass --external unix[\(entry.ino)]")
+                "the UNIX socket of \(text) is connected to one outside of the tree (inode \(entry.peer), \(OutsidePeer.described(name)))",
+                advice:
+                    "Dump both ends, close the connection, or say what it is to be after the restore: --external unix[\(entry.ino)]: hung up, or what is passed to the restore with --inherit-fd fd[N]:socket:[\(entry.ino)]\(again)"
+            )
         }
         let id = context.fileIndex.newID()
         var outside = FileEntry(.unixsk, id)
         (outside.usk.id, outside.usk.ino, outside.usk.peer) = (id, entry.peer, 0)
-        // As CRIU writes them.
-        (outside.usk.type, outside.usk.state, outside.usk.uflags) = (datagram, listening, external)
+        // As CRIU writes them; it knows no others than datagram sockets.
+        (outside.usk.type, outside.usk.state, outside.usk.uflags) = (
+            isNamed ? datagram : entry.type, listening, external
+        )
         (outside.usk.flags, outside.usk.backlog) = (0, 0)
         outside.usk.name = imageBytes(name)
         outside.usk.fown = FileOwner.nobody
@@ -123,157 +320,36 @@ enum UnixSocket: FileKind {
 
     // MARK: restore
 
+    static func load(_ context: RestoreContext) throws(Failure) { try SavedPackets.of(context).load(context) }
+
     static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.unixsk.rawValue) && entry.hasUsk }
 
     static func owner(_ entry: FileEntry) -> FownEntry? { entry.usk.fown }
 
-    /// The two ends of a connection are made together.
-    static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 {
-        let socket = entry.usk
-        guard socket.peer != 0, let other = sockets(context)[socket.peer], other.usk.peer == socket.ino else {
-            // A name that is gone can be connected to only while it is being made.
-            if let other = sockets(context)[socket.peer], isUnreachable(other.usk) { return UInt64(socket.peer) }
-            return UInt64(socket.ino)
-        }
-        return UInt64(min(socket.ino, socket.peer))
+    /// All are made together: connections are made through listeners.
+    static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 { 0 }
+
+    /// The kernel notes who makes a pair, listens and connects.
+    static func comesAfterTasks(_ entry: FileEntry) -> Bool { true }
+
+    static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
+        let making = UnixSocketMaking(members, context)
+        context.state(Made.self) { Made() }.making = making
+        try making.make()
     }
 
-    private static func isUnreachable(_ entry: UnixSkEntry) -> Bool { entry.type == datagram && entry.deleted }
-
-    private final class ByInode {
-        var entries: [UInt32: FileEntry]?
+    private final class Made {
+        var making: UnixSocketMaking?
     }
 
-    private static func sockets(_ context: RestoreContext) -> [UInt32: FileEntry] {
-        let known = context.state(ByInode.self) { ByInode() }
-        if let entries = known.entries { return entries }
-        var entries: [UInt32: FileEntry] = [:]
-        for entry in context.entries.values where entry.hasUsk { entries[entry.usk.ino] = entry }
-        known.entries = entries
-        return entries
-    }
-
-    private static func key(_ entry: UnixSkEntry) -> String { "socket:[\(entry.ino)]" }
-
-    static func make(_ all: [FileEntry], _ context: RestoreContext) throws(Failure) {
-        var members: [FileEntry] = []
-        for member in all where member.usk.uflags & external == 0 {
-            if let passed = try context.inherited(key(member.usk)) {
-                try context.files.add(member.id, passed)
-            } else {
-                members.append(member)
-            }
-        }
-        guard !members.isEmpty else { return }
-        if let target = members.first(where: { isUnreachable($0.usk) }),
-            members.allSatisfy({ $0.usk.peer != 0 || $0.id == target.id }),
-            target.usk.peer == 0
-        {
-            return try during(.file("UNIX socket \(target.usk.ino)")) { () throws(Failure) in
-                let others = members.filter { $0.id != target.id }
-                for other in others { try makeSingle(other, context) }
-                try makeSingle(target, connecting: others, context)
-            }
-        }
-        guard let first = members.first, members.count <= 2 else {
-            throw Failure(.corruptImage, "more than two ends of a socket")
-        }
-        try during(.file("UNIX socket \(first.usk.ino)")) { () throws(Failure) in
-            if members.count == 2 {
-                try makePair(first, members[1], context)
-            } else if first.usk.state == established, first.usk.type != datagram || first.usk.peer == 0 {
-                if let outer = sockets(context)[first.usk.peer], outer.usk.uflags & external != 0 {
-                    context.log.warning("\(key(first.usk)) is disconnected: no --inherit-fd says what it is to be")
-                }
-                try makePair(first, nil, context)
-            } else {
-                try makeSingle(first, context)
-            }
-        }
-    }
-
-    private static func makePair(_ one: FileEntry, _ two: FileEntry?, _ context: RestoreContext) throws(Failure) {
-        var pair: (Int32, Int32) = (-1, -1)
-        let type = Int(one.usk.type & 0xf) | 0o2000000
-        try attempt("create it") { () throws(SystemCallError) in
-            try withAddress(of: &pair) { (pair) throws(SystemCallError) in try systemCall(.socketpair, 1, type, 0, pair)
-            }
-        }
-        let here = Descriptor(owning: pair.0)
-        let there = Descriptor(owning: pair.1)
-        let queues = SocketQueues.of(context)
-        try prepare(one.usk, here.number)
-        if let two { try prepare(two.usk, there.number) }
-        try queues.restore(id: one.id, through: there.number, context)
-        if let two { try queues.restore(id: two.id, through: here.number, context) }
-        try end(one.usk, here.number)
-        if let two {
-            try end(two.usk, there.number)
-            try context.files.add(two.id, there)
-        }
-        try context.files.add(one.id, here)
-    }
-
-    private static func makeSingle(
-        _ entry: FileEntry, connecting others: [FileEntry] = [], _ context: RestoreContext
-    ) throws(Failure) {
-        let socket = entry.usk
-        let made = try attempt("create it") { () throws(SystemCallError) in
-            Descriptor(owning: Int32(try systemCall(.socket, 1, Int(socket.type & 0xf) | 0o2000000, 0)))
-        }
-        var numbers: [Int32] = []
-        for other in others { numbers.append(try context.files.number(other.id)) }
-        try prepare(socket, made.number, connecting: numbers)
-        let number = Int(made.number)
-        if socket.state == listening {
-            try attempt("listen") { () throws(SystemCallError) in try systemCall(.listen, number, Int(socket.backlog)) }
-        }
-        if try SocketQueues.of(context).holds(id: entry.id, context) {
-            // A datagram socket receives from anyone: what waits in it comes from one that then goes away.
-            let sender = try attempt("create a sender") { () throws(SystemCallError) in
-                Descriptor(owning: Int32(try systemCall(.socket, 1, Int(socket.type & 0xf) | 0o2000000, 0)))
-            }
-            try connect(sender.number, to: socket, context)
-            try SocketQueues.of(context).restore(id: entry.id, through: sender.number, context)
-        }
-        try end(socket, made.number)
-        try context.files.add(entry.id, made)
-    }
-
-    /// Options and name.
-    private static func prepare(_ entry: UnixSkEntry, _ number: Int32, connecting others: [Int32] = []) throws(Failure)
-    {
-        try SocketOptions.restore(entry.opts, on: number)
-        guard !entry.name.isEmpty else { return }
-        try SocketName(entry).bind(number, connecting: others)
-    }
-
-    /// What would get in the way earlier: half-closing, and flags.
-    private static func end(_ entry: UnixSkEntry, _ number: Int32) throws(Failure) {
-        try attempt("set its state") { () throws(SystemCallError) in
-            if entry.hasShutdown, entry.shutdown.rawValue > 0, entry.state == established {
-                try systemCall(.shutdown, Int(number), entry.shutdown.rawValue - 1)
-            }
-            try setStatusFlags(number, entry.flags)
-        }
-    }
-
-    private static func connect(_ number: Int32, to entry: UnixSkEntry, _ context: RestoreContext) throws(Failure) {
-        let address = SocketName(entry).address
-        try attempt("connect it") { () throws(SystemCallError) in
-            try address.withConstantAddress { (address, count) throws(SystemCallError) in
-                try systemCall(.connect, Int(number), address, count)
-            }
-        }
-    }
-
-    /// Datagram sockets are connected once all of them have their names.
+    /// Once for all of them: queues are filled only when all files are there, and nothing is connected before.
     static func wire(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {
-        let socket = entry.usk
-        guard socket.type == datagram, socket.peer != 0, let peer = sockets(context)[socket.peer],
-            peer.usk.peer != socket.ino, !context.inherits(key(socket)), !isUnreachable(peer.usk),
-            peer.usk.uflags & external == 0 || !peer.usk.name.isEmpty
-        else { return }
-        try connect(try context.files.number(entry.id), to: peer.usk, context)
+        let made = context.state(Made.self) { Made() }
+        guard let making = made.making, !making.isComplete else { return }
+        try making.complete()
+    }
+
+    static func start(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {
+        context.state(Made.self) { Made() }.making?.isSettled = true
     }
 }

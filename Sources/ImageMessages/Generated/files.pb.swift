@@ -4893,11 +4893,105 @@ public nonisolated struct UnixSkEntry: @unchecked Sendable {
   /// Clears the value of `mntID`. Subsequent reads from it will return its default value.
   public mutating func clearMntID() {_uniqueStorage()._mntID = nil}
 
+  public var peerCred: SkCredEntry {
+    get {_storage._peerCred ?? SkCredEntry()}
+    set {_uniqueStorage()._peerCred = newValue}
+  }
+  /// Returns true if `peerCred` has been explicitly set.
+  public var hasPeerCred: Bool {_storage._peerCred != nil}
+  /// Clears the value of `peerCred`. Subsequent reads from it will return its default value.
+  public mutating func clearPeerCred() {_uniqueStorage()._peerCred = nil}
+
+  public var ownCred: SkCredEntry {
+    get {_storage._ownCred ?? SkCredEntry()}
+    set {_uniqueStorage()._ownCred = newValue}
+  }
+  /// Returns true if `ownCred` has been explicitly set.
+  public var hasOwnCred: Bool {_storage._ownCred != nil}
+  /// Clears the value of `ownCred`. Subsequent reads from it will return its default value.
+  public mutating func clearOwnCred() {_uniqueStorage()._ownCred = nil}
+
+  public var place: Data {
+    get {_storage._place ?? Data()}
+    set {_uniqueStorage()._place = newValue}
+  }
+  /// Returns true if `place` has been explicitly set.
+  public var hasPlace: Bool {_storage._place != nil}
+  /// Clears the value of `place`. Subsequent reads from it will return its default value.
+  public mutating func clearPlace() {_uniqueStorage()._place = nil}
+
+  public var waiting: [UInt32] {
+    get {_storage._waiting}
+    set {_uniqueStorage()._waiting = newValue}
+  }
+
+  public var reset: Bool {
+    get {_storage._reset ?? false}
+    set {_uniqueStorage()._reset = newValue}
+  }
+  /// Returns true if `reset` has been explicitly set.
+  public var hasReset: Bool {_storage._reset != nil}
+  /// Clears the value of `reset`. Subsequent reads from it will return its default value.
+  public mutating func clearReset() {_uniqueStorage()._reset = nil}
+
+  public var inode: FilePermsEntry {
+    get {_storage._inode ?? FilePermsEntry()}
+    set {_uniqueStorage()._inode = newValue}
+  }
+  /// Returns true if `inode` has been explicitly set.
+  public var hasInode: Bool {_storage._inode != nil}
+  /// Clears the value of `inode`. Subsequent reads from it will return its default value.
+  public mutating func clearInode() {_uniqueStorage()._inode = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
   fileprivate var _storage = _StorageClass.defaultInstance
+}
+
+/// Who the kernel says made a connection or sent a message.
+public nonisolated struct SkCredEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var pid: UInt32 {
+    get {_pid ?? 0}
+    set {_pid = newValue}
+  }
+  /// Returns true if `pid` has been explicitly set.
+  public var hasPid: Bool {self._pid != nil}
+  /// Clears the value of `pid`. Subsequent reads from it will return its default value.
+  public mutating func clearPid() {self._pid = nil}
+
+  public var uid: UInt32 {
+    get {_uid ?? 0}
+    set {_uid = newValue}
+  }
+  /// Returns true if `uid` has been explicitly set.
+  public var hasUid: Bool {self._uid != nil}
+  /// Clears the value of `uid`. Subsequent reads from it will return its default value.
+  public mutating func clearUid() {self._uid = nil}
+
+  public var gid: UInt32 {
+    get {_gid ?? 0}
+    set {_gid = newValue}
+  }
+  /// Returns true if `gid` has been explicitly set.
+  public var hasGid: Bool {self._gid != nil}
+  /// Clears the value of `gid`. Subsequent reads from it will return its default value.
+  public mutating func clearGid() {self._gid = nil}
+
+  public var groups: [UInt32] = []
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _pid: UInt32? = nil
+  fileprivate var _uid: UInt32? = nil
+  fileprivate var _gid: UInt32? = nil
 }
 
 public nonisolated struct IpOptsRawEntry: Sendable {
@@ -5236,12 +5330,42 @@ public nonisolated struct SkPacketEntry: Sendable {
 
   public var scm: [ScmEntry] = []
 
+  public var sender: Data {
+    get {_sender ?? Data()}
+    set {_sender = newValue}
+  }
+  /// Returns true if `sender` has been explicitly set.
+  public var hasSender: Bool {self._sender != nil}
+  /// Clears the value of `sender`. Subsequent reads from it will return its default value.
+  public mutating func clearSender() {self._sender = nil}
+
+  public var cred: SkCredEntry {
+    get {_cred ?? SkCredEntry()}
+    set {_cred = newValue}
+  }
+  /// Returns true if `cred` has been explicitly set.
+  public var hasCred: Bool {self._cred != nil}
+  /// Clears the value of `cred`. Subsequent reads from it will return its default value.
+  public mutating func clearCred() {self._cred = nil}
+
+  public var waiting: UInt32 {
+    get {_waiting ?? 0}
+    set {_waiting = newValue}
+  }
+  /// Returns true if `waiting` has been explicitly set.
+  public var hasWaiting: Bool {self._waiting != nil}
+  /// Clears the value of `waiting`. Subsequent reads from it will return its default value.
+  public mutating func clearWaiting() {self._waiting = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
   fileprivate var _idFor: UInt32? = nil
   fileprivate var _length: UInt32? = nil
+  fileprivate var _sender: Data? = nil
+  fileprivate var _cred: SkCredEntry? = nil
+  fileprivate var _waiting: UInt32? = nil
 }
 
 public nonisolated struct NetlinkSkEntry: Sendable {
@@ -11172,7 +11296,7 @@ nonisolated extension FilePermsEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
 
 nonisolated extension UnixSkEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "UnixSkEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}ino\0\u{1}type\0\u{1}state\0\u{1}flags\0\u{1}uflags\0\u{1}backlog\0\u{1}peer\0\u{1}fown\0\u{1}opts\0\u{1}name\0\u{1}shutdown\0\u{3}file_perms\0\u{3}name_dir\0\u{1}deleted\0\u{3}ns_id\0\u{3}mnt_id\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}ino\0\u{1}type\0\u{1}state\0\u{1}flags\0\u{1}uflags\0\u{1}backlog\0\u{1}peer\0\u{1}fown\0\u{1}opts\0\u{1}name\0\u{1}shutdown\0\u{3}file_perms\0\u{3}name_dir\0\u{1}deleted\0\u{3}ns_id\0\u{3}mnt_id\0\u{4}W\u{f}peer_cred\0\u{3}own_cred\0\u{1}place\0\u{1}waiting\0\u{1}reset\0\u{1}inode\0")
 
   fileprivate class _StorageClass {
     var _id: UInt32? = nil
@@ -11192,6 +11316,12 @@ nonisolated extension UnixSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
     var _deleted: Bool? = nil
     var _nsID: UInt32? = nil
     var _mntID: Int32? = nil
+    var _peerCred: SkCredEntry? = nil
+    var _ownCred: SkCredEntry? = nil
+    var _place: Data? = nil
+    var _waiting: [UInt32] = []
+    var _reset: Bool? = nil
+    var _inode: FilePermsEntry? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -11219,6 +11349,12 @@ nonisolated extension UnixSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
       _deleted = source._deleted
       _nsID = source._nsID
       _mntID = source._mntID
+      _peerCred = source._peerCred
+      _ownCred = source._ownCred
+      _place = source._place
+      _waiting = source._waiting
+      _reset = source._reset
+      _inode = source._inode
     }
   }
 
@@ -11245,6 +11381,9 @@ nonisolated extension UnixSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
       if let v = _storage._fown, !v.isInitialized {return false}
       if let v = _storage._opts, !v.isInitialized {return false}
       if let v = _storage._filePerms, !v.isInitialized {return false}
+      if let v = _storage._peerCred, !v.isInitialized {return false}
+      if let v = _storage._ownCred, !v.isInitialized {return false}
+      if let v = _storage._inode, !v.isInitialized {return false}
       return true
     }
   }
@@ -11274,6 +11413,12 @@ nonisolated extension UnixSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
         case 15: try { try decoder.decodeSingularBoolField(value: &_storage._deleted) }()
         case 16: try { try decoder.decodeSingularUInt32Field(value: &_storage._nsID) }()
         case 17: try { try decoder.decodeSingularSInt32Field(value: &_storage._mntID) }()
+        case 1000: try { try decoder.decodeSingularMessageField(value: &_storage._peerCred) }()
+        case 1001: try { try decoder.decodeSingularMessageField(value: &_storage._ownCred) }()
+        case 1002: try { try decoder.decodeSingularBytesField(value: &_storage._place) }()
+        case 1003: try { try decoder.decodeRepeatedUInt32Field(value: &_storage._waiting) }()
+        case 1004: try { try decoder.decodeSingularBoolField(value: &_storage._reset) }()
+        case 1005: try { try decoder.decodeSingularMessageField(value: &_storage._inode) }()
         default: break
         }
       }
@@ -11337,6 +11482,24 @@ nonisolated extension UnixSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
       try { if let v = _storage._mntID {
         try visitor.visitSingularSInt32Field(value: v, fieldNumber: 17)
       } }()
+      try { if let v = _storage._peerCred {
+        try visitor.visitSingularMessageField(value: v, fieldNumber: 1000)
+      } }()
+      try { if let v = _storage._ownCred {
+        try visitor.visitSingularMessageField(value: v, fieldNumber: 1001)
+      } }()
+      try { if let v = _storage._place {
+        try visitor.visitSingularBytesField(value: v, fieldNumber: 1002)
+      } }()
+      if !_storage._waiting.isEmpty {
+        try visitor.visitRepeatedUInt32Field(value: _storage._waiting, fieldNumber: 1003)
+      }
+      try { if let v = _storage._reset {
+        try visitor.visitSingularBoolField(value: v, fieldNumber: 1004)
+      } }()
+      try { if let v = _storage._inode {
+        try visitor.visitSingularMessageField(value: v, fieldNumber: 1005)
+      } }()
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -11363,10 +11526,72 @@ nonisolated extension UnixSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
         if _storage._deleted != rhs_storage._deleted {return false}
         if _storage._nsID != rhs_storage._nsID {return false}
         if _storage._mntID != rhs_storage._mntID {return false}
+        if _storage._peerCred != rhs_storage._peerCred {return false}
+        if _storage._ownCred != rhs_storage._ownCred {return false}
+        if _storage._place != rhs_storage._place {return false}
+        if _storage._waiting != rhs_storage._waiting {return false}
+        if _storage._reset != rhs_storage._reset {return false}
+        if _storage._inode != rhs_storage._inode {return false}
         return true
       }
       if !storagesAreEqual {return false}
     }
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension SkCredEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "SkCredEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}pid\0\u{1}uid\0\u{1}gid\0\u{1}groups\0")
+
+  public var isInitialized: Bool {
+    if self._pid == nil {return false}
+    if self._uid == nil {return false}
+    if self._gid == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._pid) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self._uid) }()
+      case 3: try { try decoder.decodeSingularUInt32Field(value: &self._gid) }()
+      case 4: try { try decoder.decodeRepeatedUInt32Field(value: &self.groups) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._pid {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._uid {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
+    } }()
+    try { if let v = self._gid {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 3)
+    } }()
+    if !self.groups.isEmpty {
+      try visitor.visitRepeatedUInt32Field(value: self.groups, fieldNumber: 4)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: SkCredEntry, rhs: SkCredEntry) -> Bool {
+    if lhs._pid != rhs._pid {return false}
+    if lhs._uid != rhs._uid {return false}
+    if lhs._gid != rhs._gid {return false}
+    if lhs.groups != rhs.groups {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -11744,12 +11969,13 @@ nonisolated extension ScmEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
 
 nonisolated extension SkPacketEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "SkPacketEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}id_for\0\u{1}length\0\u{2}\u{2}scm\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}id_for\0\u{1}length\0\u{2}\u{2}scm\0\u{2}d\u{f}sender\0\u{1}cred\0\u{1}waiting\0")
 
   public var isInitialized: Bool {
     if self._idFor == nil {return false}
     if self._length == nil {return false}
     if !SwiftProtobuf.Internal.areAllInitialized(self.scm) {return false}
+    if let v = self._cred, !v.isInitialized {return false}
     return true
   }
 
@@ -11762,6 +11988,9 @@ nonisolated extension SkPacketEntry: SwiftProtobuf.Message, SwiftProtobuf._Messa
       case 1: try { try decoder.decodeSingularUInt32Field(value: &self._idFor) }()
       case 2: try { try decoder.decodeSingularUInt32Field(value: &self._length) }()
       case 4: try { try decoder.decodeRepeatedMessageField(value: &self.scm) }()
+      case 1000: try { try decoder.decodeSingularBytesField(value: &self._sender) }()
+      case 1001: try { try decoder.decodeSingularMessageField(value: &self._cred) }()
+      case 1002: try { try decoder.decodeSingularUInt32Field(value: &self._waiting) }()
       default: break
       }
     }
@@ -11781,6 +12010,15 @@ nonisolated extension SkPacketEntry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     if !self.scm.isEmpty {
       try visitor.visitRepeatedMessageField(value: self.scm, fieldNumber: 4)
     }
+    try { if let v = self._sender {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 1000)
+    } }()
+    try { if let v = self._cred {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 1001)
+    } }()
+    try { if let v = self._waiting {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1002)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -11788,6 +12026,9 @@ nonisolated extension SkPacketEntry: SwiftProtobuf.Message, SwiftProtobuf._Messa
     if lhs._idFor != rhs._idFor {return false}
     if lhs._length != rhs._length {return false}
     if lhs.scm != rhs.scm {return false}
+    if lhs._sender != rhs._sender {return false}
+    if lhs._cred != rhs._cred {return false}
+    if lhs._waiting != rhs._waiting {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

@@ -1,0 +1,619 @@
+internal import Diagnostics
+internal import ImageMessages
+internal import Kinds
+internal import Linux
+internal import Logging
+internal import Remote
+internal import SystemPackage
+
+/// Restore: makes all UNIX sockets of the tree.
+///
+/// Connections are made the way they came about where that shows: pairs by the task that the kernel noted, accepted
+/// sockets through their listener, by a task that looks like the one that connected. Queues are filled last, through the
+/// sockets that sent, before anything is connected that would receive from one sender only.
+final class UnixSocketMaking {
+    private let context: RestoreContext
+    private let all: [FileEntry]
+    private var byInode: [UInt32: FileEntry] = [:]
+    /// What is ours to make: neither outside nor passed by the caller.
+    private var mine: [FileEntry] = []
+    private let witnesses: Witnesses
+    private let others = UnixDiagnoses()
+    /// The other ends: of members by their ids, or our own, which are closed in the end.
+    private var mates: [UInt32: Int32] = [:]
+    private var temporary: [UInt32: Int32] = [:]
+    /// Members whose name is not theirs to bind.
+    private var accepted: Set<UInt32> = []
+    /// Connections to the outside that could be made anew.
+    private var reconnected: Set<UInt32> = []
+
+    init(_ members: [FileEntry], _ context: RestoreContext) {
+        self.context = context
+        all = members
+        witnesses = Witnesses(context)
+        for member in members { byInode[member.usk.ino] = member }
+    }
+
+    /// Files that were made, to be removed if the restore fails.
+    private var files: [[UInt8]] = []
+    /// Whether all that is left is to let the tasks go.
+    var isSettled = false
+    /// Whether `complete` has begun.
+    private(set) var isComplete = false
+
+    deinit {
+        for number in temporary.values { _ = try? systemCall(.close, Int(number)) }
+        if !isSettled { for file in files { _ = try? removeName(FilePath(bytes: file)) } }
+    }
+
+    private static func key(_ entry: UnixSkEntry) -> String { "socket:[\(entry.ino)]" }
+
+    private func naming<R>(_ member: FileEntry, _ body: () throws(Failure) -> R) throws(Failure) -> R {
+        try during(.file("UNIX socket \(member.usk.ino)"), body)
+    }
+
+    // MARK: make
+
+    /// A connection of two members through a listener.
+    private struct Joint {
+        let client: FileEntry, accepted: FileEntry
+    }
+
+    /// A pair, of which one end may be ours to close.
+    private struct Pair {
+        let one: FileEntry, two: FileEntry?
+
+        var who: SkCredEntry? {
+            one.usk.hasPeerCred ? one.usk.peerCred : (two?.usk.hasPeerCred ?? false) ? two?.usk.peerCred : nil
+        }
+    }
+
+    /// Makes the sockets, with their names, listening and connected.
+    func make() throws(Failure) {
+        for member in all where member.usk.uflags & UnixSocket.external == 0 {
+            guard member.usk.name.count <= 108, [1, 2, 5].contains(member.usk.type) else {
+                throw Failure(.corruptImage, "the UNIX socket \(member.usk.ino) has an impossible name or type")
+            }
+            if let passed = try context.inherited(UnixSocketMaking.key(member.usk)) {
+                try context.files.add(member.id, passed)
+            } else {
+                mine.append(member)
+            }
+        }
+        let sorted = try sort()
+        var (singles, pairs) = (sorted.0, sorted.1)
+        let joints = sorted.2
+        for member in singles { try naming(member) { () throws(Failure) in try makeSingle(member) } }
+        for member in singles where isOutside(member) && !reconnected.contains(member.id) {
+            pairs.append(Pair(one: member, two: nil))
+        }
+        singles.removeAll { isOutside($0) && !reconnected.contains($0.id) }
+        try makePairs(pairs)
+        for joint in joints.values.joined() {
+            try naming(joint.client) { () throws(Failure) in try makeSingle(joint.client) }
+        }
+        let clients = joints.values.joined().map(\.client)
+        for member in singles + pairs.flatMap({ [$0.one, $0.two].compactMap { $0 } }) + clients
+        where !member.usk.name.isEmpty && !reconnected.contains(member.id) {
+            try naming(member) { () throws(Failure) in
+                let name = SocketName(member.usk)
+                try name.bind(try context.files.number(member.id), aside: accepted.contains(member.id), others)
+                if !accepted.contains(member.id), let place = name.place { files.append(place) }
+            }
+        }
+        try listen(singles.filter { $0.usk.state == UnixSocket.listening })
+        for (name, joints) in joints.sorted(by: { $0.key.lexicographicallyPrecedes($1.key) }) {
+            try join(joints, named: name)
+        }
+        try witnesses.dismiss()
+    }
+
+    /// Decides how each member is made. Joints are by the name of the accepted end.
+    private func sort() throws(Failure) -> ([FileEntry], [Pair], [[UInt8]: [Joint]]) {
+        let own = Set(mine.map(\.id))
+        let listeners = Set(
+            mine.filter { $0.usk.state == UnixSocket.listening }.map { [UInt8($0.usk.type)] + Array($0.usk.name) })
+        var uses: [[UInt8]: Int] = [:]
+        for member in mine where !member.usk.name.isEmpty { uses[Array(member.usk.name), default: 0] += 1 }
+        var singles: [FileEntry] = []
+        var pairs: [Pair] = []
+        var joints: [[UInt8]: [Joint]] = [:]
+        var done: Set<UInt32> = []
+        func isAccepted(_ member: FileEntry) throws(Failure) -> Bool {
+            let name = Array(member.usk.name)
+            if name.isEmpty { return false }
+            if listeners.contains([UInt8(member.usk.type)] + name) || uses[name] ?? 0 > 1 { return true }
+            let socket = SocketName(member.usk)
+            if socket.place == nil { return true }
+            return try socket.isTaken(others)
+        }
+        for member in mine.sorted(by: { $0.id < $1.id }) {
+            let socket = member.usk
+            guard socket.peer != 0, socket.peer != socket.ino, !done.contains(member.id),
+                let other = byInode[socket.peer], own.contains(other.id), other.usk.peer == socket.ino,
+                other.usk.type == socket.type
+            else { continue }
+            done.formUnion([member.id, other.id])
+            if socket.type != UnixSocket.datagram, try isAccepted(member) {
+                joints[[UInt8(socket.type)] + Array(socket.name), default: []].append(
+                    Joint(client: other, accepted: member))
+            } else if socket.type != UnixSocket.datagram, try isAccepted(other) {
+                joints[[UInt8(socket.type)] + Array(other.usk.name), default: []].append(
+                    Joint(client: member, accepted: other))
+            } else {
+                pairs.append(Pair(one: member, two: other))
+            }
+        }
+        for member in mine.sorted(by: { $0.id < $1.id }) where !done.contains(member.id) {
+            let socket = member.usk
+            let other = byInode[socket.peer]
+            if socket.type == UnixSocket.datagram {
+                if socket.peer != socket.ino, let other, own.contains(other.id), !done.contains(other.id),
+                    other.usk.name.isEmpty, other.usk.type == UnixSocket.datagram
+                {
+                    // It was made as one of a pair, of which the other then found another peer.
+                    done.insert(other.id)
+                    pairs.append(Pair(one: member, two: other))
+                } else if socket.peer == 0, socket.state == UnixSocket.established, socket.name.isEmpty {
+                    // Its peer is closed. One with a name may only be someone else's peer.
+                    pairs.append(Pair(one: member, two: nil))
+                } else {
+                    singles.append(member)
+                }
+            } else if socket.state == UnixSocket.established {
+                if let other, own.contains(other.id), other.usk.state == UnixSocket.listening {
+                    singles.append(member)
+                } else if let other, other.usk.uflags & UnixSocket.external != 0, !other.usk.name.isEmpty,
+                    other.usk.type == socket.type
+                {
+                    singles.append(member)
+                } else {
+                    if let other, other.usk.uflags & UnixSocket.external != 0 {
+                        context.log.warning(
+                            "\(UnixSocketMaking.key(socket)) is disconnected: no --inherit-fd says what it is to be")
+                    }
+                    if try isAccepted(member) { accepted.insert(member.id) }
+                    pairs.append(Pair(one: member, two: nil))
+                }
+            } else {
+                singles.append(member)
+            }
+        }
+        // One that is the second of a pair may have been sorted before its mate.
+        let paired = Set(pairs.flatMap { [$0.one.id, $0.two?.id ?? 0] })
+        singles.removeAll { paired.contains($0.id) }
+        for joint in joints.values.joined() { accepted.insert(joint.accepted.id) }
+        return (singles, pairs, joints)
+    }
+
+    /// Whether it was connected to a listener outside of the tree.
+    private func isOutside(_ member: FileEntry) -> Bool {
+        member.usk.type != UnixSocket.datagram && member.usk.peer != 0
+            && byInode[member.usk.peer].map { $0.usk.uflags & UnixSocket.external != 0 } ?? false
+    }
+
+    private static func create(_ type: UInt32) throws(Failure) -> Descriptor {
+        try attempt("create it") { () throws(SystemCallError) in
+            Descriptor(owning: Int32(try systemCall(.socket, 1, Int(type) | 0o2000000, 0)))
+        }
+    }
+
+    private func makeSingle(_ member: FileEntry) throws(Failure) {
+        let made = try UnixSocketMaking.create(member.usk.type)
+        if isOutside(member), let outside = byInode[member.usk.peer] {
+            if !member.usk.name.isEmpty {
+                try SocketName(member.usk).bind(made.number, aside: accepted.contains(member.id), others)
+            }
+            do throws(Failure) {
+                try connect([made.number], to: SocketName(outside.usk).address, door: nil, as: member.usk.ownCred)
+                reconnected.insert(member.id)
+                context.log.warning(
+                    "\(UnixSocketMaking.key(member.usk)) has a new connection to the socket \(OutsidePeer.described(Array(outside.usk.name)))"
+                )
+            } catch {
+                context.log.warning(
+                    "\(UnixSocketMaking.key(member.usk)) is hung up: nobody answers \(OutsidePeer.described(Array(outside.usk.name))): \(error)"
+                )
+                return
+            }
+        }
+        try context.files.add(member.id, made)
+    }
+
+    /// Makes pairs, those with the same maker together.
+    private func makePairs(_ pairs: [Pair]) throws(Failure) {
+        struct Maker: Hashable {
+            let who: SkCredEntry?
+            let type: UInt32
+        }
+        for (maker, pairs) in Dictionary(grouping: pairs, by: { Maker(who: $0.who, type: $0.one.usk.type) }) {
+            if let who = maker.who, let puppet = try witnesses.witness(who.pid) {
+                var start = 0
+                while start < pairs.count {
+                    let end = min(start + UnixSocketMaking.mostAtOnce, pairs.count)
+                    try makePairs(pairs[start..<end], in: puppet, who, maker.type)
+                    start = end
+                }
+            } else {
+                for pair in pairs {
+                    var ends: (Int32, Int32) = (-1, -1)
+                    try attempt("create a pair") { () throws(SystemCallError) in
+                        try withAddress(of: &ends) { (ends) throws(SystemCallError) in
+                            try systemCall(.socketpair, 1, Int(maker.type) | 0o2000000, 0, ends)
+                        }
+                    }
+                    try add(pair, Descriptor(owning: ends.0), Descriptor(owning: ends.1))
+                }
+            }
+        }
+    }
+
+    /// Sockets that a witness handles in one batch; it may have a low limit on open files.
+    private static let mostAtOnce = 200
+
+    private func makePairs(
+        _ pairs: ArraySlice<Pair>, in puppet: Puppet, _ who: SkCredEntry, _ type: UInt32
+    ) throws(Failure) {
+        var batch = Batch()
+        Witnesses.assume(who, &batch)
+        var rooms: [Batch.Buffer] = []
+        for _ in pairs {
+            let room = batch.reserve(8)
+            batch.add(
+                .socketpair, .value(1), .value(Int(type) | 0o2000000), .value(0), .buffer(room),
+                doing: "create a pair of sockets")
+            rooms.append(room)
+        }
+        Witnesses.resume(who, &batch)
+        let results = try puppet.run(batch)
+        var end = Batch()
+        for (pair, room) in zip(pairs, rooms) {
+            let numbers = (results.value(Int32.self, room), results.value(Int32.self, room, at: 4))
+            try add(
+                pair, try witnesses.fetch(Int(numbers.0), from: puppet),
+                try witnesses.fetch(Int(numbers.1), from: puppet))
+            end.add(.close, .value(Int(numbers.0)), doing: "close a socket")
+            end.add(.close, .value(Int(numbers.1)), doing: "close a socket")
+        }
+        try puppet.run(end)
+    }
+
+    private func add(_ pair: Pair, _ here: consuming Descriptor, _ there: consuming Descriptor) throws(Failure) {
+        mates[pair.one.id] = there.number
+        if let two = pair.two {
+            mates[two.id] = here.number
+            try context.files.add(two.id, there)
+        } else {
+            temporary[pair.one.id] = there.release()
+        }
+        try context.files.add(pair.one.id, here)
+    }
+
+    private func listen(_ listeners: [FileEntry]) throws(Failure) {
+        for listener in listeners {
+            try naming(listener) { () throws(Failure) in
+                try listen(
+                    try context.files.number(listener.id), listener.usk.backlog,
+                    as: listener.usk.hasPeerCred ? listener.usk.peerCred : nil)
+            }
+        }
+    }
+
+    private func listen(_ number: Int32, _ backlog: UInt32, as who: SkCredEntry?) throws(Failure) {
+        guard let who, let puppet = try witnesses.witness(who.pid) else {
+            try attempt("listen") { () throws(SystemCallError) in
+                try systemCall(.listen, Int(number), Int(Int32(clamping: backlog)))
+            }
+            return
+        }
+        let arrived = try context.deliver([number], to: puppet)
+        var batch = Batch()
+        Witnesses.assume(who, &batch)
+        batch.add(.listen, .descriptor(arrived[0]), .value(Int(Int32(clamping: backlog))), doing: "listen")
+        Witnesses.resume(who, &batch)
+        batch.add(.close, .descriptor(arrived[0]), doing: "close a socket")
+        try puppet.run(batch)
+    }
+
+    /// Connects members through the listener that has the accepted ends' name, or through one that is there only for this.
+    private func join(_ joints: [Joint], named name: [UInt8]) throws(Failure) {
+        guard let first = joints.first else { return }
+        let known = mine.first {
+            $0.usk.state == UnixSocket.listening && [UInt8($0.usk.type)] + Array($0.usk.name) == name
+        }
+        if let known {
+            return try join(
+                joints, through: try context.files.number(known.id), backlog: known.usk.backlog, known.usk)
+        }
+        let listener = try UnixSocketMaking.create(first.accepted.usk.type)
+        let number = listener.number
+        do throws(Failure) {
+            try SocketName(first.accepted.usk).bind(number, aside: true, others)
+        } catch {
+            context.log.warning(
+                "accepted sockets have no name, as their listener is outside of the tree and has it: \(error)")
+            var autobind = SocketName.address([])
+            try attempt("bind a listener") { () throws(SystemCallError) in
+                try autobind.withAddress { (address, count) throws(SystemCallError) in
+                    try systemCall(.bind, Int(number), address, count)
+                }
+            }
+        }
+        try listen(
+            number, UInt32(joints.count), as: first.client.usk.hasPeerCred ? first.client.usk.peerCred : nil)
+        try join(joints, through: number, backlog: UInt32(joints.count), first.accepted.usk)
+    }
+
+    private func join(
+        _ joints: [Joint], through listener: Int32, backlog: UInt32, _ name: UnixSkEntry
+    ) throws(Failure) {
+        let way = try Way(to: listener, name)
+        defer { way.close() }
+        var start = 0
+        while start < joints.count {
+            let who = joints[start].accepted.usk.hasPeerCred ? joints[start].accepted.usk.peerCred : nil
+            let most = min(start + Int(clamping: min(backlog, UInt32(UnixSocketMaking.mostAtOnce))) + 1, joints.count)
+            let end =
+                joints[start..<most].firstIndex {
+                    ($0.accepted.usk.hasPeerCred ? $0.accepted.usk.peerCred : nil) != who
+                } ?? most
+            var clients: [Int32] = []
+            for joint in joints[start..<end] { clients.append(try context.files.number(joint.client.id)) }
+            let maker = try connect(clients, to: way.address, door: way.door, as: who)
+            for joint in joints[start..<end] {
+                try naming(joint.accepted) { () throws(Failure) in
+                    let made = try accept(listener, from: maker)
+                    mates[joint.accepted.id] = try context.files.number(joint.client.id)
+                    mates[joint.client.id] = made.number
+                    try context.files.add(joint.accepted.id, made)
+                }
+            }
+            start = end
+        }
+    }
+
+    /// Accepts a connection that one of ours made. Strangers may have found the name already; they have to come again.
+    private func accept(_ listener: Int32, from maker: TaskID) throws(Failure) -> Descriptor {
+        while true {
+            let made = try attempt("accept a connection") { () throws(SystemCallError) in
+                Descriptor(owning: Int32(try systemCall(.accept4, Int(listener), 0, 0, 0o2000000)))
+            }
+            if try PeerCredentials.read(made.number)?.pid == UInt32(bitPattern: maker.rawValue) { return made }
+            context.log.warning("a program outside of the tree connected during the restore, and is refused")
+        }
+    }
+
+    /// How to reach a socket of ours.
+    private struct Way {
+        let address: [UInt8]
+        let door: Int32?
+
+        init(to number: Int32, _ entry: UnixSkEntry) throws(Failure) {
+            if entry.name.first == 0 || entry.name.isEmpty {
+                door = nil
+                address = try Way.ownName(number)
+            } else {
+                let opened = try attempt("find the file of a socket") { () throws(SystemCallError) in
+                    try SocketName.door(number).release()
+                }
+                door = opened
+                address = Way.address(of: opened)
+            }
+        }
+
+        static func address(of door: Int32) -> [UInt8] {
+            SocketName.address(Array("/proc/self/fd/\(door)".utf8) + [0])
+        }
+
+        func close() { if let door { _ = try? systemCall(.close, Int(door)) } }
+
+        private static func ownName(_ number: Int32) throws(Failure) -> [UInt8] {
+            var room = [UInt8](repeating: 0, count: 128)
+            var length: UInt32 = 128
+            try attempt("ask for a socket's name") { () throws(SystemCallError) in
+                try room.withAddress { (address, _) throws(SystemCallError) in
+                    try withAddress(of: &length) { (length) throws(SystemCallError) in
+                        try systemCall(.getsockname, Int(number), address, length)
+                    }
+                }
+            }
+            return Array(room.prefix(Int(length)))
+        }
+    }
+
+    /// Connects sockets to a name, or to the file behind a door, as someone. Returns the task that did.
+    @discardableResult
+    private func connect(
+        _ clients: [Int32], to address: [UInt8], door: Int32?, as who: SkCredEntry?
+    ) throws(Failure) -> TaskID {
+        guard let who, let puppet = try witnesses.witness(who.pid) else {
+            for client in clients {
+                try attempt("connect it") { () throws(SystemCallError) in
+                    try address.withConstantAddress { (address, count) throws(SystemCallError) in
+                        try systemCall(.connect, Int(client), address, count)
+                    }
+                }
+            }
+            return TaskID.current
+        }
+        let arrived = try context.deliver(clients + (door.map { [$0] } ?? []), to: puppet)
+        var batch = Batch()
+        var there = address
+        if door != nil, let remote = arrived.last { there = Way.address(of: remote.number) }
+        let place = batch.place(there)
+        Witnesses.assume(who, &batch)
+        for number in arrived.prefix(clients.count) {
+            batch.add(.connect, .descriptor(number), .buffer(place), .value(there.count), doing: "connect a socket")
+        }
+        Witnesses.resume(who, &batch)
+        for number in arrived { batch.add(.close, .descriptor(number), doing: "close a socket") }
+        try puppet.run(batch)
+        return puppet.process
+    }
+
+    // MARK: complete
+
+    /// Fills the queues, connects what receives from one sender only, and sets options and flags.
+    func complete() throws(Failure) {
+        isComplete = true
+        let packets = SavedPackets.of(context)
+        let posting = Posting(context, witnesses)
+        for member in mine where !reconnected.contains(member.id) {
+            guard let queue = packets.queues[member.id] else { continue }
+            try naming(member) { () throws(Failure) in try fill(member, queue, posting) }
+        }
+        for listener in mine where listener.usk.state == UnixSocket.listening {
+            try naming(listener) { () throws(Failure) in
+                try connectWaiting(on: listener, packets.waiting[listener.id] ?? [], posting)
+            }
+        }
+        for member in mine where member.usk.type == UnixSocket.datagram && member.usk.peer != 0 {
+            try naming(member) { () throws(Failure) in try connectDatagrams(member) }
+        }
+        for member in mine { try naming(member) { () throws(Failure) in try end(member) } }
+        for member in mine where !member.usk.name.isEmpty && !accepted.contains(member.id) {
+            try naming(member) { () throws(Failure) in
+                try SocketName(member.usk).open(try context.files.number(member.id))
+            }
+        }
+        try witnesses.dismiss()
+    }
+
+    private func fill(_ member: FileEntry, _ queue: [QueuedPacket], _ posting: Posting) throws(Failure) {
+        let socket = member.usk
+        if let mate = mates[member.id] {
+            try posting.makeRoom(in: mate, for: queue)
+            for packet in queue { try posting.send(packet, through: mate, isStream: socket.type == UnixSocket.stream) }
+            return
+        }
+        guard socket.type == UnixSocket.datagram, !socket.name.isEmpty else {
+            context.log.warning(
+                "\(queue.count) packets for \(UnixSocketMaking.key(socket)) are lost: nobody can send them")
+            return
+        }
+        let number = try context.files.number(member.id)
+        let way = try Way(to: number, socket)
+        defer { way.close() }
+        for packet in queue {
+            let sender = Array(packet.entry.sender)
+            let known = mine.first {
+                $0.usk.type == UnixSocket.datagram && Array($0.usk.name) == sender
+                    && (!sender.isEmpty || $0.usk.peer == socket.ino)
+            }
+            let through = known != nil ? try context.files.number(known?.id ?? 0) : try posting.stranger(sender)
+            try posting.makeRoom(in: through, for: [packet])
+            try posting.send(packet, through: through, to: way.address, isStream: false)
+        }
+    }
+
+    private func connectWaiting(
+        on listener: FileEntry, _ packets: [QueuedPacket], _ posting: Posting
+    ) throws(Failure) {
+        var waiting = listener.usk.waiting
+        let listed = Set(waiting)
+        for member in mine
+        where member.usk.peer == listener.usk.ino && member.usk.state == UnixSocket.established
+            && !listed.contains(member.usk.ino)
+        {
+            waiting.append(member.usk.ino)
+        }
+        guard !waiting.isEmpty else { return }
+        guard waiting.count <= Int(clamping: listener.usk.backlog) + 1 else {
+            throw Failure(.corruptImage, "more connections wait than its backlog allows")
+        }
+        let way = try Way(to: try context.files.number(listener.id), listener.usk)
+        defer { way.close() }
+        for (place, inode) in waiting.enumerated() where inode != .max {
+            let own = packets.filter { $0.entry.waiting == UInt32(place) }
+            let client = mine.first { $0.usk.ino == inode }
+            let noted = own.first { !$0.entry.hasSender && $0.entry.hasCred }?.entry.cred
+            let who = noted ?? (client?.usk.hasOwnCred ?? false ? client?.usk.ownCred : nil)
+            let made: Descriptor
+            if let client {
+                let number = try context.files.number(client.id)
+                made = try attempt("copy a socket") { () throws(SystemCallError) in
+                    Descriptor(owning: Int32(try systemCall(.fcntl, Int(number), 1030, 3)))
+                }
+            } else if inode == 0 {
+                made = try UnixSocketMaking.create(listener.usk.type)
+            } else {
+                throw Failure(.corruptImage, "the socket \(inode) that waits to be accepted is not there")
+            }
+            try connect([made.number], to: way.address, door: way.door, as: who)
+            let sent = own.filter { $0.entry.hasSender }
+            try posting.makeRoom(in: made.number, for: sent)
+            for packet in sent {
+                try posting.send(packet, through: made.number, isStream: listener.usk.type == UnixSocket.stream)
+            }
+        }
+    }
+
+    private func connectDatagrams(_ member: FileEntry) throws(Failure) {
+        let socket = member.usk
+        let number = try context.files.number(member.id)
+        guard let peer = byInode[socket.peer] else { return }
+        if mates[member.id] != nil, mates[member.id] == (try? context.files.number(peer.id)) { return }
+        if peer.usk.uflags & UnixSocket.external != 0 {
+            guard !peer.usk.name.isEmpty else { return }
+            let name = Array(peer.usk.name)
+            do throws(Failure) {
+                try connect([number], to: SocketName(peer.usk).address, door: nil, as: nil)
+            } catch {
+                guard OutsidePeer.isWellKnown(name) else {
+                    throw Failure(
+                        .denied, "can't connect it to the socket outside of the tree \(OutsidePeer.described(name))",
+                        advice: "Start the program that has that socket", cause: error.cause)
+                }
+                context.log.warning(
+                    "\(UnixSocketMaking.key(socket)) is not connected: nobody answers \(OutsidePeer.described(name))")
+            }
+            return
+        }
+        guard !peer.usk.name.isEmpty else {
+            context.log.warning("\(UnixSocketMaking.key(socket)) is not connected: its peer has no name")
+            return
+        }
+        let way = try Way(to: try context.files.number(peer.id), peer.usk)
+        defer { way.close() }
+        try connect([number], to: way.address, door: nil, as: nil)
+    }
+
+    /// What would get in the way earlier: half-closing, owners, options and flags.
+    private func end(_ member: FileEntry) throws(Failure) {
+        let socket = member.usk
+        let number = try context.files.number(member.id)
+        if let mate = temporary.removeValue(forKey: member.id) {
+            try attempt("close the other end") { () throws(SystemCallError) in
+                if socket.reset {
+                    // An end that is closed with something unread tells the other so.
+                    var byte: [UInt8] = [0]
+                    _ = try byte.withAddress { (address, _) throws(SystemCallError) in
+                        try systemCall(.sendto, Int(number), address, 1, 0x4040, 0, 0)
+                    }
+                }
+                try systemCall(.close, Int(mate))
+            }
+        } else if socket.peer == 0, mates[member.id] != nil, socket.type == UnixSocket.datagram {
+            try attempt("disconnect it") { () throws(SystemCallError) in
+                var unspecified: [UInt8] = [0, 0]
+                _ = try unspecified.withAddress { (address, count) throws(SystemCallError) in
+                    try systemCall(.connect, Int(number), address, count)
+                }
+            }
+        }
+        try SocketOptions.restore(socket.opts, on: number)
+        try attempt("set its state") { () throws(SystemCallError) in
+            if socket.hasInode || (!socket.name.isEmpty && socket.name.first != 0) {
+                let mode = socket.hasInode ? Int(socket.inode.mode & 0o7777) : 0o777
+                try systemCall(.fchmod, Int(number), mode)
+            }
+            if socket.hasInode { try systemCall(.fchown, Int(number), Int(socket.inode.uid), Int(socket.inode.gid)) }
+            if socket.hasShutdown, socket.shutdown.rawValue > 0 {
+                do throws(SystemCallError) {
+                    try systemCall(.shutdown, Int(number), socket.shutdown.rawValue - 1)
+                } catch { if error.errno != .ENOTCONN { throw error } }
+            }
+            try setStatusFlags(number, socket.flags)
+        }
+    }
+}
