@@ -110,7 +110,9 @@ public final class FileDump: FileDumper {
             try Locks.of(context).dump(facts, found.id, handle: ours, number, of: process, context)
         }
         if found.isNew {
-            let facts = FileFacts(status: status, target: try target(of: ours), information: information)
+            let family = status.kind == .socket ? try? socketOption(ours, 39) : nil
+            let facts = FileFacts(
+                status: status, target: try target(of: ours), information: information, family: family)
             let file = OpenFile(id: found.id, facts: facts, handle: handle, owner: process, number: number)
             if keeps { kept.append(file) }
             types[found.id] = try during(.file(facts.text)) { () throws(Failure) in try describe(file) }
@@ -240,6 +242,20 @@ public final class FileDump: FileDumper {
         do throws(Failure) { try context.images.writeOut() } catch { context.log.warning("\(error)") }
     }
 
-    /// Takes back what a failed dump left on file systems.
-    public static func abandon(_ context: DumpContext) { Remaps.of(context).abandon() }
+    /// Acts once a tree that was to be killed is gone.
+    public static func gone(_ context: DumpContext) {
+        do throws(Failure) { try Connections.of(context).leave(context) } catch { context.log.warning("\(error)") }
+    }
+
+    /// How connections are held up, for the inventory.
+    public static func lock(_ context: DumpContext) -> (method: NetworkLockMethod, id: String) {
+        let lock = Connections.of(context).lock
+        return (lock.method(context.policy), lock.id)
+    }
+
+    /// Takes back what a failed dump left on file systems and in the network.
+    public static func abandon(_ context: DumpContext) {
+        Connections.of(context).abandon()
+        Remaps.of(context).abandon()
+    }
 }

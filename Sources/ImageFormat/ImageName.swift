@@ -85,6 +85,10 @@ public struct ImageName: Hashable, Sendable {
     }
     /// `ipcns-shm-ID.img`: System V shared memory.
     public static func sharedMemory(_ id: UInt32) -> ImageName { ImageName("ipcns-shm-\(id).img", 0x4628_3044) }
+    /// `tcp-stream-INODE.img`, in hexadecimal: the state of a connection, and what waits in its queues.
+    public static func tcpStream(_ inode: UInt32) -> ImageName {
+        ImageName("tcp-stream-\(String(inode, radix: 16)).img", 0x5146_5506)
+    }
     /// `timens-ID.img`.
     public static func timeNamespace(_ id: UInt32) -> ImageName { ImageName("timens-\(id).img", 0x4311_4433) }
 }

@@ -4823,6 +4823,11 @@ public nonisolated struct InetSkEntry: @unchecked Sendable {
   /// Clears the value of `tcpOpts`. Subsequent reads from it will return its default value.
   public mutating func clearTcpOpts() {_uniqueStorage()._tcpOpts = nil}
 
+  public var memberships: [BrumateMembershipEntry] {
+    get {_storage._memberships}
+    set {_uniqueStorage()._memberships = newValue}
+  }
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -5235,11 +5240,143 @@ public nonisolated struct SkOptsEntry: @unchecked Sendable {
   /// Clears the value of `soBufLock`. Subsequent reads from it will return its default value.
   public mutating func clearSoBufLock() {_uniqueStorage()._soBufLock = nil}
 
+  /// Options that CRIU does not know and that are not as with a new socket.
+  public var more: [BrumateSocketOptionEntry] {
+    get {_storage._more}
+    set {_uniqueStorage()._more = newValue}
+  }
+
+  /// Who made the socket: sockets that share a port by SO_REUSEPORT must have one owner.
+  public var uid: UInt32 {
+    get {_storage._uid ?? 0}
+    set {_uniqueStorage()._uid = newValue}
+  }
+  /// Returns true if `uid` has been explicitly set.
+  public var hasUid: Bool {_storage._uid != nil}
+  /// Clears the value of `uid`. Subsequent reads from it will return its default value.
+  public mutating func clearUid() {_uniqueStorage()._uid = nil}
+
+  public var gid: UInt32 {
+    get {_storage._gid ?? 0}
+    set {_uniqueStorage()._gid = newValue}
+  }
+  /// Returns true if `gid` has been explicitly set.
+  public var hasGid: Bool {_storage._gid != nil}
+  /// Clears the value of `gid`. Subsequent reads from it will return its default value.
+  public mutating func clearGid() {_uniqueStorage()._gid = nil}
+
+  public var locksFilter: Bool {
+    get {_storage._locksFilter ?? false}
+    set {_uniqueStorage()._locksFilter = newValue}
+  }
+  /// Returns true if `locksFilter` has been explicitly set.
+  public var hasLocksFilter: Bool {_storage._locksFilter != nil}
+  /// Clears the value of `locksFilter`. Subsequent reads from it will return its default value.
+  public mutating func clearLocksFilter() {_uniqueStorage()._locksFilter = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
   fileprivate var _storage = _StorageClass.defaultInstance
+}
+
+/// Ours: a socket option by its level and number, with the value as in memory.
+public nonisolated struct BrumateSocketOptionEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var level: UInt32 {
+    get {_level ?? 0}
+    set {_level = newValue}
+  }
+  /// Returns true if `level` has been explicitly set.
+  public var hasLevel: Bool {self._level != nil}
+  /// Clears the value of `level`. Subsequent reads from it will return its default value.
+  public mutating func clearLevel() {self._level = nil}
+
+  public var number: UInt32 {
+    get {_number ?? 0}
+    set {_number = newValue}
+  }
+  /// Returns true if `number` has been explicitly set.
+  public var hasNumber: Bool {self._number != nil}
+  /// Clears the value of `number`. Subsequent reads from it will return its default value.
+  public mutating func clearNumber() {self._number = nil}
+
+  public var value: Data {
+    get {_value ?? Data()}
+    set {_value = newValue}
+  }
+  /// Returns true if `value` has been explicitly set.
+  public var hasValue: Bool {self._value != nil}
+  /// Clears the value of `value`. Subsequent reads from it will return its default value.
+  public mutating func clearValue() {self._value = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _level: UInt32? = nil
+  fileprivate var _number: UInt32? = nil
+  fileprivate var _value: Data? = nil
+}
+
+/// Ours: a multicast group that a socket is a member of.
+public nonisolated struct BrumateMembershipEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// AF_INET, AF_INET6.
+  public var family: UInt32 {
+    get {_family ?? 0}
+    set {_family = newValue}
+  }
+  /// Returns true if `family` has been explicitly set.
+  public var hasFamily: Bool {self._family != nil}
+  /// Clears the value of `family`. Subsequent reads from it will return its default value.
+  public mutating func clearFamily() {self._family = nil}
+
+  public var group: Data {
+    get {_group ?? Data()}
+    set {_group = newValue}
+  }
+  /// Returns true if `group` has been explicitly set.
+  public var hasGroup: Bool {self._group != nil}
+  /// Clears the value of `group`. Subsequent reads from it will return its default value.
+  public mutating func clearGroup() {self._group = nil}
+
+  public var device: Data {
+    get {_device ?? Data()}
+    set {_device = newValue}
+  }
+  /// Returns true if `device` has been explicitly set.
+  public var hasDevice: Bool {self._device != nil}
+  /// Clears the value of `device`. Subsequent reads from it will return its default value.
+  public mutating func clearDevice() {self._device = nil}
+
+  /// MCAST_EXCLUDE 0, MCAST_INCLUDE 1.
+  public var mode: UInt32 {
+    get {_mode ?? 0}
+    set {_mode = newValue}
+  }
+  /// Returns true if `mode` has been explicitly set.
+  public var hasMode: Bool {self._mode != nil}
+  /// Clears the value of `mode`. Subsequent reads from it will return its default value.
+  public mutating func clearMode() {self._mode = nil}
+
+  public var sources: [Data] = []
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _family: UInt32? = nil
+  fileprivate var _group: Data? = nil
+  fileprivate var _device: Data? = nil
+  fileprivate var _mode: UInt32? = nil
 }
 
 public nonisolated struct PacketMclist: Sendable {
@@ -10625,7 +10762,7 @@ nonisolated extension IpOptsEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
 
 nonisolated extension InetSkEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "InetSkEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}ino\0\u{1}family\0\u{1}type\0\u{1}proto\0\u{1}state\0\u{3}src_port\0\u{3}dst_port\0\u{1}flags\0\u{1}backlog\0\u{3}src_addr\0\u{3}dst_addr\0\u{1}fown\0\u{1}opts\0\u{1}v6only\0\u{3}ip_opts\0\u{1}ifname\0\u{3}ns_id\0\u{1}shutdown\0\u{3}tcp_opts\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}ino\0\u{1}family\0\u{1}type\0\u{1}proto\0\u{1}state\0\u{3}src_port\0\u{3}dst_port\0\u{1}flags\0\u{1}backlog\0\u{3}src_addr\0\u{3}dst_addr\0\u{1}fown\0\u{1}opts\0\u{1}v6only\0\u{3}ip_opts\0\u{1}ifname\0\u{3}ns_id\0\u{1}shutdown\0\u{3}tcp_opts\0\u{2}T\u{f}memberships\0")
 
   fileprivate class _StorageClass {
     var _id: UInt32? = nil
@@ -10648,6 +10785,7 @@ nonisolated extension InetSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
     var _nsID: UInt32? = nil
     var _shutdown: SkShutdown? = nil
     var _tcpOpts: TcpOptsEntry? = nil
+    var _memberships: [BrumateMembershipEntry] = []
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -10678,6 +10816,7 @@ nonisolated extension InetSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
       _nsID = source._nsID
       _shutdown = source._shutdown
       _tcpOpts = source._tcpOpts
+      _memberships = source._memberships
     }
   }
 
@@ -10704,6 +10843,7 @@ nonisolated extension InetSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
       if _storage._opts == nil {return false}
       if let v = _storage._fown, !v.isInitialized {return false}
       if let v = _storage._opts, !v.isInitialized {return false}
+      if !SwiftProtobuf.Internal.areAllInitialized(_storage._memberships) {return false}
       return true
     }
   }
@@ -10736,6 +10876,7 @@ nonisolated extension InetSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
         case 18: try { try decoder.decodeSingularUInt32Field(value: &_storage._nsID) }()
         case 19: try { try decoder.decodeSingularEnumField(value: &_storage._shutdown) }()
         case 20: try { try decoder.decodeSingularMessageField(value: &_storage._tcpOpts) }()
+        case 1000: try { try decoder.decodeRepeatedMessageField(value: &_storage._memberships) }()
         default: break
         }
       }
@@ -10808,6 +10949,9 @@ nonisolated extension InetSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
       try { if let v = _storage._tcpOpts {
         try visitor.visitSingularMessageField(value: v, fieldNumber: 20)
       } }()
+      if !_storage._memberships.isEmpty {
+        try visitor.visitRepeatedMessageField(value: _storage._memberships, fieldNumber: 1000)
+      }
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -10837,6 +10981,7 @@ nonisolated extension InetSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
         if _storage._nsID != rhs_storage._nsID {return false}
         if _storage._shutdown != rhs_storage._shutdown {return false}
         if _storage._tcpOpts != rhs_storage._tcpOpts {return false}
+        if _storage._memberships != rhs_storage._memberships {return false}
         return true
       }
       if !storagesAreEqual {return false}
@@ -11048,7 +11193,7 @@ nonisolated extension NetlinkSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
 
 nonisolated extension SkOptsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "SkOptsEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}so_sndbuf\0\u{3}so_rcvbuf\0\u{3}so_snd_tmo_sec\0\u{3}so_snd_tmo_usec\0\u{3}so_rcv_tmo_sec\0\u{3}so_rcv_tmo_usec\0\u{1}reuseaddr\0\u{3}so_priority\0\u{3}so_rcvlowat\0\u{3}so_mark\0\u{3}so_passcred\0\u{3}so_passsec\0\u{3}so_dontroute\0\u{3}so_no_check\0\u{3}so_bound_dev\0\u{3}so_filter\0\u{3}so_reuseport\0\u{3}so_broadcast\0\u{3}so_keepalive\0\u{3}tcp_keepcnt\0\u{3}tcp_keepidle\0\u{3}tcp_keepintvl\0\u{3}so_oobinline\0\u{3}so_linger\0\u{3}so_buf_lock\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}so_sndbuf\0\u{3}so_rcvbuf\0\u{3}so_snd_tmo_sec\0\u{3}so_snd_tmo_usec\0\u{3}so_rcv_tmo_sec\0\u{3}so_rcv_tmo_usec\0\u{1}reuseaddr\0\u{3}so_priority\0\u{3}so_rcvlowat\0\u{3}so_mark\0\u{3}so_passcred\0\u{3}so_passsec\0\u{3}so_dontroute\0\u{3}so_no_check\0\u{3}so_bound_dev\0\u{3}so_filter\0\u{3}so_reuseport\0\u{3}so_broadcast\0\u{3}so_keepalive\0\u{3}tcp_keepcnt\0\u{3}tcp_keepidle\0\u{3}tcp_keepintvl\0\u{3}so_oobinline\0\u{3}so_linger\0\u{3}so_buf_lock\0\u{2}O\u{f}more\0\u{1}uid\0\u{1}gid\0\u{3}locks_filter\0")
 
   fileprivate class _StorageClass {
     var _soSndbuf: UInt32? = nil
@@ -11076,6 +11221,10 @@ nonisolated extension SkOptsEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
     var _soOobinline: UInt32? = nil
     var _soLinger: UInt32? = nil
     var _soBufLock: UInt32? = nil
+    var _more: [BrumateSocketOptionEntry] = []
+    var _uid: UInt32? = nil
+    var _gid: UInt32? = nil
+    var _locksFilter: Bool? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -11111,6 +11260,10 @@ nonisolated extension SkOptsEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
       _soOobinline = source._soOobinline
       _soLinger = source._soLinger
       _soBufLock = source._soBufLock
+      _more = source._more
+      _uid = source._uid
+      _gid = source._gid
+      _locksFilter = source._locksFilter
     }
   }
 
@@ -11129,6 +11282,7 @@ nonisolated extension SkOptsEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
       if _storage._soSndTmoUsec == nil {return false}
       if _storage._soRcvTmoSec == nil {return false}
       if _storage._soRcvTmoUsec == nil {return false}
+      if !SwiftProtobuf.Internal.areAllInitialized(_storage._more) {return false}
       return true
     }
   }
@@ -11166,6 +11320,10 @@ nonisolated extension SkOptsEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
         case 23: try { try decoder.decodeSingularUInt32Field(value: &_storage._soOobinline) }()
         case 24: try { try decoder.decodeSingularUInt32Field(value: &_storage._soLinger) }()
         case 25: try { try decoder.decodeSingularUInt32Field(value: &_storage._soBufLock) }()
+        case 1000: try { try decoder.decodeRepeatedMessageField(value: &_storage._more) }()
+        case 1001: try { try decoder.decodeSingularUInt32Field(value: &_storage._uid) }()
+        case 1002: try { try decoder.decodeSingularUInt32Field(value: &_storage._gid) }()
+        case 1003: try { try decoder.decodeSingularBoolField(value: &_storage._locksFilter) }()
         default: break
         }
       }
@@ -11253,6 +11411,18 @@ nonisolated extension SkOptsEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
       try { if let v = _storage._soBufLock {
         try visitor.visitSingularUInt32Field(value: v, fieldNumber: 25)
       } }()
+      if !_storage._more.isEmpty {
+        try visitor.visitRepeatedMessageField(value: _storage._more, fieldNumber: 1000)
+      }
+      try { if let v = _storage._uid {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1001)
+      } }()
+      try { if let v = _storage._gid {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1002)
+      } }()
+      try { if let v = _storage._locksFilter {
+        try visitor.visitSingularBoolField(value: v, fieldNumber: 1003)
+      } }()
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -11287,10 +11457,127 @@ nonisolated extension SkOptsEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
         if _storage._soOobinline != rhs_storage._soOobinline {return false}
         if _storage._soLinger != rhs_storage._soLinger {return false}
         if _storage._soBufLock != rhs_storage._soBufLock {return false}
+        if _storage._more != rhs_storage._more {return false}
+        if _storage._uid != rhs_storage._uid {return false}
+        if _storage._gid != rhs_storage._gid {return false}
+        if _storage._locksFilter != rhs_storage._locksFilter {return false}
         return true
       }
       if !storagesAreEqual {return false}
     }
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension BrumateSocketOptionEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "BrumateSocketOptionEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}level\0\u{1}number\0\u{1}value\0")
+
+  public var isInitialized: Bool {
+    if self._level == nil {return false}
+    if self._number == nil {return false}
+    if self._value == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._level) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self._number) }()
+      case 3: try { try decoder.decodeSingularBytesField(value: &self._value) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._level {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._number {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
+    } }()
+    try { if let v = self._value {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 3)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: BrumateSocketOptionEntry, rhs: BrumateSocketOptionEntry) -> Bool {
+    if lhs._level != rhs._level {return false}
+    if lhs._number != rhs._number {return false}
+    if lhs._value != rhs._value {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension BrumateMembershipEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "BrumateMembershipEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}family\0\u{1}group\0\u{1}device\0\u{1}mode\0\u{1}sources\0")
+
+  public var isInitialized: Bool {
+    if self._family == nil {return false}
+    if self._group == nil {return false}
+    if self._device == nil {return false}
+    if self._mode == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._family) }()
+      case 2: try { try decoder.decodeSingularBytesField(value: &self._group) }()
+      case 3: try { try decoder.decodeSingularBytesField(value: &self._device) }()
+      case 4: try { try decoder.decodeSingularUInt32Field(value: &self._mode) }()
+      case 5: try { try decoder.decodeRepeatedBytesField(value: &self.sources) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._family {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._group {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 2)
+    } }()
+    try { if let v = self._device {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 3)
+    } }()
+    try { if let v = self._mode {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 4)
+    } }()
+    if !self.sources.isEmpty {
+      try visitor.visitRepeatedBytesField(value: self.sources, fieldNumber: 5)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: BrumateMembershipEntry, rhs: BrumateMembershipEntry) -> Bool {
+    if lhs._family != rhs._family {return false}
+    if lhs._group != rhs._group {return false}
+    if lhs._device != rhs._device {return false}
+    if lhs._mode != rhs._mode {return false}
+    if lhs.sources != rhs.sources {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

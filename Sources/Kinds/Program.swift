@@ -1,11 +1,11 @@
-internal import Diagnostics
+public import Diagnostics
 internal import Glibc
 internal import Linux
-internal import SystemPackage
+public import SystemPackage
 
 /// Runs a program with additions to our environment and waits for its end. Returns its exit status, or 128 and the
 /// signal that ended it.
-func runProgram(_ path: FilePath, arguments: [String], environment: [String]) throws(Failure) -> Int32 {
+public func runProgram(_ path: FilePath, arguments: [String], environment: [String]) throws(Failure) -> Int32 {
     var pid: pid_t = 0
     var words: [UnsafeMutablePointer<CChar>?] = unsafe arguments.map { unsafe strdup($0) }
     unsafe words.append(nil)
