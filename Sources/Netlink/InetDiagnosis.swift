@@ -3,6 +3,8 @@ public import Linux
 /// What the kernel tells of internet sockets (`inet_diag` over `NETLINK_SOCK_DIAG`). Sockets without an address are not
 /// listed.
 public struct InetDiagnosis: Sendable {
+    /// `AF_INET` 2, `AF_INET6` 10.
+    public var family: UInt8
     /// `TCP_ESTABLISHED` 1 … `TCP_CLOSING` 11.
     public var state: UInt8
     /// Ports in host order, and four words of address each as in memory.
@@ -41,6 +43,7 @@ public struct InetDiagnosis: Sendable {
         guard body.count >= 72, let here = body.load(UInt16.self, at: 4), let there = body.load(UInt16.self, at: 6),
             let receiving = body.load(UInt32.self, at: 56), let sending = body.load(UInt32.self, at: 60)
         else { return nil }
+        family = body[0]
         (state, sourcePort, peerPort) = (body[1], UInt16(bigEndian: here), UInt16(bigEndian: there))
         (source, peer) = (Array(body[8..<24]), Array(body[24..<40]))
         (self.receiving, self.sending) = (receiving, sending)

@@ -43,16 +43,16 @@ final class Connections {
     /// Locks the connections and reads them.
     func finish(_ context: DumpContext) throws(Failure) {
         guard !ends.isEmpty else { return }
-        var outside = Set(ends.map(\.connection))
-        if !context.policy.tcpEstablished, !context.policy.tcpClose {
-            for end in ends where !outside.contains(end.connection.reversed) && end.isEstablished {
-                throw during(end) { TCPPolicy.refusal(end.connection) }
+        guard !context.policy.tcpClose else { return }
+        if !context.policy.tcpEstablished {
+            let all = Set(ends.map(\.connection.plain))
+            for end in ends where !all.contains(end.connection.reversed.plain) && end.isEstablished {
+                try inside(end) { () throws(Failure) in throw TCPPolicy.refusal(end.connection) }
             }
         }
-        guard !context.policy.tcpClose else { return }
-        // A connection that was reset or is long over needs no lock.
-        outside = Set(ends.filter(\.isEstablished).map(\.connection))
-        try lock.take(outside, context.policy.networkLock, context.log)
+        // A connection that is over needs no lock.
+        let open = Set(ends.filter(\.isEstablished).map(\.connection))
+        try lock.take(open, context.policy.networkLock, context.log)
         var places: [UInt32: Int] = [:]
         for (place, entry) in context.files.enumerated() where entry.hasIsk { places[entry.id] = place }
         // A death of ours in repair mode would leave it on, so signals have to wait.
@@ -78,14 +78,9 @@ final class Connections {
 
     private func inside<R>(_ end: End, _ body: () throws(Failure) -> R) throws(Failure) -> R {
         let owner = end.file.owner
-        return try Diagnostics.during(.dumping(owner.id, owner.name)) { () throws(Failure) in
-            try Diagnostics.during(.descriptor(end.file.number), body)
+        return try during(.dumping(owner.id, owner.name)) { () throws(Failure) in
+            try during(.descriptor(end.file.number), body)
         }
-    }
-
-    private func during(_ end: End, _ failure: () -> Failure) -> Failure {
-        do throws(Failure) { try inside(end) { () throws(Failure) in throw failure() } } catch { return error }
-        return failure()
     }
 
     private static func setSignalMask(_ mask: UInt64) throws(SystemCallError) -> UInt64 {
@@ -117,8 +112,37 @@ final class Connections {
     }
 }
 
-/// The word that established connections need.
+/// What is asked of TCP connections before anything is stopped.
 enum TCPPolicy {
+    /// Every state but TIME_WAIT and SYN_RECV, which no descriptor has.
+    private static let states: UInt32 = 0xfff & ~(1 << 6 | 1 << 3)
+
+    /// Finds sockets, by inode, that the dump would refuse. Returns the inode and why.
+    static func check(_ inodes: Set<UInt32>, _ policy: DumpPolicy) -> (inode: UInt32, failure: Failure)? {
+        guard let all = try? InetDiagnosis.list(6, states: states) else { return nil }
+        let ours = all.filter { inodes.contains($0.key) }
+        var open: [UInt32: Connection] = [:]
+        for (inode, facts) in ours {
+            if facts.hasKeys {
+                return (
+                    inode,
+                    Failure(
+                        .unsupported, "the socket signs its packets (TCP_MD5SIG), and keys are not written to images",
+                        advice: "Close it before the dump")
+                )
+            }
+            guard facts.peerPort != 0, facts.state != 7, facts.state != 10 else { continue }
+            open[inode] = Connection(
+                here: InetAddress(family: facts.family, facts.source, port: facts.sourcePort),
+                there: InetAddress(family: facts.family, facts.peer, port: facts.peerPort))
+        }
+        guard !policy.tcpEstablished, !policy.tcpClose else { return nil }
+        let inside = Set(open.values.map(\.plain))
+        let outside = open.filter { !inside.contains($0.value.reversed.plain) }.min { $0.key < $1.key }
+        return outside.map { ($0.key, refusal($0.value)) }
+    }
+
+    /// The word that established connections need.
     static func refusal(_ connection: Connection) -> Failure {
         Failure(
             .denied, "the TCP connection from \(connection.text) is established, and its other end is not in the tree",

@@ -5,11 +5,13 @@ internal import Linux
 /// only packets bring about.
 struct ForgedPacket {
     private let connection: Connection
+    private let scope: UInt32
     private let sequence: UInt32, acknowledged: UInt32, window: UInt16
 
     /// Describes a packet as its sender sees it.
     init(_ connection: Connection, sequence: UInt32, acknowledges acknowledged: UInt32, window: UInt32) {
-        self.connection = Connection(here: connection.here.plain, there: connection.there.plain)
+        self.connection = connection.plain
+        scope = connection.there.scope
         self.sequence = sequence
         self.acknowledged = acknowledged
         self.window = UInt16(clamping: window)
@@ -56,7 +58,7 @@ struct ForgedPacket {
     func send(isFin: Bool) throws(Failure) {
         let bytes = packet(isFin: isFin)
         var target = connection.there
-        target.port = 0
+        (target.port, target.scope) = (0, scope)
         try attempt("send a packet in the name of the connection's peer") { () throws(SystemCallError) in
             // SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW: with headers of ours.
             let raw = Descriptor(

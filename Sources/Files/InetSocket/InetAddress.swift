@@ -37,6 +37,13 @@ struct InetAddress: Hashable {
         self.port = UInt16(port)
     }
 
+    /// Of four words as the kernel lists them.
+    init(family: UInt8, _ words: [UInt8], port: UInt16) {
+        self.family = Int32(family)
+        bytes = Array(words.prefix(family == 2 ? 4 : 16))
+        self.port = port
+    }
+
     /// The words of an image.
     var words: [UInt32] { stride(from: 0, to: bytes.count, by: 4).compactMap { bytes.load(UInt32.self, at: $0) } }
 
@@ -49,8 +56,9 @@ struct InetAddress: Hashable {
 
     /// An IPv4 address as such, where it is written as one of IPv6 (::ffff:a.b.c.d).
     var plain: InetAddress {
-        guard family == 10, bytes.prefix(12) == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff] else { return self }
         var plain = self
+        plain.scope = 0
+        guard family == 10, bytes.prefix(12) == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff] else { return plain }
         (plain.family, plain.bytes) = (2, Array(bytes.suffix(4)))
         return plain
     }
@@ -116,6 +124,9 @@ struct Connection: Hashable {
 
     /// The same as the other end sees it.
     var reversed: Connection { Connection(here: there, there: here) }
+
+    /// The same with IPv4 addresses as such.
+    var plain: Connection { Connection(here: here.plain, there: there.plain) }
 
     /// For messages.
     var text: String { "\(here.plain.text) to \(there.plain.text)" }

@@ -185,9 +185,10 @@ enum InetSocket: FileKind {
     private final class Restored {
         var method = NetworkLockMethod.skip
         var id = ""
-        var connections: Set<Connection> = []
+        /// All of the image, which the dump's lock holds up, and those that are to be made.
+        var dumped: Set<Connection> = [], connections: Set<Connection> = []
         let lock = NetworkLock()
-        var isReleased = false
+        var isLocked = false
         static func of(_ context: RestoreContext) -> Restored { context.state(Restored.self) { Restored() } }
     }
 
@@ -210,13 +211,14 @@ enum InetSocket: FileKind {
                 throw Failure(.corruptImage, "the socket \(entry.ino) is of no known kind")
             }
             let ends = try connection(entry)
-            if isConnection(entry) { all.insert(ends) }
+            if isConnection(entry) { all.insert(ends.plain) }
         }
+        restored.dumped = all
         guard !context.policy.tcpClose else { return }
         for entry in entries where isConnection(entry) {
             let ends = try connection(entry)
             let isOver = entry.state == TCPState.closed.rawValue
-            guard context.policy.tcpEstablished || isOver || all.contains(ends.reversed) else {
+            guard context.policy.tcpEstablished || isOver || all.contains(ends.reversed.plain) else {
                 throw TCPPolicy.refusal(ends)
             }
             _ = try TCPStream(entry.ino, state: entry.state, from: context.images)
@@ -241,7 +243,7 @@ enum InetSocket: FileKind {
         let made = try create(kind, entry)
         let number = made.number
         try attempt("prepare the socket") { () throws(SystemCallError) in
-            if entry.v6Only { try setSocketOption(number, level: 41, 26, 1) }
+            if kind.family == 10 { try setSocketOption(number, level: 41, 26, entry.v6Only ? 1 : 0) }
             // Others may have the address at the same time while not all is restored.
             if kind.type != raw { try setSocketOption(number, 2, 1) }
             if entry.opts.soReuseport { try setSocketOption(number, 15, 1) }
@@ -334,8 +336,8 @@ enum InetSocket: FileKind {
     /// elsewhere.
     private static func lock(_ context: RestoreContext) throws(Failure) {
         let restored = Restored.of(context)
-        guard !restored.connections.isEmpty, !restored.isReleased else { return }
-        restored.isReleased = true
+        guard !restored.connections.isEmpty, !restored.isLocked else { return }
+        restored.isLocked = true
         guard restored.method != .skip else { return }
         try restored.lock.take(restored.connections, nil, context.log)
     }
@@ -353,10 +355,10 @@ enum InetSocket: FileKind {
 
     static func start(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {
         let restored = Restored.of(context)
-        if !restored.connections.isEmpty {
+        if !restored.dumped.isEmpty {
             restored.lock.drop(context.log)
-            NetworkLock.release(restored.connections, restored.method, id: restored.id, context.log)
-            restored.connections = []
+            NetworkLock.release(restored.dumped, restored.method, id: restored.id, context.log)
+            restored.dumped = []
         }
         let socket = entry.isk
         guard isConnection(socket), !context.policy.tcpClose, !context.inherits("socket:[\(socket.ino)]") else { return }

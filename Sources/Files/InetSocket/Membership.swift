@@ -54,17 +54,8 @@ final class Memberships {
             let head =
                 [UInt8](bytesOf: group.device) + [UInt8](repeating: 0, count: 4)
                 + Memberships.storage(group.family, group.address)
-            // group_filter: mode and number of sources follow, then 128 bytes each.
-            var room = head + [UInt8](bytesOf: UInt32(0)) + [UInt8](bytesOf: UInt32(Memberships.mostSources))
-            room += [UInt8](repeating: 0, count: 128 * Memberships.mostSources)
-            var length = UInt32(room.count)
-            let level = group.family == 2 ? 0 : 41
-            let answers: Void? = try? room.withAddress { (value, _) throws(SystemCallError) in
-                try withAddress(of: &length) { (length) throws(SystemCallError) in
-                    try systemCall(.getsockopt, Int(socket), level, 48, value, length)
-                }
-            }
-            guard answers != nil, let mode = room.load(UInt32.self, at: 136), let count = room.load(UInt32.self, at: 140),
+            guard let answer = Memberships.ask(socket, group.family, head),
+                let mode = answer.load(UInt32.self, at: 136), let count = answer.load(UInt32.self, at: 140),
                 let device = try? NetworkDevice.name(group.device, socket)
             else { continue }
             var entry = BrumateMembershipEntry()
@@ -73,11 +64,30 @@ final class Memberships {
             for index in 0..<min(Int(count), Memberships.mostSources) {
                 let at = 144 + 128 * index
                 entry.sources.append(
-                    imageBytes(group.family == 2 ? room[(at + 4)..<(at + 8)] : room[(at + 8)..<(at + 24)]))
+                    imageBytes(group.family == 2 ? answer[(at + 4)..<(at + 8)] : answer[(at + 8)..<(at + 24)]))
             }
             found.append(entry)
         }
         return found
+    }
+
+    /// A group's `group_filter`: device, group, mode, number of sources, 128 bytes for each. nil if the socket is no member.
+    private static func ask(_ socket: Int32, _ family: Int32, _ head: [UInt8]) -> [UInt8]? {
+        var most = 0
+        while true {
+            var room = head + [UInt8](bytesOf: UInt32(0)) + [UInt8](bytesOf: UInt32(most))
+            room += [UInt8](repeating: 0, count: 128 * most)
+            var length = UInt32(room.count)
+            let level = family == 2 ? 0 : 41
+            let answers: Void? = try? room.withAddress { (value, _) throws(SystemCallError) in
+                try withAddress(of: &length) { (length) throws(SystemCallError) in
+                    try systemCall(.getsockopt, Int(socket), level, 48, value, length)
+                }
+            }
+            guard answers != nil, let count = room.load(UInt32.self, at: 140) else { return nil }
+            if count <= most || most == mostSources { return room }
+            most = min(Int(count), mostSources)
+        }
     }
 
     /// A `sockaddr_storage` of an address.
