@@ -80,7 +80,8 @@ let package = Package(
         .target(
             name: "Files",
             dependencies: [
-                "CLinux", "Linux", "Diagnostics", "Procfs", "Netlink", "ImageMessages", "ImageFormat", "Remote", "Kinds",
+                "CLinux", "Linux", "Diagnostics", "Procfs", "Netlink", "ImageMessages", "ImageFormat", "Remote",
+                "Kinds",
                 "Pages", logging, system,
             ],
             swiftSettings: strict),

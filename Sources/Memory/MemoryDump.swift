@@ -28,7 +28,7 @@ public enum MemoryDump {
 
     private static func check(_ mapping: VMA) throws(Failure) {
         let advice = "Unmap it before the dump, or see docs/unsupported.md"
-        if mapping.isOfKernel || mapping.isRing { return }
+        if mapping.isOfKernel || mapping.isRing || mapping.isSocket { return }
         if mapping.flags.contains("io") || mapping.flags.contains("pf") {
             throw Failure(.unsupported, "it maps device memory (\(mapping.text))", advice: advice)
         }
@@ -37,7 +37,7 @@ public enum MemoryDump {
             throw Failure(.unsupported, "the task handles its page faults itself (userfaultfd)", advice: advice)
         }
         for (start, words) in [
-            ("anon_inode:", "it maps \(mapping.text)"), ("socket:", "it maps a socket"),
+            ("anon_inode:", "it maps \(mapping.text)"), ("socket:", "it maps a socket privately"),
             ("[uprobes]", "the task has uprobes"),
             ("/secretmem", "it is secret memory, which nobody else can read"),
         ] where mapping.name.starts(with: start.utf8) {
@@ -137,7 +137,12 @@ public enum MemoryDump {
         }
         layout.vmas = areas
         layout.aios = process.mappings.filter(\.isAioRing).map { AioRing($0.range).entry }
-        try context.images.write(.memory(process.id.rawValue), [layout])
+        context.state(Layouts.self) { Layouts() }.all.append((process, layout))
+    }
+
+    /// Layouts wait for the ids of the sockets that they map.
+    private final class Layouts {
+        var all: [(process: DumpedProcess, layout: MmEntry)] = []
     }
 
     /// Describes the mappings of a process and forgets them.
@@ -154,6 +159,19 @@ public enum MemoryDump {
 
     /// Writes what processes share. Shared memory is written where its file is met.
     public static func finish(_ context: DumpContext) throws(Failure) {
+        let sockets = SocketMappings.of(context).ids
+        for (process, layout) in context.state(Layouts.self, { Layouts() }).all {
+            var layout = layout
+            for index in layout.vmas.indices where layout.vmas[index].status & SocketMappings.status != 0 {
+                guard let id = sockets[layout.vmas[index].shmid] else {
+                    throw Failure(
+                        .unsupported, "task \(process.id) (\(process.name)) maps a socket that no task has open",
+                        advice: "Unmap it before the dump")
+                }
+                layout.vmas[index].shmid = UInt64(id)
+            }
+            try context.images.write(.memory(process.id.rawValue), [layout])
+        }
         SharedPages.of(context).finish(context)
         try SystemVSegments.of(context).finish(context)
     }
@@ -225,6 +243,9 @@ public enum MemoryDump {
             try SystemVSegments.of(context).dump(mapping, of: process, context)
         } else if mapping.isRing {
             status = .ring
+            (entry.shmid, entry.pgoff) = (mapping.inode, mapping.offset)
+        } else if mapping.isSocket {
+            status = [.regular, .socket]
             (entry.shmid, entry.pgoff) = (mapping.inode, mapping.offset)
         } else if mapping.inode == 0 || (!mapping.isShared && mapping.isNamed("/anon_hugepage (deleted)")) {
             status.insert(.anonymousPrivate)

@@ -146,7 +146,8 @@ enum TCPPolicy {
     static func refusal(_ connection: Connection) -> Failure {
         Failure(
             .denied, "the TCP connection from \(connection.text) is established, and its other end is not in the tree",
-            advice: "Pass --tcp-established to keep it (its packets are held up until the restore, which has to be where "
+            advice:
+                "Pass --tcp-established to keep it (its packets are held up until the restore, which has to be where "
                 + "this address is), --tcp-close to let it break and restore it closed, or close it first")
     }
 }

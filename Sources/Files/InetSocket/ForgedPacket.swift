@@ -24,7 +24,9 @@ struct ForgedPacket {
     /// The sum of 16-bit words of RFC 1071.
     private static func sum(_ bytes: [UInt8]) -> UInt16 {
         var total: UInt32 = 0
-        for at in stride(from: 0, to: bytes.count - 1, by: 2) { total += UInt32(bytes[at]) << 8 | UInt32(bytes[at + 1]) }
+        for at in stride(from: 0, to: bytes.count - 1, by: 2) {
+            total += UInt32(bytes[at]) << 8 | UInt32(bytes[at + 1])
+        }
         while total > 0xffff { total = total & 0xffff + total >> 16 }
         return ~UInt16(total)
     }

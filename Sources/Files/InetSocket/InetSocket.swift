@@ -44,7 +44,8 @@ enum InetSocket: FileKind {
         case tcp where kind.type == stream, multipath: try dumpStream(kind, number, &entry, context)
         default: try dumpPackets(kind, number, &entry, context)
         }
-        let isConnected = kind.type == stream && ![TCPState.closed.rawValue, TCPState.listening.rawValue].contains(entry.state)
+        let isConnected =
+            kind.type == stream && ![TCPState.closed.rawValue, TCPState.listening.rawValue].contains(entry.state)
         try InternetOptions.dump(number, kind, &entry)
         entry.opts = try SocketOptions.dump(number)
         try SocketOptions.dumpNetwork(&entry.opts, file, kind, isConnected: isConnected, context)
@@ -344,7 +345,9 @@ enum InetSocket: FileKind {
 
     static func wire(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {
         let socket = entry.isk
-        guard !socket.opts.reuseaddr || isConnection(socket), !context.inherits("socket:[\(socket.ino)]") else { return }
+        guard !socket.opts.reuseaddr || isConnection(socket), !context.inherits("socket:[\(socket.ino)]") else {
+            return
+        }
         guard !isConnection(socket) || context.policy.tcpClose else { return }
         // All have their addresses now.
         let number = try context.files.number(entry.id)
@@ -361,7 +364,9 @@ enum InetSocket: FileKind {
             restored.dumped = []
         }
         let socket = entry.isk
-        guard isConnection(socket), !context.policy.tcpClose, !context.inherits("socket:[\(socket.ino)]") else { return }
+        guard isConnection(socket), !context.policy.tcpClose, !context.inherits("socket:[\(socket.ino)]") else {
+            return
+        }
         let number = try context.files.number(entry.id)
         try attempt("let the connection go on") { () throws(SystemCallError) in
             try Repair.endWithProbe(number, reuse: socket.opts.reuseaddr)

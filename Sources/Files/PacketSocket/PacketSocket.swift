@@ -5,6 +5,7 @@ internal import Kinds
 internal import Linux
 internal import Logging
 internal import Netlink
+internal import Remote
 
 /// A socket to network devices (`AF_PACKET`).
 enum PacketSocket: FileKind {
@@ -48,6 +49,12 @@ enum PacketSocket: FileKind {
         if let fanout = facts.fanout { entry.fanout = fanout }
         if let ring = facts.receiving { entry.rxRing = PacketSocket.ring(ring) }
         if let ring = facts.sending { entry.txRing = PacketSocket.ring(ring) }
+        if entry.hasRxRing {
+            let slots = try PacketSlots(
+                number, entry.rxRing, sending: entry.hasTxRing ? entry.txRing : nil, version: entry.version)
+            slots.dump(&entry)
+        }
+        SocketMappings.of(context).ids[file.facts.status.inode] = file.id
         entry.fown = try FileOwner.dump(file)
         entry.opts = try SocketOptions.dump(number)
         try SocketOptions.dumpNetwork(&entry.opts, file, kind, isConnected: false, context)
@@ -64,8 +71,6 @@ enum PacketSocket: FileKind {
     }
 
     // MARK: restore
-
-    static let hasLateSteps = false
 
     static func restores(_ entry: FileEntry) -> Bool {
         entry.type == UInt32(FdTypes.packetsk.rawValue) && entry.hasPsk
@@ -91,6 +96,9 @@ enum PacketSocket: FileKind {
         let made = try attempt("create the socket") { () throws(SystemCallError) in try kind.make() }
         let number = made.number
         try SocketOptions.prepareNetwork(entry.opts, on: number, kind)
+        guard entry.type == old || entry.version <= 2 else {
+            throw Failure(.corruptImage, "the socket's ring is of no known version")
+        }
         if entry.type != old { try setOptions(entry, number) }
         try SocketOptions.restore(entry.opts, on: number)
         try SocketOptions.completeNetwork(entry.opts, on: number, kind)
@@ -121,9 +129,12 @@ enum PacketSocket: FileKind {
             }
             // packet_mreq with room for a long address: device, kind, length, address.
             let request =
-                [UInt8](bytesOf: one.index) + [UInt8](bytesOf: UInt16(one.type)) + [UInt8](bytesOf: UInt16(one.addr.count))
+                [UInt8](bytesOf: one.index) + [UInt8](bytesOf: UInt16(one.type))
+                + [UInt8](bytesOf: UInt16(one.addr.count))
                 + Array(one.addr) + [UInt8](repeating: 0, count: 32 - one.addr.count)
-            try attempt("receive the packets of an address", advice: "Restore where there is the network device \(one.index)") {
+            try attempt(
+                "receive the packets of an address", advice: "Restore where there is the network device \(one.index)"
+            ) {
                 () throws(SystemCallError) in
                 try request.withConstantAddress { (value, count) throws(SystemCallError) in
                     try systemCall(.setsockopt, Int(number), level, 1, value, count)
@@ -132,6 +143,11 @@ enum PacketSocket: FileKind {
         }
         if entry.hasRxRing { try setRing(entry.rxRing, receiveRing, entry.version, number) }
         if entry.hasTxRing { try setRing(entry.txRing, sendRing, entry.version, number) }
+        if entry.hasRxRing, entry.position != 0 || !entry.slots.isEmpty {
+            let slots = try PacketSlots(
+                number, entry.rxRing, sending: entry.hasTxRing ? entry.txRing : nil, version: entry.version)
+            try slots.restore(entry)
+        }
     }
 
     private static func setRing(
@@ -167,6 +183,30 @@ enum PacketSocket: FileKind {
         ) { () throws(SystemCallError) in
             try address.withConstantAddress { (address, count) throws(SystemCallError) in
                 try systemCall(.bind, Int(number), address, count)
+            }
+        }
+    }
+
+    /// Maps the rings where tasks had them mapped.
+    static func wire(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {
+        var seen: Set<UInt32> = []
+        for process in context.processes where !process.plan.isZombie {
+            let mappings = SocketMappings.all(of: entry.id, in: process.plan)
+            guard !mappings.isEmpty, !process.plan.ids.hasVmID || seen.insert(process.plan.ids.vmID).inserted else {
+                continue
+            }
+            try during(.restoring(process.id, process.name)) { () throws(Failure) in
+                let file = try context.deliver([try context.files.number(entry.id)], to: process.puppet)[0]
+                var batch = Batch()
+                for mapping in mappings {
+                    // SHARED | FIXED_NOREPLACE
+                    batch.add(
+                        .mmap, .bits(mapping.start), .bits(mapping.end &- mapping.start),
+                        .value(Int(mapping.prot & 7)), .value(0x10_0001), .descriptor(file), .bits(mapping.pgoff),
+                        doing: "map the rings of a packet socket")
+                }
+                batch.add(.close, .descriptor(file), doing: "close the packet socket")
+                try process.puppet.run(batch)
             }
         }
     }

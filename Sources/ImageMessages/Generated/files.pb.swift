@@ -5685,11 +5685,59 @@ public nonisolated struct PacketSockEntry: @unchecked Sendable {
   /// Clears the value of `nsID`. Subsequent reads from it will return its default value.
   public mutating func clearNsID() {_uniqueStorage()._nsID = nil}
 
+  /// Where the kernel puts the next packet of the receiving ring: a frame, or a block of TPACKET_V3.
+  public var position: UInt32 {
+    get {_storage._position ?? 0}
+    set {_uniqueStorage()._position = newValue}
+  }
+  /// Returns true if `position` has been explicitly set.
+  public var hasPosition: Bool {_storage._position != nil}
+  /// Clears the value of `position`. Subsequent reads from it will return its default value.
+  public mutating func clearPosition() {_uniqueStorage()._position = nil}
+
+  /// Frames or blocks that were not read yet, and the newest.
+  public var slots: [BrumatePacketSlotEntry] {
+    get {_storage._slots}
+    set {_uniqueStorage()._slots = newValue}
+  }
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
   fileprivate var _storage = _StorageClass.defaultInstance
+}
+
+/// Ours: a frame of a packet socket's ring, or a block of TPACKET_V3.
+public nonisolated struct BrumatePacketSlotEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var index: UInt32 {
+    get {_index ?? 0}
+    set {_index = newValue}
+  }
+  /// Returns true if `index` has been explicitly set.
+  public var hasIndex: Bool {self._index != nil}
+  /// Clears the value of `index`. Subsequent reads from it will return its default value.
+  public mutating func clearIndex() {self._index = nil}
+
+  public var contents: Data {
+    get {_contents ?? Data()}
+    set {_contents = newValue}
+  }
+  /// Returns true if `contents` has been explicitly set.
+  public var hasContents: Bool {self._contents != nil}
+  /// Clears the value of `contents`. Subsequent reads from it will return its default value.
+  public mutating func clearContents() {self._contents = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _index: UInt32? = nil
+  fileprivate var _contents: Data? = nil
 }
 
 public nonisolated struct TcpOptsEntry: Sendable {
@@ -11781,7 +11829,7 @@ nonisolated extension PacketRing: SwiftProtobuf.Message, SwiftProtobuf._MessageI
 
 nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "PacketSockEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}type\0\u{1}protocol\0\u{1}flags\0\u{1}ifindex\0\u{1}fown\0\u{1}opts\0\u{1}version\0\u{1}reserve\0\u{3}aux_data\0\u{3}orig_dev\0\u{3}vnet_hdr\0\u{1}loss\0\u{1}timestamp\0\u{3}copy_thresh\0\u{1}mclist\0\u{1}fanout\0\u{3}rx_ring\0\u{3}tx_ring\0\u{3}ns_id\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}type\0\u{1}protocol\0\u{1}flags\0\u{1}ifindex\0\u{1}fown\0\u{1}opts\0\u{1}version\0\u{1}reserve\0\u{3}aux_data\0\u{3}orig_dev\0\u{3}vnet_hdr\0\u{1}loss\0\u{1}timestamp\0\u{3}copy_thresh\0\u{1}mclist\0\u{1}fanout\0\u{3}rx_ring\0\u{3}tx_ring\0\u{3}ns_id\0\u{2}T\u{f}position\0\u{1}slots\0")
 
   fileprivate class _StorageClass {
     var _id: UInt32? = nil
@@ -11804,6 +11852,8 @@ nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._Mes
     var _rxRing: PacketRing? = nil
     var _txRing: PacketRing? = nil
     var _nsID: UInt32? = nil
+    var _position: UInt32? = nil
+    var _slots: [BrumatePacketSlotEntry] = []
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -11834,6 +11884,8 @@ nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._Mes
       _rxRing = source._rxRing
       _txRing = source._txRing
       _nsID = source._nsID
+      _position = source._position
+      _slots = source._slots
     }
   }
 
@@ -11866,6 +11918,7 @@ nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._Mes
       if !SwiftProtobuf.Internal.areAllInitialized(_storage._mclist) {return false}
       if let v = _storage._rxRing, !v.isInitialized {return false}
       if let v = _storage._txRing, !v.isInitialized {return false}
+      if !SwiftProtobuf.Internal.areAllInitialized(_storage._slots) {return false}
       return true
     }
   }
@@ -11898,6 +11951,8 @@ nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._Mes
         case 18: try { try decoder.decodeSingularMessageField(value: &_storage._rxRing) }()
         case 19: try { try decoder.decodeSingularMessageField(value: &_storage._txRing) }()
         case 20: try { try decoder.decodeSingularUInt32Field(value: &_storage._nsID) }()
+        case 1000: try { try decoder.decodeSingularUInt32Field(value: &_storage._position) }()
+        case 1001: try { try decoder.decodeRepeatedMessageField(value: &_storage._slots) }()
         default: break
         }
       }
@@ -11970,6 +12025,12 @@ nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._Mes
       try { if let v = _storage._nsID {
         try visitor.visitSingularUInt32Field(value: v, fieldNumber: 20)
       } }()
+      try { if let v = _storage._position {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1000)
+      } }()
+      if !_storage._slots.isEmpty {
+        try visitor.visitRepeatedMessageField(value: _storage._slots, fieldNumber: 1001)
+      }
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -11999,10 +12060,57 @@ nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._Mes
         if _storage._rxRing != rhs_storage._rxRing {return false}
         if _storage._txRing != rhs_storage._txRing {return false}
         if _storage._nsID != rhs_storage._nsID {return false}
+        if _storage._position != rhs_storage._position {return false}
+        if _storage._slots != rhs_storage._slots {return false}
         return true
       }
       if !storagesAreEqual {return false}
     }
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension BrumatePacketSlotEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "BrumatePacketSlotEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}index\0\u{1}contents\0")
+
+  public var isInitialized: Bool {
+    if self._index == nil {return false}
+    if self._contents == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._index) }()
+      case 2: try { try decoder.decodeSingularBytesField(value: &self._contents) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._index {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._contents {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 2)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: BrumatePacketSlotEntry, rhs: BrumatePacketSlotEntry) -> Bool {
+    if lhs._index != rhs._index {return false}
+    if lhs._contents != rhs._contents {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
