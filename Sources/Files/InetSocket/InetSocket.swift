@@ -113,6 +113,11 @@ enum InetSocket: FileKind {
                     advice: "Run the program without kernel TLS")
             }
         }
+        if kind.code == tcp, signs(number) {
+            throw Failure(
+                .unsupported, "the connection signs its packets (TCP-AO), and keys are not written to images",
+                advice: "Close it before the dump")
+        }
         // POLLRDHUP: what was shut down for receiving. Sending is told by the state.
         var question: (Int32, Int16, Int16) = (number, 0x2000, 0)
         try attempt("ask for the socket's state") { () throws(SystemCallError) in
@@ -123,9 +128,24 @@ enum InetSocket: FileKind {
         if question.2 & 0x2000 != 0 { entry.shutdown = .read }
     }
 
+    /// Whether a socket has keys (`TCP_AO_INFO`, which fails where there are none).
+    private static func signs(_ number: Int32) -> Bool {
+        var room = [UInt8](repeating: 0, count: 64)
+        var length: UInt32 = 64
+        let answer: Void? = try? room.withAddress { (value, _) throws(SystemCallError) in
+            try withAddress(of: &length) { (length) throws(SystemCallError) in
+                try systemCall(.getsockopt, Int(number), 6, 40, value, length)
+            }
+        }
+        return answer != nil
+    }
+
     private static func dumpPackets(
         _ kind: SocketKind, _ number: Int32, _ entry: inout InetSkEntry, _ context: DumpContext
     ) throws(Failure) {
+        if SocketKind.hasData(number) {
+            context.log.warning("what waits to be received on socket:[\(entry.ino)] is lost")
+        }
         let code = kind.type == raw ? UInt8(255) : UInt8(truncatingIfNeeded: kind.code)
         guard code == 255 || kind.code == udp || kind.code == udpLite else { return }
         let facts = try Connections.of(context).diagnosis(code, entry.ino)
@@ -150,9 +170,6 @@ enum InetSocket: FileKind {
             throw Failure(
                 .unsupported, "the socket is corked: what it holds back can't be read (\(pending) bytes)",
                 advice: "Try again once the task has sent it")
-        }
-        if let waiting = facts?.receiving, waiting > 0 {
-            context.log.warning("datagrams that wait to be received are lost (\(waiting) bytes)")
         }
     }
 

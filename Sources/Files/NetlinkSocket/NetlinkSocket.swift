@@ -25,7 +25,7 @@ enum NetlinkSocket: FileKind {
             if known.sockets == nil { known.sockets = try NetlinkDiagnosis.list() }
             return (try SocketKind(number), known.sockets ?? [:])
         }
-        if hasData(number) {
+        if SocketKind.hasData(number) {
             throw Failure(
                 .unsupported, "messages of the kernel wait to be received on it, which can't be kept",
                 advice: "Try again once the task has read them")
@@ -48,15 +48,6 @@ enum NetlinkSocket: FileKind {
         var whole = FileEntry(.netlinksk, file.id)
         whole.nlsk = entry
         return whole
-    }
-
-    private static func hasData(_ number: Int32) -> Bool {
-        var byte: UInt8 = 0
-        // PEEK | DONTWAIT
-        let got = try? withAddress(of: &byte) { (address) throws(SystemCallError) in
-            try systemCall(.recvfrom, Int(number), address, 1, 0x42, 0, 0)
-        }
-        return got != nil
     }
 
     // MARK: restore

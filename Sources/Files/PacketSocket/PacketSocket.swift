@@ -54,6 +54,9 @@ enum PacketSocket: FileKind {
                 number, entry.rxRing, sending: entry.hasTxRing ? entry.txRing : nil, version: entry.version)
             slots.dump(&entry)
         }
+        if !entry.hasRxRing, SocketKind.hasData(number) {
+            context.log.warning("packets that wait to be received on a packet socket are lost")
+        }
         SocketMappings.of(context).ids[file.facts.status.inode] = file.id
         entry.fown = try FileOwner.dump(file)
         entry.opts = try SocketOptions.dump(number)
