@@ -107,7 +107,7 @@ struct PacketSlots: ~Copyable {
         guard position < count, entry.slots.allSatisfy({ $0.index < UInt32(count) && $0.contents.count <= size }) else {
             throw Failure(.corruptImage, "the contents of the socket's ring are damaged")
         }
-        // If all is taken and nothing was ever filled here, the kernel has to go all the way around.
+        // If the program still has the first block, the kernel must not use it, which it has begun.
         let turns = isBlocks && position == 0 && entry.slots.contains { $0.index == 0 } ? count : position
         if turns > 0 { try advance(turns) }
         let kept = Set(entry.slots.map { Int($0.index) })
@@ -123,7 +123,8 @@ struct PacketSlots: ~Copyable {
                 }
                 contents[8] |= 1
                 // Its number must not be newer than what the kernel gives out now.
-                let number = turns > slot.index ? UInt64(slot.index) + 1 : 0
+                let index = Int(slot.index)
+                let number = UInt64(turns == count ? (index == count - 1 ? 1 : 0) : turns > index ? index + 1 : 0)
                 for (at, byte) in [UInt8](bytesOf: number).enumerated() { contents[24 + at] = byte }
             }
             memory.store(contents, at: offset(Int(slot.index)))
@@ -157,7 +158,7 @@ struct PacketSlots: ~Copyable {
             try address.withConstantAddress { (place, count) throws(SystemCallError) in
                 try systemCall(.bind, Int(socket), place, count)
             }
-            // With the next block taken, the kernel stops there.
+            // With a block taken, even the one that it has begun, the kernel stops there.
             let next = turns % count
             if isBlocks { memory.storeShared(1, at: statusOffset(next)) }
             let data = [UInt8](repeating: 0, count: isBlocks ? min(60000, size / 2) : 1)
