@@ -121,7 +121,7 @@ extension VMA {
     var isRing: Bool { isShared && isNamed("anon_inode:[io_uring]") }
 
     /// Whether it is the rings of a packet socket.
-    var isSocket: Bool { isShared && name.starts(with: "socket:[".utf8) }
+    var isSocket: Bool { name.starts(with: "socket:[".utf8) }
 
     /// Size of its pages in bytes, if they are huge.
     var hugePageSize: UInt64? { flags.contains("ht") ? kernelPageSize ?? 2 << 20 : nil }

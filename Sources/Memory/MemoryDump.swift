@@ -37,8 +37,7 @@ public enum MemoryDump {
             throw Failure(.unsupported, "the task handles its page faults itself (userfaultfd)", advice: advice)
         }
         for (start, words) in [
-            ("anon_inode:", "it maps \(mapping.text)"), ("socket:", "it maps a socket privately"),
-            ("[uprobes]", "the task has uprobes"),
+            ("anon_inode:", "it maps \(mapping.text)"), ("[uprobes]", "the task has uprobes"),
             ("/secretmem", "it is secret memory, which nobody else can read"),
         ] where mapping.name.starts(with: start.utf8) {
             throw Failure(.unsupported, words, advice: advice)
@@ -311,7 +310,9 @@ public enum MemoryDump {
     private static func dumpPages(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) -> [AddressRange] {
         let started = ContinuousClock.now
         // Shared memory is written elsewhere, but guard pages in it are each process's own.
-        let own = process.mappings.filter { (!$0.isShared || $0.flags.contains("gu")) && !$0.isOfKernel }
+        let own = process.mappings.filter {
+            (!$0.isShared || $0.flags.contains("gu")) && !$0.isOfKernel && !$0.isSocket
+        }
         var scan = try PagemapScan(process.id)
         let findings = try scan.scan(own.map(\.range))
         var stretches: [PageStretch] = []

@@ -23,7 +23,7 @@ private struct Client: ~Copyable {
     deinit { close(socket) }
 
     func send(_ text: String) -> Int {
-        Glibc.send(socket, Array(text.utf8), text.utf8.count, Int32(MSG_NOSIGNAL.rawValue))
+        Glibc.send(socket, Array(text.utf8), text.utf8.count, Int32(MSG_NOSIGNAL))
     }
 
     /// Receives so many bytes, or until the end.
@@ -42,7 +42,7 @@ private struct Client: ~Copyable {
     /// What the socket says now: nothing, an end, an error.
     var state: String {
         var byte: UInt8 = 0
-        let got = recv(socket, &byte, 1, Int32(MSG_DONTWAIT.rawValue | MSG_PEEK.rawValue))
+        let got = recv(socket, &byte, 1, Int32(MSG_DONTWAIT | MSG_PEEK))
         return got > 0 ? "data" : got == 0 ? "end" : errno == EAGAIN ? "open" : "error \(errno)"
     }
 
@@ -369,7 +369,7 @@ struct `A program goes on with its internet sockets` {
     @Test func `with sockets to the kernel and to devices`() throws {
         let program = try Program(
             """
-            n = socket.socket(16, 2, 0); n.bind((0, 1)); n.setsockopt(270, 1, 36); n.setsockopt(270, 5, 1)
+            n = socket.socket(16, 2, 0); n.bind((0, 1 << 22)); n.setsockopt(270, 1, 36); n.setsockopt(270, 5, 1)
             n.setsockopt(270, 11, 1)
             port = n.getsockname()
             p = socket.socket(17, 2, 0x0300); p.bind(('lo', 3)); p.setsockopt(263, 8, 1); p.setsockopt(263, 23, 1)
@@ -381,7 +381,7 @@ struct `A program goes on with its internet sockets` {
             def check():
                 if n.getsockname() != port: return 'address %r' % (n.getsockname(),)
                 if n.type != 2: return 'type'
-                if n.getsockopt(270, 9, 8) != struct.pack('II', 1, 8): return 'groups ' + n.getsockopt(270, 9, 8).hex()
+                if n.getsockopt(270, 9, 8) != struct.pack('II', 1 << 22, 8): return 'groups ' + n.getsockopt(270, 9, 8).hex()
                 if not n.getsockopt(270, 5) or not n.getsockopt(270, 11): return 'options of netlink'
                 if not p.getsockopt(263, 8) or not p.getsockopt(263, 23): return 'options of the packet socket'
                 if p.getsockname()[:2] != ('lo', 3): return 'device %r' % (p.getsockname(),)

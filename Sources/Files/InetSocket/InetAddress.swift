@@ -94,9 +94,10 @@ struct InetAddress: Hashable {
     }
 
     /// The address of the other end, also of one that is closed by now (`SO_PEERNAME`).
-    static func peer(of socket: Int32) throws(SystemCallError) -> InetAddress? {
+    static func peer(of socket: Int32, family: Int32) throws(SystemCallError) -> InetAddress? {
         var room = [UInt8](repeating: 0, count: 32)
-        var length: UInt32 = 28
+        // The kernel refuses to answer into more room than it needs.
+        var length: UInt32 = family == 2 ? 16 : 28
         do throws(SystemCallError) {
             try room.withAddress { (address, _) throws(SystemCallError) in
                 try withAddress(of: &length) { (length) throws(SystemCallError) in

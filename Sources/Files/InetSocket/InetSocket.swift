@@ -37,7 +37,7 @@ enum InetSocket: FileKind {
         entry.nsID = file.owner.ids.netNsID
         entry.fown = try FileOwner.dump(file)
         let (here, there) = try attempt("ask for the socket's addresses") { () throws(SystemCallError) in
-            (try InetAddress.local(of: number), try InetAddress.peer(of: number))
+            (try InetAddress.local(of: number), try InetAddress.peer(of: number, family: kind.family))
         }
         try describe(here, there, kind, number, &entry)
         switch kind.code {
@@ -261,7 +261,9 @@ enum InetSocket: FileKind {
         let made = try create(kind, entry)
         let number = made.number
         try attempt("prepare the socket") { () throws(SystemCallError) in
-            if kind.family == 10 { try setSocketOption(number, level: 41, 26, entry.v6Only ? 1 : 0) }
+            if kind.family == 10, try socketOption(number, level: 41, 26) != (entry.v6Only ? 1 : 0) {
+                try setSocketOption(number, level: 41, 26, entry.v6Only ? 1 : 0)
+            }
             // Others may have the address at the same time while not all is restored.
             if kind.type != raw { try setSocketOption(number, 2, 1) }
             if entry.opts.soReuseport { try setSocketOption(number, 15, 1) }

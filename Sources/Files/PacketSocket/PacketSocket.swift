@@ -202,10 +202,11 @@ enum PacketSocket: FileKind {
                 let file = try context.deliver([try context.files.number(entry.id)], to: process.puppet)[0]
                 var batch = Batch()
                 for mapping in mappings {
-                    // SHARED | FIXED_NOREPLACE
+                    // Shared or private makes no difference to rings. FIXED_NOREPLACE.
                     batch.add(
                         .mmap, .bits(mapping.start), .bits(mapping.end &- mapping.start),
-                        .value(Int(mapping.prot & 7)), .value(0x10_0001), .descriptor(file), .bits(mapping.pgoff),
+                        .value(Int(mapping.prot & 7)),
+                        .value(Int(mapping.flags & 3) | 0x10_0000), .descriptor(file), .bits(mapping.pgoff),
                         doing: "map the rings of a packet socket")
                 }
                 batch.add(.close, .descriptor(file), doing: "close the packet socket")

@@ -103,10 +103,10 @@ struct SocketOption: Hashable {
     static func all(_ kind: SocketKind) -> [SocketOption] {
         let isStream = kind.type == 1
         switch kind.family {
-        case 2: return common + internet + (isStream ? tcp : internetPackets + protocolOptions(kind))
+        case 2: return common + internet + internetPackets + (isStream ? tcp : protocolOptions(kind))
         case 10:
-            let fourth = kind.type == 3 ? [] : internet + (isStream ? [] : internetPackets)
-            return common + fourth + sixth + (isStream ? tcp : sixthPackets + protocolOptions(kind))
+            let fourth = kind.type == 3 ? [] : internet + internetPackets
+            return common + fourth + sixth + sixthPackets + (isStream ? tcp : protocolOptions(kind))
         case 16: return common + netlink
         case 17: return common + packet
         default: return common
