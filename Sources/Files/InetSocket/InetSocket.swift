@@ -44,8 +44,8 @@ enum InetSocket: FileKind {
         case tcp where kind.type == stream, multipath: try dumpStream(kind, number, &entry, context)
         default: try dumpPackets(kind, number, &entry, context)
         }
-        let isConnected =
-            kind.type == stream && ![TCPState.closed.rawValue, TCPState.listening.rawValue].contains(entry.state)
+        // Also one that is closed by now.
+        let isConnected = kind.type == stream && there != nil
         try InternetOptions.dump(number, kind, &entry)
         entry.opts = try SocketOptions.dump(number)
         try SocketOptions.dumpNetwork(&entry.opts, file, kind, isConnected: isConnected, context)
@@ -207,6 +207,8 @@ enum InetSocket: FileKind {
         var dumped: Set<Connection> = [], connections: Set<Connection> = []
         let lock = NetworkLock()
         var isLocked = false
+        /// Ports that more than one listener has.
+        var sharedPorts: Set<UInt32> = []
         static func of(_ context: RestoreContext) -> Restored { context.state(Restored.self) { Restored() } }
     }
 
@@ -232,6 +234,10 @@ enum InetSocket: FileKind {
             if isConnection(entry) { all.insert(ends.plain) }
         }
         restored.dumped = all
+        var ports: Set<UInt32> = []
+        for entry in entries where entry.type == UInt32(stream) && !isConnection(entry) && entry.srcPort != 0 {
+            if !ports.insert(entry.srcPort).inserted { restored.sharedPorts.insert(entry.srcPort) }
+        }
         guard !context.policy.tcpClose else { return }
         for entry in entries where isConnection(entry) {
             let ends = try connection(entry)
@@ -266,7 +272,7 @@ enum InetSocket: FileKind {
             }
             // Others may have the address at the same time while not all is restored.
             if kind.type != raw { try setSocketOption(number, 2, 1) }
-            if entry.opts.soReuseport { try setSocketOption(number, 15, 1) }
+            if entry.opts.soReuseport || sharesPort(entry, context) { try setSocketOption(number, 15, 1) }
         }
         try SocketOptions.prepareNetwork(entry.opts, on: number, kind)
         try InternetOptions.prepare(entry, kind, number)
@@ -362,16 +368,22 @@ enum InetSocket: FileKind {
         try restored.lock.take(restored.connections, nil, context.log)
     }
 
+    /// Whether other listeners have the socket's port: they all allowed that, even if one does so no more.
+    private static func sharesPort(_ entry: InetSkEntry, _ context: RestoreContext) -> Bool {
+        entry.type == UInt32(stream) && !isConnection(entry)
+            && Restored.of(context).sharedPorts.contains(entry.srcPort)
+    }
+
+    /// All have their addresses now, so what only allowed them that goes.
     static func wire(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {
         let socket = entry.isk
-        guard !socket.opts.reuseaddr || isConnection(socket), !context.inherits("socket:[\(socket.ino)]") else {
+        guard !context.inherits("socket:[\(socket.ino)]"), !isConnection(socket) || context.policy.tcpClose else {
             return
         }
-        guard !isConnection(socket) || context.policy.tcpClose else { return }
-        // All have their addresses now.
         let number = try context.files.number(entry.id)
         try attempt("set the socket's options") { () throws(SystemCallError) in
-            try setSocketOption(number, 2, socket.opts.reuseaddr ? 1 : 0)
+            if !socket.opts.reuseaddr { try setSocketOption(number, 2, 0) }
+            if !socket.opts.soReuseport, sharesPort(socket, context) { try setSocketOption(number, 15, 0) }
         }
     }
 

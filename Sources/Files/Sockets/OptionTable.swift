@@ -102,11 +102,15 @@ struct SocketOption: Hashable {
     /// The options of a kind of socket, in the order in which they are set.
     static func all(_ kind: SocketKind) -> [SocketOption] {
         let isStream = kind.type == 1
+        // Streams have no groups; the kernel answers all the same.
+        func fitting(_ options: [SocketOption]) -> [SocketOption] {
+            isStream ? options.filter { !$0.name.contains("MULTICAST") } : options
+        }
         switch kind.family {
-        case 2: return common + internet + internetPackets + (isStream ? tcp : protocolOptions(kind))
+        case 2: return common + internet + fitting(internetPackets) + (isStream ? tcp : protocolOptions(kind))
         case 10:
-            let fourth = kind.type == 3 ? [] : internet + internetPackets
-            return common + fourth + sixth + sixthPackets + (isStream ? tcp : protocolOptions(kind))
+            let fourth = kind.type == 3 ? [] : internet + fitting(internetPackets)
+            return common + fourth + sixth + fitting(sixthPackets) + (isStream ? tcp : protocolOptions(kind))
         case 16: return common + netlink
         case 17: return common + packet
         default: return common
