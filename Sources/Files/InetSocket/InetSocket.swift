@@ -146,18 +146,16 @@ enum InetSocket: FileKind {
         if SocketKind.hasData(number) {
             context.log.warning("what waits to be received on socket:[\(entry.ino)] is lost")
         }
-        let code = kind.type == raw ? UInt8(255) : UInt8(truncatingIfNeeded: kind.code)
-        guard code == 255 || kind.code == udp || kind.code == udpLite else { return }
-        let facts = try Connections.of(context).diagnosis(code, entry.ino)
         if kind.type == raw {
             // A raw socket's peer has no port that would tell of it.
-            if let facts, facts.peer.contains(where: { $0 != 0 }), entry.dstAddr.allSatisfy({ $0 == 0 }) {
-                let count = kind.family == 2 ? 1 : 4
-                entry.dstAddr = (0..<count).compactMap { facts.peer.load(UInt32.self, at: 4 * $0) }
+            if let words = rawPeer(entry.ino, kind.family), words.contains(where: { $0 != 0 }) {
+                entry.dstAddr = words
                 entry.state = TCPState.established.rawValue
             }
             return
         }
+        guard kind.code == udp || kind.code == udpLite else { return }
+        let facts = try Connections.of(context).diagnosis(UInt8(truncatingIfNeeded: kind.code), entry.ino)
         entry.shutdown = SkShutdown(rawValue: Int(facts?.shutdown ?? 0)) ?? .none
         let (pending, corked) = try attempt("read the socket's state") { () throws(SystemCallError) in
             var pending: Int32 = 0
@@ -171,6 +169,21 @@ enum InetSocket: FileKind {
                 .unsupported, "the socket is corked: what it holds back can't be read (\(pending) bytes)",
                 advice: "Try again once the task has sent it")
         }
+    }
+
+    /// The words of the address that a raw socket is connected to, from /proc/net/raw: not every kernel lists raw sockets
+    /// otherwise.
+    private static func rawPeer(_ inode: UInt32, _ family: Int32) -> [UInt32]? {
+        let text = (try? readWholeFile("/proc/self/net/raw\(family == 2 ? "" : "6")")) ?? []
+        for line in text.split(separator: 0x0a).dropFirst() {
+            let fields = line.split(separator: 0x20).map { String(decoding: $0, as: UTF8.self) }
+            guard fields.count > 9, fields[9] == "\(inode)" else { continue }
+            let digits = Array(fields[2].prefix { $0 != ":" })
+            return stride(from: 0, to: digits.count - 7, by: 8).compactMap {
+                UInt32(String(digits[$0..<($0 + 8)]), radix: 16)
+            }
+        }
+        return nil
     }
 
     static func finish(_ context: DumpContext) throws(Failure) {
