@@ -196,8 +196,9 @@ final class NetworkLock {
             try writeAll(Array(text.utf8), to: file.number)
             return file
         }
+        // Not --wait last: it takes what follows for a number of seconds.
         let words = [
-            "env", program, "--noflush", "--wait", "/proc/\(TaskID.current)/fd/\(file.number)",
+            "env", program, "--wait", "--noflush", "/proc/\(TaskID.current)/fd/\(file.number)",
         ]
         return try runProgram("/usr/bin/env", arguments: words, environment: [])
     }
