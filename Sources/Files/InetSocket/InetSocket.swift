@@ -41,7 +41,8 @@ enum InetSocket: FileKind {
         }
         try describe(here, there, kind, number, &entry)
         switch kind.code {
-        case tcp where kind.type == stream, multipath: try dumpStream(kind, number, &entry, context)
+        case tcp where kind.type == stream, multipath where kind.type == stream:
+            try dumpStream(kind, number, &entry, context)
         default: try dumpPackets(kind, number, &entry, context)
         }
         // Also one that is closed by now.

@@ -31,7 +31,7 @@ enum InternetOptions {
             try socketOption(number, level: sixth, option)
         }
         // Multipath sockets have next to none of these.
-        let isMultipath = kind.code == InetSocket.multipath
+        let isMultipath = kind.code == InetSocket.multipath && kind.type == InetSocket.stream
         if kind.family == 10 {
             if try number6(78) != 0 { entry.freebind = true }
             if !isMultipath, try number6(49) != 0 { entry.pktinfo = true }
