@@ -111,9 +111,11 @@ enum InternetOptions {
             } else {
                 if options.pktinfo { try setSocketOption(number, level: internet, 8, 1) }
                 if options.hasTos { try setSocketOption(number, level: internet, 1, Int32(bitPattern: options.tos)) }
-                let hops = try socketOption(number, level: internet, 2)
-                if options.hasTtl, Int64(options.ttl) != Int64(hops) {
-                    try setSocketOption(number, level: internet, 2, Int32(bitPattern: options.ttl))
+                if options.hasTtl {
+                    let hops = try socketOption(number, level: internet, 2)
+                    if Int64(options.ttl) != Int64(hops) {
+                        try setSocketOption(number, level: internet, 2, Int32(bitPattern: options.ttl))
+                    }
                 }
             }
             if options.hasRaw { try restoreRaw(options.raw, kind, number) }
