@@ -45,6 +45,7 @@ let package = Package(
         .target(
             name: "ImageFormat", dependencies: ["CLinux", "Linux", "Diagnostics", "ImageMessages", protobuf, system],
             swiftSettings: strict),
+        .target(name: "Netlink", dependencies: ["Linux"], swiftSettings: strict),
         // Floor 4: system calls in other tasks.
         .target(name: "CRemote"),
         .target(
@@ -79,8 +80,9 @@ let package = Package(
         .target(
             name: "Files",
             dependencies: [
-                "CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", "Pages",
-                logging, system,
+                "CLinux", "Linux", "Diagnostics", "Procfs", "Netlink", "ImageMessages", "ImageFormat", "Remote",
+                "Kinds",
+                "Pages", logging, system,
             ],
             swiftSettings: strict),
         .target(

@@ -77,6 +77,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
                 }
                 if request.afterwards == .killed { FileDump.part(context) } else { order.files.letGo() }
                 tree.thaw(request.afterwards)
+                if request.afterwards == .killed { FileDump.gone(context) }
                 if isLetGoEarly { try order.complete(request, started: started) }
                 return context.statistics
             }
@@ -387,7 +388,10 @@ private struct DumpOrder {
         entry.nsPerID = true
         if let root = context.processes.first { entry.rootIds = ObjectSharing.ownIDs(like: root.ids) }
         entry.lsmtype = .noLsm
-        entry.networkLockMethod = 0
+        let lock = FileDump.lock(context)
+        entry.networkLockMethod = lock.method.rawValue
+        entry.dumpCriuRunID = imageBytes(lock.id.utf8)
+        if context.policy.tcpClose { entry.tcpClose = true }
         return entry
     }
 }

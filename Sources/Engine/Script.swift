@@ -1,4 +1,5 @@
 internal import Diagnostics
+internal import Kinds
 public import Linux
 public import SystemPackage
 

@@ -125,8 +125,7 @@ public final class FileDump: FileDumper {
             try Locks.of(context).dump(facts, found.id, handle: ours, number, of: process, context)
         }
         if found.isNew {
-            let target = Eventfd.number(information) == nil ? try Lens.of(context).target(of: ours) : Eventfd.target
-            let facts = FileFacts(status: status, target: target, information: information)
+            let facts = try facts(of: ours, status, information)
             let file = OpenFile(id: found.id, facts: facts, handle: handle, owner: process, number: number)
             if keeps { kept.append(file) } else { others.append(Other(file: file)) }
             types[found.id] = try during(.file(facts.text)) { () throws(Failure) in try describe(file) }
@@ -148,13 +147,21 @@ public final class FileDump: FileDumper {
         let information = try look(at: ours, status, folder.number, ours)
         let found = try context.fileIndex.id(of: .current, ours, like: FileDump.key(status, information))
         guard found.isNew else { return found.id }
-        let facts = FileFacts(status: status, target: try Lens.of(context).target(of: ours), information: information)
+        let facts = try facts(of: ours, status, information)
         let file = OpenFile(id: found.id, facts: facts, handle: handle, owner: process, number: OpenFile.underWay)
         kept.append(file)
         types[found.id] = try during(.file("\(facts.text), which is under way")) { () throws(Failure) in
             try describe(file)
         }
         return found.id
+    }
+
+    private func facts(
+        of ours: Int32, _ status: FileStatus, _ information: DescriptorInformation
+    ) throws(Failure) -> FileFacts {
+        let target = Eventfd.number(information) == nil ? try Lens.of(context).target(of: ours) : Eventfd.target
+        let family = status.kind == .socket ? try? socketOption(ours, 39) : nil  // SO_DOMAIN
+        return FileFacts(status: status, target: target, information: information, family: family)
     }
 
     /// What is the same wherever a file is seen.
@@ -279,6 +286,20 @@ public final class FileDump: FileDumper {
         do throws(Failure) { try context.images.writeOut() } catch { context.log.warning("\(error)") }
     }
 
-    /// Takes back what a failed dump left on file systems.
-    public static func abandon(_ context: DumpContext) { Remaps.of(context).abandon() }
+    /// Acts once a tree that was to be killed is gone.
+    public static func gone(_ context: DumpContext) {
+        do throws(Failure) { try Connections.of(context).leave(context) } catch { context.log.warning("\(error)") }
+    }
+
+    /// How connections are held up, for the inventory.
+    public static func lock(_ context: DumpContext) -> (method: NetworkLockMethod, id: String) {
+        let lock = Connections.of(context).lock
+        return (lock.method(context.policy), lock.id)
+    }
+
+    /// Takes back what a failed dump left on file systems and in the network.
+    public static func abandon(_ context: DumpContext) {
+        Connections.of(context).abandon()
+        Remaps.of(context).abandon()
+    }
 }

@@ -3,8 +3,9 @@ internal import Kinds
 /// All kinds of open file. The first that claims a file dumps it. Epoll is wired last: what it watches is ready then.
 let fileKinds: [any FileKind.Type] = [
     Refused.self, Pipe.self, Memfd.self, Eventfd.self, Signalfd.self, Timerfd.self, Pidfd.self, Inotify.self,
-    Fanotify.self, BPFMap.self, IoUring.self, MessageQueue.self, NamespaceFile.self, UnixSocket.self, Fifo.self,
-    Tty.self, Tun.self, Userfault.self, RegularFile.self, PluginFile.self, ExternalFile.self, Epoll.self,
+    Fanotify.self, BPFMap.self, IoUring.self, MessageQueue.self, NamespaceFile.self, InetSocket.self,
+    PacketSocket.self, NetlinkSocket.self, UnixSocket.self, Fifo.self, Tty.self, Tun.self, Userfault.self,
+    RegularFile.self, PluginFile.self, ExternalFile.self, Epoll.self,
 ]
 
 /// The kind of a file under dump, nil if none claims it. What the user leaves outside comes first, then plugins, where we

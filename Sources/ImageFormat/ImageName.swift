@@ -93,6 +93,10 @@ public struct ImageName: Hashable, Sendable {
     public static func systemVQueues(_ id: UInt32) -> ImageName { ImageName("ipcns-msg-\(id).img", 0x5545_3737) }
     /// `plugin-ID.img`, raw: what a plugin keeps of a file.
     public static func pluginState(_ id: UInt32) -> ImageName { ImageName("plugin-\(id).img", 0) }
+    /// `tcp-stream-INODE.img`, in hexadecimal: the state of a connection, and what waits in its queues.
+    public static func tcpStream(_ inode: UInt32) -> ImageName {
+        ImageName("tcp-stream-\(String(inode, radix: 16)).img", 0x5146_5506)
+    }
     /// `timens-ID.img`.
     public static func timeNamespace(_ id: UInt32) -> ImageName { ImageName("timens-\(id).img", 0x4311_4433) }
 }

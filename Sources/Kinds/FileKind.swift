@@ -11,12 +11,15 @@ public struct FileFacts: Sendable {
     public var target: [UInt8]
     /// Offset, flags, mount id and the kind's own lines.
     public var information: DescriptorInformation
+    /// The address family of a socket (`SO_DOMAIN`), where it was asked for.
+    public var family: Int32?
 
     /// Gathers the facts.
-    public init(status: FileStatus, target: [UInt8], information: DescriptorInformation) {
+    public init(status: FileStatus, target: [UInt8], information: DescriptorInformation, family: Int32? = nil) {
         self.status = status
         self.target = target
         self.information = information
+        self.family = family
     }
 
     /// The link's text, for messages.

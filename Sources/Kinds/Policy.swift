@@ -26,8 +26,26 @@ public struct DumpPolicy: Sendable {
     public var external = ExternalResources()
     /// Datagram sockets may be connected to named ones outside of the tree (`--ext-unix-sk`).
     public var externalUnixSockets = false
+    /// Established TCP connections may be dumped (`--tcp-established`).
+    public var tcpEstablished = false
+    /// The state of TCP connections is not dumped, they come back closed (`--tcp-close`).
+    public var tcpClose = false
+    /// Connections that nobody has accepted yet may be left out (`--skip-in-flight`).
+    public var skipInFlight = false
+    /// How connections are held up (`--network-lock`); nil: whatever the machine has.
+    public var networkLock: NetworkLockMethod?
     /// CRIU's defaults.
     public init() {}
+}
+
+/// How connections are held up between dump and restore, by the numbers of the image format.
+public enum NetworkLockMethod: UInt32, Sendable {
+    /// By iptables rules.
+    case iptables = 0
+    /// By nftables rules.
+    case nftables = 1
+    /// Someone else does it.
+    case skip = 2
 }
 
 /// Resources outside of the tree, as `--external` names them.
@@ -68,6 +86,10 @@ public struct RestorePolicy: Sendable {
     public var checksBuildIDs = true
     /// We end when the tree runs (`--restore-detached`), which is its parent's death.
     public var isDetached = false
+    /// Established TCP connections may be restored (`--tcp-established`).
+    public var tcpEstablished = false
+    /// TCP connections come back closed (`--tcp-close`).
+    public var tcpClose = false
     /// CRIU's defaults.
     public init() {}
 }

@@ -13,6 +13,25 @@ public enum RingMapping {
     }
 }
 
+/// Mappings of packet sockets in the images of memory, which are left to that kind of file as well.
+public final class SocketMappings {
+    /// The bit in `status` of a mapping, which is CRIU's. `shmid` is the socket's id in files.img.
+    public static let status: UInt32 = 1 << 11
+
+    /// The ids in files.img of packet sockets by inode, once they are dumped.
+    public var ids: [UInt64: UInt32] = [:]
+
+    /// Those of a dump.
+    public static func of(_ context: DumpContext) -> SocketMappings {
+        context.state(SocketMappings.self) { SocketMappings() }
+    }
+
+    /// Those of a socket in a process.
+    public static func all(of id: UInt32, in process: PlannedProcess) -> [VmaEntry] {
+        process.memory?.vmas.filter { $0.status & status != 0 && $0.shmid == UInt64(id) } ?? []
+    }
+}
+
 /// What the threads of a tree say of their io_urings, which often answer their submitter only.
 public final class RingAnswers {
     /// What a thread was answered for one ring: results, or minus an error number.

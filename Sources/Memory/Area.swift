@@ -31,7 +31,7 @@ struct AreaStatus: OptionSet, Hashable {
     static let device = AreaStatus(rawValue: 1 << 25)
 
     /// What only other issues can bring back.
-    static let unsupported: AreaStatus = [.socket, .shadowStack, .uprobes]
+    static let unsupported: AreaStatus = [.shadowStack, .uprobes]
     /// Mappings of a file in files.img.
     static let file: AreaStatus = [.filePrivate, .fileShared]
 }
@@ -110,7 +110,7 @@ struct Area: Hashable {
     /// Whether it can only be executed, which the kernel makes of a protection key of its own.
     var isExecuteOnly: Bool { protection == 4 }
     /// Whether it has to be mapped at all.
-    var isMapped: Bool { !isOfKernel && status.isDisjoint(with: [.guardPages, .ring]) }
+    var isMapped: Bool { !isOfKernel && status.isDisjoint(with: [.guardPages, .ring, .socket]) }
 
     /// Whether a mapping of a parent can serve as this one: it is the same but for what is set at the end.
     func isInheritable(from other: Area) -> Bool {
@@ -126,6 +126,9 @@ extension VMA {
 
     /// Whether it is memory of an io_uring.
     var isRing: Bool { isShared && isNamed("anon_inode:[io_uring]") }
+
+    /// Whether it is the rings of a packet socket.
+    var isSocket: Bool { name.starts(with: "socket:[".utf8) }
 
     /// Size of its pages in bytes, if they are huge.
     var hugePageSize: UInt64? { flags.contains("ht") ? kernelPageSize ?? 2 << 20 : nil }

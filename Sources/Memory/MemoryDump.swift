@@ -30,7 +30,7 @@ public enum MemoryDump {
         _ mapping: VMA, of process: DumpedProcess, _ context: DumpContext
     ) throws(Failure) {
         let advice = "Unmap it before the dump, or see docs/unsupported.md"
-        if mapping.isOfKernel || mapping.isRing { return }
+        if mapping.isOfKernel || mapping.isRing || mapping.isSocket { return }
         if mapping.isDevice {
             guard plugin(for: mapping, of: process, context) != nil else {
                 throw Failure(
@@ -44,8 +44,7 @@ public enum MemoryDump {
         }
         if mapping.flags.contains("ss") { throw Failure(.unsupported, "it is a shadow stack", advice: advice) }
         for (start, words) in [
-            ("anon_inode:", "it maps \(mapping.text)"), ("socket:", "it maps a socket"),
-            ("[uprobes]", "the task has uprobes"),
+            ("anon_inode:", "it maps \(mapping.text)"), ("[uprobes]", "the task has uprobes"),
             ("/secretmem", "it is secret memory, which nobody else can read"),
         ] where mapping.name.starts(with: start.utf8) {
             throw Failure(.unsupported, words, advice: advice)
@@ -151,7 +150,12 @@ public enum MemoryDump {
         }
         layout.vmas = areas
         layout.aios = process.mappings.filter(\.isAioRing).map { AioRing($0.range).entry }
-        try context.images.write(.memory(process.id.rawValue), [layout])
+        context.state(Layouts.self) { Layouts() }.all.append((process, layout))
+    }
+
+    /// Layouts wait for the ids of the sockets that they map.
+    private final class Layouts {
+        var all: [(process: DumpedProcess, layout: MmEntry)] = []
     }
 
     /// Describes the mappings of a process and forgets them.
@@ -168,6 +172,19 @@ public enum MemoryDump {
 
     /// Writes what processes share. Shared memory is written where its file is met.
     public static func finish(_ context: DumpContext) throws(Failure) {
+        let sockets = SocketMappings.of(context).ids
+        for (process, layout) in context.state(Layouts.self, { Layouts() }).all {
+            var layout = layout
+            for index in layout.vmas.indices where layout.vmas[index].status & SocketMappings.status != 0 {
+                guard let id = sockets[layout.vmas[index].shmid] else {
+                    throw Failure(
+                        .unsupported, "task \(process.id) (\(process.name)) maps a socket that no task has open",
+                        advice: "Unmap it before the dump")
+                }
+                layout.vmas[index].shmid = UInt64(id)
+            }
+            try context.images.write(.memory(process.id.rawValue), [layout])
+        }
         SharedPages.of(context).finish(context)
         try SystemVSegments.of(context).finish(context)
     }
@@ -239,6 +256,9 @@ public enum MemoryDump {
             try SystemVSegments.of(context).dump(mapping, of: process, context)
         } else if mapping.isRing {
             status = .ring
+            (entry.shmid, entry.pgoff) = (mapping.inode, mapping.offset)
+        } else if mapping.isSocket {
+            status = [.regular, .socket]
             (entry.shmid, entry.pgoff) = (mapping.inode, mapping.offset)
         } else if mapping.inode == 0 || (!mapping.isShared && mapping.isNamed("/anon_hugepage (deleted)")) {
             status.insert(.anonymousPrivate)
@@ -314,7 +334,7 @@ public enum MemoryDump {
         let started = ContinuousClock.now
         // Shared memory is written elsewhere, but guard pages in it are each process's own.
         let own = process.mappings.filter {
-            (!$0.isShared || $0.flags.contains("gu")) && !$0.isOfKernel && !$0.isDevice
+            (!$0.isShared || $0.flags.contains("gu")) && !$0.isOfKernel && !$0.isDevice && !$0.isSocket
         }
         var scan = try PagemapScan(process.id)
         let findings = try scan.scan(own.map(\.range))

@@ -35,11 +35,13 @@ enum NetlinkProbe {
 
     private static func zeros(_ count: Int) -> [UInt8] { .init(repeating: 0, count: count) }
 
-    /// Whether raw sockets can be listed (`SOCK_DIAG_BY_FAMILY`, IPPROTO_RAW).
+    /// Whether the kernel takes the question for raw sockets (`SOCK_DIAG_BY_FAMILY`, IPPROTO_RAW). As with CRIU, one that
+    /// has no list, and ends it at once, will do: /proc has one too.
     static func listsRawSockets() throws(SystemCallError) -> Bool {
         for family: UInt8 in [2, 10] {
             let body = [family, 255, 0, 0] + bytes(UInt32.max) + zeros(48)
-            if try ask(family: 4, type: 20, flags: dump, body).error != 0 { return false }
+            let answer = try ask(family: 4, type: 20, flags: dump, body)
+            if answer.error != 0, answer.type != 3 { return false }  // NLMSG_DONE
         }
         return true
     }

@@ -248,7 +248,8 @@ extension Option {
             $0.tcpClose = $1
         },
         .value(
-            "network-lock", nil, "METHOD", .network, "Hold up traffic by 'iptables' (default), 'nftables' or 'skip'."
+            "network-lock", nil, "METHOD", .network,
+            "Hold up traffic by 'nftables' (default where there is), 'iptables' or 'skip'."
         ) {
             (options, word) throws(Failure) in
             options.networkLock = word == "none" ? .skip : try word.choice(Options.NetworkLock.self)

@@ -107,8 +107,8 @@ public struct Options: Sendable, Equatable {
     public var tcpClose = false
     /// TCP connections that are still being made may be left out (`--skip-in-flight`).
     public var skipInFlight = false
-    /// How traffic is held up between dump and restore (`--network-lock`).
-    public var networkLock = NetworkLock.iptables
+    /// How traffic is held up between dump and restore (`--network-lock`); by default as the machine can.
+    public var networkLock: NetworkLock?
     /// Make the network namespace but leave it empty (`--empty-ns net`).
     public var emptyNetworkNamespace = false
     /// Names for the outer ends of veth devices (`--veth-pair`).

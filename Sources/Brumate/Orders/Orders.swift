@@ -27,6 +27,15 @@ enum Orders {
         for inode in options.externalUnixSocketInodes { request.policy.external.add("unix[\(inode)]") }
         request.policy.recordsBuildIDs = options.fileValidation == .buildID
         request.policy.recordsCPU = options.cpuCapabilities.contains(.image)
+        request.policy.tcpEstablished = options.tcpEstablished
+        request.policy.tcpClose = options.tcpClose
+        request.policy.skipInFlight = options.skipInFlight
+        switch options.networkLock {
+        case .iptables: request.policy.networkLock = .iptables
+        case .nftables: request.policy.networkLock = .nftables
+        case .skip: request.policy.networkLock = .skip
+        case nil: break
+        }
         switch options.ending {
         case .default: request.afterwards = .killed
         case .running: request.afterwards = .running
@@ -51,6 +60,8 @@ enum Orders {
         request.policy.cpuCapabilities = options.cpuCapabilities
         request.policy.checksBuildIDs = options.fileValidation == .buildID
         request.policy.isDetached = options.restoreDetached && !options.restoreSibling
+        request.policy.tcpEstablished = options.tcpEstablished
+        request.policy.tcpClose = options.tcpClose
         request.asSibling = options.restoreSibling
         request.leaveStopped = options.ending == .stopped
         request.pidFile = options.pidfile

@@ -19,6 +19,8 @@ public enum FilePreflight {
             try look.check(task)
             for child in children(of: task) where seen.insert(child).inserted { queue.append(child) }
         }
+        // A socket that was not looked at may be the other end of a connection.
+        if look.left > 0 { try look.checkConnections() }
     }
 
     private static func children(of task: TaskID) -> [TaskID] {
@@ -39,6 +41,8 @@ private struct Look {
     /// How many links may still be read.
     private(set) var left = 2000
     private static let mostOfTask = 500
+    /// Sockets by inode, and who has them.
+    private var sockets: [UInt32: (task: TaskID, number: Int32)] = [:]
     /// Texts that are all right.
     private var known: Set<[UInt8]> = []
     /// The one met last: most descriptors of a task with many are of one kind.
@@ -54,6 +58,11 @@ private struct Look {
         for number in numbers.prefix(min(left, Look.mostOfTask)) {
             left -= 1
             guard let text = target(of: number, in: folder.number), !known.contains(text) else { continue }
+            if text.starts(with: "socket:[".utf8) {
+                let digits = text.dropFirst(8).dropLast()
+                if let inode = UInt32(String(decoding: digits, as: UTF8.self)) { sockets[inode] = (task, number) }
+                continue
+            }
             let name = (try? TaskStatus.read(of: task).name) ?? "?"
             try during(.dumping(task, name)) { () throws(Failure) in
                 try during(.descriptor(number)) { () throws(Failure) in
@@ -81,8 +90,21 @@ private struct Look {
         let isInteresting =
             first == 0x61
             ? buffer.starts(with: "anon_inode:".utf8)
-            : first == 0x2f && (buffer.starts(with: "/dev/".utf8) || buffer.starts(with: "/secretmem ".utf8))
+            : first == 0x73
+                ? buffer.starts(with: "socket:[".utf8)
+                : first == 0x2f && (buffer.starts(with: "/dev/".utf8) || buffer.starts(with: "/secretmem ".utf8))
         return isInteresting ? Array(buffer[..<length]) : nil
+    }
+
+    /// Looks for TCP connections that need the user's word.
+    func checkConnections() throws(Failure) {
+        guard !sockets.isEmpty, let found = TCPPolicy.check(Set(sockets.keys), policy),
+            let holder = sockets[found.inode]
+        else { return }
+        let name = (try? TaskStatus.read(of: holder.task).name) ?? "?"
+        try during(.dumping(holder.task, name)) { () throws(Failure) in
+            try during(.descriptor(holder.number)) { () throws(Failure) in throw found.failure }
+        }
     }
 
     /// Whether all files with this text can be dumped.

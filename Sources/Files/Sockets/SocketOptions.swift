@@ -1,5 +1,7 @@
 internal import Diagnostics
+internal import ImageFormat
 internal import ImageMessages
+internal import Kinds
 internal import Linux
 
 /// The options that sockets of all families have.
@@ -29,8 +31,9 @@ enum SocketOptions {
             entry.soPriority = UInt32(bitPattern: try socketOption(number, 12))
             entry.soRcvlowat = UInt32(bitPattern: try socketOption(number, 18))
             entry.soMark = UInt32(bitPattern: try socketOption(number, 36))
-            entry.soPasscred = try isOn(16)
-            entry.soPasssec = try isOn(34)
+            // Of UNIX and netlink sockets only.
+            if let passes = try? isOn(16) { entry.soPasscred = passes }
+            if let passes = try? isOn(34) { entry.soPasssec = passes }
             entry.soDontroute = try isOn(5)
             entry.soNoCheck = try isOn(11)
             entry.soReuseport = try isOn(15)
@@ -40,6 +43,48 @@ enum SocketOptions {
             entry.soBufLock = UInt32(bitPattern: try socketOption(number, 72))
             return entry
         }
+    }
+
+    /// What only sockets of a network have: device, linger, filter, owner; and options that CRIU does not know.
+    static func dumpNetwork(
+        _ entry: inout SkOptsEntry, _ file: OpenFile, _ kind: SocketKind, isConnected: Bool, _ context: DumpContext
+    ) throws(Failure) {
+        let number = file.handle.number
+        var linger: (isOn: Int32, seconds: Int32) = (0, 0)
+        let device = try attempt("read the socket's options") { () throws(SystemCallError) in
+            var length: UInt32 = 8
+            try withAddress(of: &linger) { (value) throws(SystemCallError) in
+                try withAddress(of: &length) { (length) throws(SystemCallError) in
+                    try systemCall(.getsockopt, Int(number), socketLevel, 13, value, length)
+                }
+            }
+            return try boundDevice(number)
+        }
+        if linger.isOn != 0 { entry.soLinger = UInt32(bitPattern: linger.seconds) }
+        if !device.isEmpty { entry.soBoundDev = imageBytes(device) }
+        entry.soFilter = try SocketFilter.dump(number)
+        if (try? socketOption(number, 44)) == 1 { entry.locksFilter = true }
+        entry.uid = file.facts.status.uid
+        entry.gid = file.facts.status.gid
+        guard let defaults = context.state(SocketDefaults.self, { SocketDefaults() }).values(kind) else { return }
+        for option in SocketOption.all(kind) where !(isConnected && option.isForUnconnected) {
+            guard let value = option.value(of: number), value != defaults[option] else { continue }
+            var more = BrumateSocketOptionEntry()
+            (more.level, more.number, more.value) = (UInt32(option.level), UInt32(option.number), imageBytes(value))
+            entry.more.append(more)
+        }
+    }
+
+    /// The device that a socket is bound to (`SO_BINDTODEVICE`), empty if there is none.
+    private static func boundDevice(_ number: Int32) throws(SystemCallError) -> [UInt8] {
+        var name = [UInt8](repeating: 0, count: 16)
+        var length: UInt32 = 16
+        try name.withAddress { (value, _) throws(SystemCallError) in
+            try withAddress(of: &length) { (length) throws(SystemCallError) in
+                try systemCall(.getsockopt, Int(number), socketLevel, 25, value, length)
+            }
+        }
+        return Array(name.prefix(Int(min(length, 16))).prefix { $0 != 0 })
     }
 
     static func restore(_ entry: SkOptsEntry, on number: Int32) throws(Failure) {
@@ -67,10 +112,121 @@ enum SocketOptions {
                 (11, entry.soNoCheck),
                 (6, entry.soBroadcast), (9, entry.soKeepalive), (10, entry.soOobinline != 0),
             ] where value { try setSocketOption(number, option, 1) }
-            if entry.soPriority != 0 { try setSocketOption(number, 12, Int32(clamping: entry.soPriority)) }
+            if entry.hasSoPriority, Int64(entry.soPriority) != Int64(try socketOption(number, 12)) {
+                try setSocketOption(number, 12, Int32(clamping: entry.soPriority))
+            }
             if entry.soMark != 0 { try setSocketOption(number, 36, Int32(bitPattern: entry.soMark)) }
             if entry.hasSoRcvlowat, entry.soRcvlowat > 1 {
                 try setSocketOption(number, 18, Int32(clamping: entry.soRcvlowat))
+            }
+        }
+    }
+
+    /// What has to be set before the socket gets an address: device, owner, and most of what CRIU does not know.
+    static func prepareNetwork(_ entry: SkOptsEntry, on number: Int32, _ kind: SocketKind) throws(Failure) {
+        if !entry.soBoundDev.isEmpty {
+            let device = Array(entry.soBoundDev.prefix { $0 != 0 })
+            try attempt(
+                "bind it to the device \(String(decoding: device, as: UTF8.self))",
+                advice: "Restore where there is such a device"
+            ) { () throws(SystemCallError) in
+                try device.withConstantAddress { (name, count) throws(SystemCallError) in
+                    try systemCall(.setsockopt, Int(number), socketLevel, 25, name, count)
+                }
+            }
+        }
+        if entry.hasUid, entry.uid != 0 || entry.gid != 0 {
+            try attempt("give it its owner") { () throws(SystemCallError) in
+                try systemCall(.fchown, Int(number), Int(entry.uid), Int(entry.gid))
+            }
+        }
+        try restoreMore(entry, on: number, kind, late: false)
+    }
+
+    /// What is set once the socket has its final state: filter, linger, and what depends on the state.
+    static func completeNetwork(_ entry: SkOptsEntry, on number: Int32, _ kind: SocketKind) throws(Failure) {
+        try restoreMore(entry, on: number, kind, late: true)
+        if entry.hasSoLinger {
+            var linger: (Int32, Int32) = (1, Int32(clamping: entry.soLinger))
+            try attempt("set the socket's options") { () throws(SystemCallError) in
+                try withAddress(of: &linger) { (value) throws(SystemCallError) in
+                    try systemCall(.setsockopt, Int(number), socketLevel, 13, value, 8)
+                }
+            }
+        }
+        try SocketFilter.restore(entry.soFilter, on: number)
+        if entry.locksFilter {
+            try attempt("lock the socket's filter") { () throws(SystemCallError) in
+                try setSocketOption(number, 44, 1)
+            }
+        }
+    }
+
+    private static func restoreMore(
+        _ entry: SkOptsEntry, on number: Int32, _ kind: SocketKind, late: Bool
+    ) throws(Failure) {
+        guard !entry.more.isEmpty else { return }
+        let options = SocketOption.all(kind)
+        for more in entry.more {
+            guard let option = options.first(where: { $0.level == Int(more.level) && $0.number == Int(more.number) })
+            else {
+                throw Failure(.corruptImage, "there is no socket option \(more.number) of the level \(more.level)")
+            }
+            guard more.value.count <= option.size else {
+                throw Failure(.corruptImage, "the value of \(option.name) is too long")
+            }
+            guard option.isLate == late else { continue }
+            try attempt(
+                "set the socket's option \(option.name)", advice: "Restore on a kernel that has what the program uses"
+            ) { () throws(SystemCallError) in try option.set(Array(more.value), on: number) }
+        }
+    }
+}
+
+/// Classic filters of packets (`SO_ATTACH_FILTER`).
+enum SocketFilter {
+    /// The instructions, in the format's encoding.
+    static func dump(_ number: Int32) throws(Failure) -> [UInt64] {
+        var count: UInt32 = 0
+        do throws(SystemCallError) {
+            try withAddress(of: &count) { (length) throws(SystemCallError) in
+                try systemCall(.getsockopt, Int(number), 1, 26, 0, length)
+            }
+        } catch {
+            throw Failure(
+                .unsupported, "an eBPF program is attached to it, which the kernel does not give out",
+                advice: "Detach it before the dump (SO_DETACH_BPF)", cause: error)
+        }
+        guard count > 0 else { return [] }
+        var code = [UInt64](repeating: 0, count: Int(count))
+        try attempt("read the socket's filter") { () throws(SystemCallError) in
+            try code.withAddress { (value, _) throws(SystemCallError) in
+                try withAddress(of: &count) { (length) throws(SystemCallError) in
+                    try systemCall(.getsockopt, Int(number), 1, 26, value, length)
+                }
+            }
+        }
+        return code.prefix(Int(count)).map(encode)
+    }
+
+    /// In memory: code (16 bits), two jumps (8 each), operand (32). In images: the same from the top down.
+    private static func encode(_ word: UInt64) -> UInt64 {
+        (word & 0xffff) << 48 | (word >> 16 & 0xff) << 40 | (word >> 24 & 0xff) << 32 | word >> 32
+    }
+
+    private static func decode(_ word: UInt64) -> UInt64 {
+        word >> 48 | (word >> 40 & 0xff) << 16 | (word >> 32 & 0xff) << 24 | (word & 0xffff_ffff) << 32
+    }
+
+    static func restore(_ image: [UInt64], on number: Int32) throws(Failure) {
+        guard !image.isEmpty else { return }
+        guard image.count <= 4096 else { throw Failure(.corruptImage, "the socket's filter is too long") }
+        try attempt("attach the socket's filter") { () throws(SystemCallError) in
+            try image.map(decode).withConstantAddress { (code, _) throws(SystemCallError) in
+                var program: (UInt64, UInt64) = (UInt64(image.count), UInt64(code))
+                try withAddress(of: &program) { (program) throws(SystemCallError) in
+                    try systemCall(.setsockopt, Int(number), 1, 26, program, 16)
+                }
             }
         }
     }

@@ -5275,6 +5275,11 @@ public nonisolated struct InetSkEntry: @unchecked Sendable {
   /// Clears the value of `tcpOpts`. Subsequent reads from it will return its default value.
   public mutating func clearTcpOpts() {_uniqueStorage()._tcpOpts = nil}
 
+  public var memberships: [BrumateMembershipEntry] {
+    get {_storage._memberships}
+    set {_uniqueStorage()._memberships = newValue}
+  }
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -5368,127 +5373,130 @@ public nonisolated struct SkPacketEntry: Sendable {
   fileprivate var _waiting: UInt32? = nil
 }
 
-public nonisolated struct NetlinkSkEntry: Sendable {
+public nonisolated struct NetlinkSkEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
   public var id: UInt32 {
-    get {_id ?? 0}
-    set {_id = newValue}
+    get {_storage._id ?? 0}
+    set {_uniqueStorage()._id = newValue}
   }
   /// Returns true if `id` has been explicitly set.
-  public var hasID: Bool {self._id != nil}
+  public var hasID: Bool {_storage._id != nil}
   /// Clears the value of `id`. Subsequent reads from it will return its default value.
-  public mutating func clearID() {self._id = nil}
+  public mutating func clearID() {_uniqueStorage()._id = nil}
 
   public var ino: UInt32 {
-    get {_ino ?? 0}
-    set {_ino = newValue}
+    get {_storage._ino ?? 0}
+    set {_uniqueStorage()._ino = newValue}
   }
   /// Returns true if `ino` has been explicitly set.
-  public var hasIno: Bool {self._ino != nil}
+  public var hasIno: Bool {_storage._ino != nil}
   /// Clears the value of `ino`. Subsequent reads from it will return its default value.
-  public mutating func clearIno() {self._ino = nil}
+  public mutating func clearIno() {_uniqueStorage()._ino = nil}
 
   public var `protocol`: UInt32 {
-    get {_protocol ?? 0}
-    set {_protocol = newValue}
+    get {_storage._protocol ?? 0}
+    set {_uniqueStorage()._protocol = newValue}
   }
   /// Returns true if ``protocol`` has been explicitly set.
-  public var hasProtocol: Bool {self._protocol != nil}
+  public var hasProtocol: Bool {_storage._protocol != nil}
   /// Clears the value of ``protocol``. Subsequent reads from it will return its default value.
-  public mutating func clearProtocol() {self._protocol = nil}
+  public mutating func clearProtocol() {_uniqueStorage()._protocol = nil}
 
   public var state: UInt32 {
-    get {_state ?? 0}
-    set {_state = newValue}
+    get {_storage._state ?? 0}
+    set {_uniqueStorage()._state = newValue}
   }
   /// Returns true if `state` has been explicitly set.
-  public var hasState: Bool {self._state != nil}
+  public var hasState: Bool {_storage._state != nil}
   /// Clears the value of `state`. Subsequent reads from it will return its default value.
-  public mutating func clearState() {self._state = nil}
+  public mutating func clearState() {_uniqueStorage()._state = nil}
 
   public var flags: UInt32 {
-    get {_flags ?? 0}
-    set {_flags = newValue}
+    get {_storage._flags ?? 0}
+    set {_uniqueStorage()._flags = newValue}
   }
   /// Returns true if `flags` has been explicitly set.
-  public var hasFlags: Bool {self._flags != nil}
+  public var hasFlags: Bool {_storage._flags != nil}
   /// Clears the value of `flags`. Subsequent reads from it will return its default value.
-  public mutating func clearFlags() {self._flags = nil}
+  public mutating func clearFlags() {_uniqueStorage()._flags = nil}
 
   public var portid: UInt32 {
-    get {_portid ?? 0}
-    set {_portid = newValue}
+    get {_storage._portid ?? 0}
+    set {_uniqueStorage()._portid = newValue}
   }
   /// Returns true if `portid` has been explicitly set.
-  public var hasPortid: Bool {self._portid != nil}
+  public var hasPortid: Bool {_storage._portid != nil}
   /// Clears the value of `portid`. Subsequent reads from it will return its default value.
-  public mutating func clearPortid() {self._portid = nil}
+  public mutating func clearPortid() {_uniqueStorage()._portid = nil}
 
-  public var groups: [UInt32] = []
+  public var groups: [UInt32] {
+    get {_storage._groups}
+    set {_uniqueStorage()._groups = newValue}
+  }
 
   public var dstPortid: UInt32 {
-    get {_dstPortid ?? 0}
-    set {_dstPortid = newValue}
+    get {_storage._dstPortid ?? 0}
+    set {_uniqueStorage()._dstPortid = newValue}
   }
   /// Returns true if `dstPortid` has been explicitly set.
-  public var hasDstPortid: Bool {self._dstPortid != nil}
+  public var hasDstPortid: Bool {_storage._dstPortid != nil}
   /// Clears the value of `dstPortid`. Subsequent reads from it will return its default value.
-  public mutating func clearDstPortid() {self._dstPortid = nil}
+  public mutating func clearDstPortid() {_uniqueStorage()._dstPortid = nil}
 
   public var dstGroup: UInt32 {
-    get {_dstGroup ?? 0}
-    set {_dstGroup = newValue}
+    get {_storage._dstGroup ?? 0}
+    set {_uniqueStorage()._dstGroup = newValue}
   }
   /// Returns true if `dstGroup` has been explicitly set.
-  public var hasDstGroup: Bool {self._dstGroup != nil}
+  public var hasDstGroup: Bool {_storage._dstGroup != nil}
   /// Clears the value of `dstGroup`. Subsequent reads from it will return its default value.
-  public mutating func clearDstGroup() {self._dstGroup = nil}
+  public mutating func clearDstGroup() {_uniqueStorage()._dstGroup = nil}
 
   public var fown: FownEntry {
-    get {_fown ?? FownEntry()}
-    set {_fown = newValue}
+    get {_storage._fown ?? FownEntry()}
+    set {_uniqueStorage()._fown = newValue}
   }
   /// Returns true if `fown` has been explicitly set.
-  public var hasFown: Bool {self._fown != nil}
+  public var hasFown: Bool {_storage._fown != nil}
   /// Clears the value of `fown`. Subsequent reads from it will return its default value.
-  public mutating func clearFown() {self._fown = nil}
+  public mutating func clearFown() {_uniqueStorage()._fown = nil}
 
   public var opts: SkOptsEntry {
-    get {_opts ?? SkOptsEntry()}
-    set {_opts = newValue}
+    get {_storage._opts ?? SkOptsEntry()}
+    set {_uniqueStorage()._opts = newValue}
   }
   /// Returns true if `opts` has been explicitly set.
-  public var hasOpts: Bool {self._opts != nil}
+  public var hasOpts: Bool {_storage._opts != nil}
   /// Clears the value of `opts`. Subsequent reads from it will return its default value.
-  public mutating func clearOpts() {self._opts = nil}
+  public mutating func clearOpts() {_uniqueStorage()._opts = nil}
 
   public var nsID: UInt32 {
-    get {_nsID ?? 0}
-    set {_nsID = newValue}
+    get {_storage._nsID ?? 0}
+    set {_uniqueStorage()._nsID = newValue}
   }
   /// Returns true if `nsID` has been explicitly set.
-  public var hasNsID: Bool {self._nsID != nil}
+  public var hasNsID: Bool {_storage._nsID != nil}
   /// Clears the value of `nsID`. Subsequent reads from it will return its default value.
-  public mutating func clearNsID() {self._nsID = nil}
+  public mutating func clearNsID() {_uniqueStorage()._nsID = nil}
+
+  /// SOCK_RAW where it is absent.
+  public var type: UInt32 {
+    get {_storage._type ?? 0}
+    set {_uniqueStorage()._type = newValue}
+  }
+  /// Returns true if `type` has been explicitly set.
+  public var hasType: Bool {_storage._type != nil}
+  /// Clears the value of `type`. Subsequent reads from it will return its default value.
+  public mutating func clearType() {_uniqueStorage()._type = nil}
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
-  fileprivate var _id: UInt32? = nil
-  fileprivate var _ino: UInt32? = nil
-  fileprivate var _protocol: UInt32? = nil
-  fileprivate var _state: UInt32? = nil
-  fileprivate var _flags: UInt32? = nil
-  fileprivate var _portid: UInt32? = nil
-  fileprivate var _dstPortid: UInt32? = nil
-  fileprivate var _dstGroup: UInt32? = nil
-  fileprivate var _fown: FownEntry? = nil
-  fileprivate var _opts: SkOptsEntry? = nil
-  fileprivate var _nsID: UInt32? = nil
+  fileprivate var _storage = _StorageClass.defaultInstance
 }
 
 public nonisolated struct SkOptsEntry: @unchecked Sendable {
@@ -5717,11 +5725,143 @@ public nonisolated struct SkOptsEntry: @unchecked Sendable {
   /// Clears the value of `soBufLock`. Subsequent reads from it will return its default value.
   public mutating func clearSoBufLock() {_uniqueStorage()._soBufLock = nil}
 
+  /// Options that CRIU does not know and that are not as with a new socket.
+  public var more: [BrumateSocketOptionEntry] {
+    get {_storage._more}
+    set {_uniqueStorage()._more = newValue}
+  }
+
+  /// Who made the socket: sockets that share a port by SO_REUSEPORT must have one owner.
+  public var uid: UInt32 {
+    get {_storage._uid ?? 0}
+    set {_uniqueStorage()._uid = newValue}
+  }
+  /// Returns true if `uid` has been explicitly set.
+  public var hasUid: Bool {_storage._uid != nil}
+  /// Clears the value of `uid`. Subsequent reads from it will return its default value.
+  public mutating func clearUid() {_uniqueStorage()._uid = nil}
+
+  public var gid: UInt32 {
+    get {_storage._gid ?? 0}
+    set {_uniqueStorage()._gid = newValue}
+  }
+  /// Returns true if `gid` has been explicitly set.
+  public var hasGid: Bool {_storage._gid != nil}
+  /// Clears the value of `gid`. Subsequent reads from it will return its default value.
+  public mutating func clearGid() {_uniqueStorage()._gid = nil}
+
+  public var locksFilter: Bool {
+    get {_storage._locksFilter ?? false}
+    set {_uniqueStorage()._locksFilter = newValue}
+  }
+  /// Returns true if `locksFilter` has been explicitly set.
+  public var hasLocksFilter: Bool {_storage._locksFilter != nil}
+  /// Clears the value of `locksFilter`. Subsequent reads from it will return its default value.
+  public mutating func clearLocksFilter() {_uniqueStorage()._locksFilter = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
   fileprivate var _storage = _StorageClass.defaultInstance
+}
+
+/// Ours: a socket option by its level and number, with the value as in memory.
+public nonisolated struct BrumateSocketOptionEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var level: UInt32 {
+    get {_level ?? 0}
+    set {_level = newValue}
+  }
+  /// Returns true if `level` has been explicitly set.
+  public var hasLevel: Bool {self._level != nil}
+  /// Clears the value of `level`. Subsequent reads from it will return its default value.
+  public mutating func clearLevel() {self._level = nil}
+
+  public var number: UInt32 {
+    get {_number ?? 0}
+    set {_number = newValue}
+  }
+  /// Returns true if `number` has been explicitly set.
+  public var hasNumber: Bool {self._number != nil}
+  /// Clears the value of `number`. Subsequent reads from it will return its default value.
+  public mutating func clearNumber() {self._number = nil}
+
+  public var value: Data {
+    get {_value ?? Data()}
+    set {_value = newValue}
+  }
+  /// Returns true if `value` has been explicitly set.
+  public var hasValue: Bool {self._value != nil}
+  /// Clears the value of `value`. Subsequent reads from it will return its default value.
+  public mutating func clearValue() {self._value = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _level: UInt32? = nil
+  fileprivate var _number: UInt32? = nil
+  fileprivate var _value: Data? = nil
+}
+
+/// Ours: a multicast group that a socket is a member of.
+public nonisolated struct BrumateMembershipEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// AF_INET, AF_INET6.
+  public var family: UInt32 {
+    get {_family ?? 0}
+    set {_family = newValue}
+  }
+  /// Returns true if `family` has been explicitly set.
+  public var hasFamily: Bool {self._family != nil}
+  /// Clears the value of `family`. Subsequent reads from it will return its default value.
+  public mutating func clearFamily() {self._family = nil}
+
+  public var group: Data {
+    get {_group ?? Data()}
+    set {_group = newValue}
+  }
+  /// Returns true if `group` has been explicitly set.
+  public var hasGroup: Bool {self._group != nil}
+  /// Clears the value of `group`. Subsequent reads from it will return its default value.
+  public mutating func clearGroup() {self._group = nil}
+
+  public var device: Data {
+    get {_device ?? Data()}
+    set {_device = newValue}
+  }
+  /// Returns true if `device` has been explicitly set.
+  public var hasDevice: Bool {self._device != nil}
+  /// Clears the value of `device`. Subsequent reads from it will return its default value.
+  public mutating func clearDevice() {self._device = nil}
+
+  /// MCAST_EXCLUDE 0, MCAST_INCLUDE 1.
+  public var mode: UInt32 {
+    get {_mode ?? 0}
+    set {_mode = newValue}
+  }
+  /// Returns true if `mode` has been explicitly set.
+  public var hasMode: Bool {self._mode != nil}
+  /// Clears the value of `mode`. Subsequent reads from it will return its default value.
+  public mutating func clearMode() {self._mode = nil}
+
+  public var sources: [Data] = []
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _family: UInt32? = nil
+  fileprivate var _group: Data? = nil
+  fileprivate var _device: Data? = nil
+  fileprivate var _mode: UInt32? = nil
 }
 
 public nonisolated struct PacketMclist: Sendable {
@@ -6027,11 +6167,59 @@ public nonisolated struct PacketSockEntry: @unchecked Sendable {
   /// Clears the value of `nsID`. Subsequent reads from it will return its default value.
   public mutating func clearNsID() {_uniqueStorage()._nsID = nil}
 
+  /// Where the kernel puts the next packet of the receiving ring: a frame, or a block of TPACKET_V3.
+  public var position: UInt32 {
+    get {_storage._position ?? 0}
+    set {_uniqueStorage()._position = newValue}
+  }
+  /// Returns true if `position` has been explicitly set.
+  public var hasPosition: Bool {_storage._position != nil}
+  /// Clears the value of `position`. Subsequent reads from it will return its default value.
+  public mutating func clearPosition() {_uniqueStorage()._position = nil}
+
+  /// Frames or blocks that were not read yet, and the newest.
+  public var slots: [BrumatePacketSlotEntry] {
+    get {_storage._slots}
+    set {_uniqueStorage()._slots = newValue}
+  }
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
   fileprivate var _storage = _StorageClass.defaultInstance
+}
+
+/// Ours: a frame of a packet socket's ring, or a block of TPACKET_V3.
+public nonisolated struct BrumatePacketSlotEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var index: UInt32 {
+    get {_index ?? 0}
+    set {_index = newValue}
+  }
+  /// Returns true if `index` has been explicitly set.
+  public var hasIndex: Bool {self._index != nil}
+  /// Clears the value of `index`. Subsequent reads from it will return its default value.
+  public mutating func clearIndex() {self._index = nil}
+
+  public var contents: Data {
+    get {_contents ?? Data()}
+    set {_contents = newValue}
+  }
+  /// Returns true if `contents` has been explicitly set.
+  public var hasContents: Bool {self._contents != nil}
+  /// Clears the value of `contents`. Subsequent reads from it will return its default value.
+  public mutating func clearContents() {self._contents = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _index: UInt32? = nil
+  fileprivate var _contents: Data? = nil
 }
 
 public nonisolated struct TcpOptsEntry: Sendable {
@@ -11702,7 +11890,7 @@ nonisolated extension IpOptsEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
 
 nonisolated extension InetSkEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "InetSkEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}ino\0\u{1}family\0\u{1}type\0\u{1}proto\0\u{1}state\0\u{3}src_port\0\u{3}dst_port\0\u{1}flags\0\u{1}backlog\0\u{3}src_addr\0\u{3}dst_addr\0\u{1}fown\0\u{1}opts\0\u{1}v6only\0\u{3}ip_opts\0\u{1}ifname\0\u{3}ns_id\0\u{1}shutdown\0\u{3}tcp_opts\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}ino\0\u{1}family\0\u{1}type\0\u{1}proto\0\u{1}state\0\u{3}src_port\0\u{3}dst_port\0\u{1}flags\0\u{1}backlog\0\u{3}src_addr\0\u{3}dst_addr\0\u{1}fown\0\u{1}opts\0\u{1}v6only\0\u{3}ip_opts\0\u{1}ifname\0\u{3}ns_id\0\u{1}shutdown\0\u{3}tcp_opts\0\u{2}T\u{f}memberships\0")
 
   fileprivate class _StorageClass {
     var _id: UInt32? = nil
@@ -11725,6 +11913,7 @@ nonisolated extension InetSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
     var _nsID: UInt32? = nil
     var _shutdown: SkShutdown? = nil
     var _tcpOpts: TcpOptsEntry? = nil
+    var _memberships: [BrumateMembershipEntry] = []
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -11755,6 +11944,7 @@ nonisolated extension InetSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
       _nsID = source._nsID
       _shutdown = source._shutdown
       _tcpOpts = source._tcpOpts
+      _memberships = source._memberships
     }
   }
 
@@ -11781,6 +11971,7 @@ nonisolated extension InetSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
       if _storage._opts == nil {return false}
       if let v = _storage._fown, !v.isInitialized {return false}
       if let v = _storage._opts, !v.isInitialized {return false}
+      if !SwiftProtobuf.Internal.areAllInitialized(_storage._memberships) {return false}
       return true
     }
   }
@@ -11813,6 +12004,7 @@ nonisolated extension InetSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
         case 18: try { try decoder.decodeSingularUInt32Field(value: &_storage._nsID) }()
         case 19: try { try decoder.decodeSingularEnumField(value: &_storage._shutdown) }()
         case 20: try { try decoder.decodeSingularMessageField(value: &_storage._tcpOpts) }()
+        case 1000: try { try decoder.decodeRepeatedMessageField(value: &_storage._memberships) }()
         default: break
         }
       }
@@ -11885,6 +12077,9 @@ nonisolated extension InetSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
       try { if let v = _storage._tcpOpts {
         try visitor.visitSingularMessageField(value: v, fieldNumber: 20)
       } }()
+      if !_storage._memberships.isEmpty {
+        try visitor.visitRepeatedMessageField(value: _storage._memberships, fieldNumber: 1000)
+      }
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -11914,6 +12109,7 @@ nonisolated extension InetSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
         if _storage._nsID != rhs_storage._nsID {return false}
         if _storage._shutdown != rhs_storage._shutdown {return false}
         if _storage._tcpOpts != rhs_storage._tcpOpts {return false}
+        if _storage._memberships != rhs_storage._memberships {return false}
         return true
       }
       if !storagesAreEqual {return false}
@@ -12036,104 +12232,171 @@ nonisolated extension SkPacketEntry: SwiftProtobuf.Message, SwiftProtobuf._Messa
 
 nonisolated extension NetlinkSkEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "NetlinkSkEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}ino\0\u{1}protocol\0\u{1}state\0\u{2}\u{2}flags\0\u{1}portid\0\u{1}groups\0\u{3}dst_portid\0\u{3}dst_group\0\u{1}fown\0\u{1}opts\0\u{3}ns_id\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}ino\0\u{1}protocol\0\u{1}state\0\u{2}\u{2}flags\0\u{1}portid\0\u{1}groups\0\u{3}dst_portid\0\u{3}dst_group\0\u{1}fown\0\u{1}opts\0\u{3}ns_id\0\u{2}[\u{f}type\0")
+
+  fileprivate class _StorageClass {
+    var _id: UInt32? = nil
+    var _ino: UInt32? = nil
+    var _protocol: UInt32? = nil
+    var _state: UInt32? = nil
+    var _flags: UInt32? = nil
+    var _portid: UInt32? = nil
+    var _groups: [UInt32] = []
+    var _dstPortid: UInt32? = nil
+    var _dstGroup: UInt32? = nil
+    var _fown: FownEntry? = nil
+    var _opts: SkOptsEntry? = nil
+    var _nsID: UInt32? = nil
+    var _type: UInt32? = nil
+
+      // This property is used as the initial default value for new instances of the type.
+      // The type itself is protecting the reference to its storage via CoW semantics.
+      // This will force a copy to be made of this reference when the first mutation occurs;
+      // hence, it is safe to mark this as `nonisolated(unsafe)`.
+      static nonisolated(unsafe) let defaultInstance = _StorageClass()
+
+    private init() {}
+
+    init(copying source: _StorageClass) {
+      _id = source._id
+      _ino = source._ino
+      _protocol = source._protocol
+      _state = source._state
+      _flags = source._flags
+      _portid = source._portid
+      _groups = source._groups
+      _dstPortid = source._dstPortid
+      _dstGroup = source._dstGroup
+      _fown = source._fown
+      _opts = source._opts
+      _nsID = source._nsID
+      _type = source._type
+    }
+  }
+
+  fileprivate mutating func _uniqueStorage() -> _StorageClass {
+    if !isKnownUniquelyReferenced(&_storage) {
+      _storage = _StorageClass(copying: _storage)
+    }
+    return _storage
+  }
 
   public var isInitialized: Bool {
-    if self._id == nil {return false}
-    if self._ino == nil {return false}
-    if self._protocol == nil {return false}
-    if self._state == nil {return false}
-    if self._flags == nil {return false}
-    if self._portid == nil {return false}
-    if self._dstPortid == nil {return false}
-    if self._dstGroup == nil {return false}
-    if self._fown == nil {return false}
-    if self._opts == nil {return false}
-    if let v = self._fown, !v.isInitialized {return false}
-    if let v = self._opts, !v.isInitialized {return false}
-    return true
+    return withExtendedLifetime(_storage) { (_storage: _StorageClass) in
+      if _storage._id == nil {return false}
+      if _storage._ino == nil {return false}
+      if _storage._protocol == nil {return false}
+      if _storage._state == nil {return false}
+      if _storage._flags == nil {return false}
+      if _storage._portid == nil {return false}
+      if _storage._dstPortid == nil {return false}
+      if _storage._dstGroup == nil {return false}
+      if _storage._fown == nil {return false}
+      if _storage._opts == nil {return false}
+      if let v = _storage._fown, !v.isInitialized {return false}
+      if let v = _storage._opts, !v.isInitialized {return false}
+      return true
+    }
   }
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._id) }()
-      case 2: try { try decoder.decodeSingularUInt32Field(value: &self._ino) }()
-      case 3: try { try decoder.decodeSingularUInt32Field(value: &self._protocol) }()
-      case 4: try { try decoder.decodeSingularUInt32Field(value: &self._state) }()
-      case 6: try { try decoder.decodeSingularUInt32Field(value: &self._flags) }()
-      case 7: try { try decoder.decodeSingularUInt32Field(value: &self._portid) }()
-      case 8: try { try decoder.decodeRepeatedUInt32Field(value: &self.groups) }()
-      case 9: try { try decoder.decodeSingularUInt32Field(value: &self._dstPortid) }()
-      case 10: try { try decoder.decodeSingularUInt32Field(value: &self._dstGroup) }()
-      case 11: try { try decoder.decodeSingularMessageField(value: &self._fown) }()
-      case 12: try { try decoder.decodeSingularMessageField(value: &self._opts) }()
-      case 13: try { try decoder.decodeSingularUInt32Field(value: &self._nsID) }()
-      default: break
+    _ = _uniqueStorage()
+    try withExtendedLifetime(_storage) { (_storage: _StorageClass) in
+      while let fieldNumber = try decoder.nextFieldNumber() {
+        // The use of inline closures is to circumvent an issue where the compiler
+        // allocates stack space for every case branch when no optimizations are
+        // enabled. https://github.com/apple/swift-protobuf/issues/1034
+        switch fieldNumber {
+        case 1: try { try decoder.decodeSingularUInt32Field(value: &_storage._id) }()
+        case 2: try { try decoder.decodeSingularUInt32Field(value: &_storage._ino) }()
+        case 3: try { try decoder.decodeSingularUInt32Field(value: &_storage._protocol) }()
+        case 4: try { try decoder.decodeSingularUInt32Field(value: &_storage._state) }()
+        case 6: try { try decoder.decodeSingularUInt32Field(value: &_storage._flags) }()
+        case 7: try { try decoder.decodeSingularUInt32Field(value: &_storage._portid) }()
+        case 8: try { try decoder.decodeRepeatedUInt32Field(value: &_storage._groups) }()
+        case 9: try { try decoder.decodeSingularUInt32Field(value: &_storage._dstPortid) }()
+        case 10: try { try decoder.decodeSingularUInt32Field(value: &_storage._dstGroup) }()
+        case 11: try { try decoder.decodeSingularMessageField(value: &_storage._fown) }()
+        case 12: try { try decoder.decodeSingularMessageField(value: &_storage._opts) }()
+        case 13: try { try decoder.decodeSingularUInt32Field(value: &_storage._nsID) }()
+        case 1000: try { try decoder.decodeSingularUInt32Field(value: &_storage._type) }()
+        default: break
+        }
       }
     }
   }
 
   public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    // The use of inline closures is to circumvent an issue where the compiler
-    // allocates stack space for every if/case branch local when no optimizations
-    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
-    // https://github.com/apple/swift-protobuf/issues/1182
-    try { if let v = self._id {
-      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
-    } }()
-    try { if let v = self._ino {
-      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
-    } }()
-    try { if let v = self._protocol {
-      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 3)
-    } }()
-    try { if let v = self._state {
-      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 4)
-    } }()
-    try { if let v = self._flags {
-      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 6)
-    } }()
-    try { if let v = self._portid {
-      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 7)
-    } }()
-    if !self.groups.isEmpty {
-      try visitor.visitRepeatedUInt32Field(value: self.groups, fieldNumber: 8)
+    try withExtendedLifetime(_storage) { (_storage: _StorageClass) in
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every if/case branch local when no optimizations
+      // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+      // https://github.com/apple/swift-protobuf/issues/1182
+      try { if let v = _storage._id {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+      } }()
+      try { if let v = _storage._ino {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
+      } }()
+      try { if let v = _storage._protocol {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 3)
+      } }()
+      try { if let v = _storage._state {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 4)
+      } }()
+      try { if let v = _storage._flags {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 6)
+      } }()
+      try { if let v = _storage._portid {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 7)
+      } }()
+      if !_storage._groups.isEmpty {
+        try visitor.visitRepeatedUInt32Field(value: _storage._groups, fieldNumber: 8)
+      }
+      try { if let v = _storage._dstPortid {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 9)
+      } }()
+      try { if let v = _storage._dstGroup {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 10)
+      } }()
+      try { if let v = _storage._fown {
+        try visitor.visitSingularMessageField(value: v, fieldNumber: 11)
+      } }()
+      try { if let v = _storage._opts {
+        try visitor.visitSingularMessageField(value: v, fieldNumber: 12)
+      } }()
+      try { if let v = _storage._nsID {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 13)
+      } }()
+      try { if let v = _storage._type {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1000)
+      } }()
     }
-    try { if let v = self._dstPortid {
-      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 9)
-    } }()
-    try { if let v = self._dstGroup {
-      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 10)
-    } }()
-    try { if let v = self._fown {
-      try visitor.visitSingularMessageField(value: v, fieldNumber: 11)
-    } }()
-    try { if let v = self._opts {
-      try visitor.visitSingularMessageField(value: v, fieldNumber: 12)
-    } }()
-    try { if let v = self._nsID {
-      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 13)
-    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
   public static func ==(lhs: NetlinkSkEntry, rhs: NetlinkSkEntry) -> Bool {
-    if lhs._id != rhs._id {return false}
-    if lhs._ino != rhs._ino {return false}
-    if lhs._protocol != rhs._protocol {return false}
-    if lhs._state != rhs._state {return false}
-    if lhs._flags != rhs._flags {return false}
-    if lhs._portid != rhs._portid {return false}
-    if lhs.groups != rhs.groups {return false}
-    if lhs._dstPortid != rhs._dstPortid {return false}
-    if lhs._dstGroup != rhs._dstGroup {return false}
-    if lhs._fown != rhs._fown {return false}
-    if lhs._opts != rhs._opts {return false}
-    if lhs._nsID != rhs._nsID {return false}
+    if lhs._storage !== rhs._storage {
+      let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
+        let _storage = _args.0
+        let rhs_storage = _args.1
+        if _storage._id != rhs_storage._id {return false}
+        if _storage._ino != rhs_storage._ino {return false}
+        if _storage._protocol != rhs_storage._protocol {return false}
+        if _storage._state != rhs_storage._state {return false}
+        if _storage._flags != rhs_storage._flags {return false}
+        if _storage._portid != rhs_storage._portid {return false}
+        if _storage._groups != rhs_storage._groups {return false}
+        if _storage._dstPortid != rhs_storage._dstPortid {return false}
+        if _storage._dstGroup != rhs_storage._dstGroup {return false}
+        if _storage._fown != rhs_storage._fown {return false}
+        if _storage._opts != rhs_storage._opts {return false}
+        if _storage._nsID != rhs_storage._nsID {return false}
+        if _storage._type != rhs_storage._type {return false}
+        return true
+      }
+      if !storagesAreEqual {return false}
+    }
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -12141,7 +12404,7 @@ nonisolated extension NetlinkSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
 
 nonisolated extension SkOptsEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "SkOptsEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}so_sndbuf\0\u{3}so_rcvbuf\0\u{3}so_snd_tmo_sec\0\u{3}so_snd_tmo_usec\0\u{3}so_rcv_tmo_sec\0\u{3}so_rcv_tmo_usec\0\u{1}reuseaddr\0\u{3}so_priority\0\u{3}so_rcvlowat\0\u{3}so_mark\0\u{3}so_passcred\0\u{3}so_passsec\0\u{3}so_dontroute\0\u{3}so_no_check\0\u{3}so_bound_dev\0\u{3}so_filter\0\u{3}so_reuseport\0\u{3}so_broadcast\0\u{3}so_keepalive\0\u{3}tcp_keepcnt\0\u{3}tcp_keepidle\0\u{3}tcp_keepintvl\0\u{3}so_oobinline\0\u{3}so_linger\0\u{3}so_buf_lock\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}so_sndbuf\0\u{3}so_rcvbuf\0\u{3}so_snd_tmo_sec\0\u{3}so_snd_tmo_usec\0\u{3}so_rcv_tmo_sec\0\u{3}so_rcv_tmo_usec\0\u{1}reuseaddr\0\u{3}so_priority\0\u{3}so_rcvlowat\0\u{3}so_mark\0\u{3}so_passcred\0\u{3}so_passsec\0\u{3}so_dontroute\0\u{3}so_no_check\0\u{3}so_bound_dev\0\u{3}so_filter\0\u{3}so_reuseport\0\u{3}so_broadcast\0\u{3}so_keepalive\0\u{3}tcp_keepcnt\0\u{3}tcp_keepidle\0\u{3}tcp_keepintvl\0\u{3}so_oobinline\0\u{3}so_linger\0\u{3}so_buf_lock\0\u{2}O\u{f}more\0\u{1}uid\0\u{1}gid\0\u{3}locks_filter\0")
 
   fileprivate class _StorageClass {
     var _soSndbuf: UInt32? = nil
@@ -12169,6 +12432,10 @@ nonisolated extension SkOptsEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
     var _soOobinline: UInt32? = nil
     var _soLinger: UInt32? = nil
     var _soBufLock: UInt32? = nil
+    var _more: [BrumateSocketOptionEntry] = []
+    var _uid: UInt32? = nil
+    var _gid: UInt32? = nil
+    var _locksFilter: Bool? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -12204,6 +12471,10 @@ nonisolated extension SkOptsEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
       _soOobinline = source._soOobinline
       _soLinger = source._soLinger
       _soBufLock = source._soBufLock
+      _more = source._more
+      _uid = source._uid
+      _gid = source._gid
+      _locksFilter = source._locksFilter
     }
   }
 
@@ -12222,6 +12493,7 @@ nonisolated extension SkOptsEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
       if _storage._soSndTmoUsec == nil {return false}
       if _storage._soRcvTmoSec == nil {return false}
       if _storage._soRcvTmoUsec == nil {return false}
+      if !SwiftProtobuf.Internal.areAllInitialized(_storage._more) {return false}
       return true
     }
   }
@@ -12259,6 +12531,10 @@ nonisolated extension SkOptsEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
         case 23: try { try decoder.decodeSingularUInt32Field(value: &_storage._soOobinline) }()
         case 24: try { try decoder.decodeSingularUInt32Field(value: &_storage._soLinger) }()
         case 25: try { try decoder.decodeSingularUInt32Field(value: &_storage._soBufLock) }()
+        case 1000: try { try decoder.decodeRepeatedMessageField(value: &_storage._more) }()
+        case 1001: try { try decoder.decodeSingularUInt32Field(value: &_storage._uid) }()
+        case 1002: try { try decoder.decodeSingularUInt32Field(value: &_storage._gid) }()
+        case 1003: try { try decoder.decodeSingularBoolField(value: &_storage._locksFilter) }()
         default: break
         }
       }
@@ -12346,6 +12622,18 @@ nonisolated extension SkOptsEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
       try { if let v = _storage._soBufLock {
         try visitor.visitSingularUInt32Field(value: v, fieldNumber: 25)
       } }()
+      if !_storage._more.isEmpty {
+        try visitor.visitRepeatedMessageField(value: _storage._more, fieldNumber: 1000)
+      }
+      try { if let v = _storage._uid {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1001)
+      } }()
+      try { if let v = _storage._gid {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1002)
+      } }()
+      try { if let v = _storage._locksFilter {
+        try visitor.visitSingularBoolField(value: v, fieldNumber: 1003)
+      } }()
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -12380,10 +12668,127 @@ nonisolated extension SkOptsEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
         if _storage._soOobinline != rhs_storage._soOobinline {return false}
         if _storage._soLinger != rhs_storage._soLinger {return false}
         if _storage._soBufLock != rhs_storage._soBufLock {return false}
+        if _storage._more != rhs_storage._more {return false}
+        if _storage._uid != rhs_storage._uid {return false}
+        if _storage._gid != rhs_storage._gid {return false}
+        if _storage._locksFilter != rhs_storage._locksFilter {return false}
         return true
       }
       if !storagesAreEqual {return false}
     }
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension BrumateSocketOptionEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "BrumateSocketOptionEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}level\0\u{1}number\0\u{1}value\0")
+
+  public var isInitialized: Bool {
+    if self._level == nil {return false}
+    if self._number == nil {return false}
+    if self._value == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._level) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self._number) }()
+      case 3: try { try decoder.decodeSingularBytesField(value: &self._value) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._level {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._number {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
+    } }()
+    try { if let v = self._value {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 3)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: BrumateSocketOptionEntry, rhs: BrumateSocketOptionEntry) -> Bool {
+    if lhs._level != rhs._level {return false}
+    if lhs._number != rhs._number {return false}
+    if lhs._value != rhs._value {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension BrumateMembershipEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "BrumateMembershipEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}family\0\u{1}group\0\u{1}device\0\u{1}mode\0\u{1}sources\0")
+
+  public var isInitialized: Bool {
+    if self._family == nil {return false}
+    if self._group == nil {return false}
+    if self._device == nil {return false}
+    if self._mode == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._family) }()
+      case 2: try { try decoder.decodeSingularBytesField(value: &self._group) }()
+      case 3: try { try decoder.decodeSingularBytesField(value: &self._device) }()
+      case 4: try { try decoder.decodeSingularUInt32Field(value: &self._mode) }()
+      case 5: try { try decoder.decodeRepeatedBytesField(value: &self.sources) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._family {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._group {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 2)
+    } }()
+    try { if let v = self._device {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 3)
+    } }()
+    try { if let v = self._mode {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 4)
+    } }()
+    if !self.sources.isEmpty {
+      try visitor.visitRepeatedBytesField(value: self.sources, fieldNumber: 5)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: BrumateMembershipEntry, rhs: BrumateMembershipEntry) -> Bool {
+    if lhs._family != rhs._family {return false}
+    if lhs._group != rhs._group {return false}
+    if lhs._device != rhs._device {return false}
+    if lhs._mode != rhs._mode {return false}
+    if lhs.sources != rhs.sources {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -12517,7 +12922,7 @@ nonisolated extension PacketRing: SwiftProtobuf.Message, SwiftProtobuf._MessageI
 
 nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "PacketSockEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}type\0\u{1}protocol\0\u{1}flags\0\u{1}ifindex\0\u{1}fown\0\u{1}opts\0\u{1}version\0\u{1}reserve\0\u{3}aux_data\0\u{3}orig_dev\0\u{3}vnet_hdr\0\u{1}loss\0\u{1}timestamp\0\u{3}copy_thresh\0\u{1}mclist\0\u{1}fanout\0\u{3}rx_ring\0\u{3}tx_ring\0\u{3}ns_id\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}type\0\u{1}protocol\0\u{1}flags\0\u{1}ifindex\0\u{1}fown\0\u{1}opts\0\u{1}version\0\u{1}reserve\0\u{3}aux_data\0\u{3}orig_dev\0\u{3}vnet_hdr\0\u{1}loss\0\u{1}timestamp\0\u{3}copy_thresh\0\u{1}mclist\0\u{1}fanout\0\u{3}rx_ring\0\u{3}tx_ring\0\u{3}ns_id\0\u{2}T\u{f}position\0\u{1}slots\0")
 
   fileprivate class _StorageClass {
     var _id: UInt32? = nil
@@ -12540,6 +12945,8 @@ nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._Mes
     var _rxRing: PacketRing? = nil
     var _txRing: PacketRing? = nil
     var _nsID: UInt32? = nil
+    var _position: UInt32? = nil
+    var _slots: [BrumatePacketSlotEntry] = []
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -12570,6 +12977,8 @@ nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._Mes
       _rxRing = source._rxRing
       _txRing = source._txRing
       _nsID = source._nsID
+      _position = source._position
+      _slots = source._slots
     }
   }
 
@@ -12602,6 +13011,7 @@ nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._Mes
       if !SwiftProtobuf.Internal.areAllInitialized(_storage._mclist) {return false}
       if let v = _storage._rxRing, !v.isInitialized {return false}
       if let v = _storage._txRing, !v.isInitialized {return false}
+      if !SwiftProtobuf.Internal.areAllInitialized(_storage._slots) {return false}
       return true
     }
   }
@@ -12634,6 +13044,8 @@ nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._Mes
         case 18: try { try decoder.decodeSingularMessageField(value: &_storage._rxRing) }()
         case 19: try { try decoder.decodeSingularMessageField(value: &_storage._txRing) }()
         case 20: try { try decoder.decodeSingularUInt32Field(value: &_storage._nsID) }()
+        case 1000: try { try decoder.decodeSingularUInt32Field(value: &_storage._position) }()
+        case 1001: try { try decoder.decodeRepeatedMessageField(value: &_storage._slots) }()
         default: break
         }
       }
@@ -12706,6 +13118,12 @@ nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._Mes
       try { if let v = _storage._nsID {
         try visitor.visitSingularUInt32Field(value: v, fieldNumber: 20)
       } }()
+      try { if let v = _storage._position {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1000)
+      } }()
+      if !_storage._slots.isEmpty {
+        try visitor.visitRepeatedMessageField(value: _storage._slots, fieldNumber: 1001)
+      }
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -12735,10 +13153,57 @@ nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._Mes
         if _storage._rxRing != rhs_storage._rxRing {return false}
         if _storage._txRing != rhs_storage._txRing {return false}
         if _storage._nsID != rhs_storage._nsID {return false}
+        if _storage._position != rhs_storage._position {return false}
+        if _storage._slots != rhs_storage._slots {return false}
         return true
       }
       if !storagesAreEqual {return false}
     }
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension BrumatePacketSlotEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "BrumatePacketSlotEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}index\0\u{1}contents\0")
+
+  public var isInitialized: Bool {
+    if self._index == nil {return false}
+    if self._contents == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._index) }()
+      case 2: try { try decoder.decodeSingularBytesField(value: &self._contents) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._index {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._contents {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 2)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: BrumatePacketSlotEntry, rhs: BrumatePacketSlotEntry) -> Bool {
+    if lhs._index != rhs._index {return false}
+    if lhs._contents != rhs._contents {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

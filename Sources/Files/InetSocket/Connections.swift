@@ -1,0 +1,153 @@
+internal import Diagnostics
+internal import ImageMessages
+internal import Kinds
+internal import Linux
+internal import Logging
+internal import Netlink
+
+/// The TCP connections of a dump. They are read together once all files are known, under the network's lock.
+final class Connections {
+    /// One end of a connection.
+    private struct End {
+        let file: OpenFile, connection: Connection, inode: UInt32
+
+        /// Whether there is a peer that waits for an answer.
+        var isEstablished: Bool {
+            guard let state = try? TCPStream.information(file.handle.number).first else { return false }
+            return TCPState(rawValue: UInt32(state)) != .closed
+        }
+    }
+
+    private var ends: [End] = []
+    /// Holds up the packets of the connections.
+    let lock = NetworkLock()
+    private var diagnoses: [UInt8: [UInt32: InetDiagnosis]] = [:]
+
+    static func of(_ context: DumpContext) -> Connections { context.state(Connections.self) { Connections() } }
+
+    /// What the kernel tells of a socket that has an address; nil for others.
+    func diagnosis(_ code: UInt8, _ inode: UInt32) throws(Failure) -> InetDiagnosis? {
+        if let known = diagnoses[code] { return known[inode] }
+        let list = try attempt("list the sockets of the protocol \(code)") { () throws(SystemCallError) in
+            try InetDiagnosis.list(code)
+        }
+        diagnoses[code] = list
+        return list[inode]
+    }
+
+    /// Notes an end of a connection, whose entry is completed later.
+    func add(_ file: OpenFile, _ connection: Connection, _ entry: InetSkEntry) {
+        ends.append(End(file: file, connection: connection, inode: entry.ino))
+    }
+
+    /// Locks the connections and reads them.
+    func finish(_ context: DumpContext) throws(Failure) {
+        guard !ends.isEmpty else { return }
+        guard !context.policy.tcpClose else { return }
+        if !context.policy.tcpEstablished {
+            let all = Set(ends.map(\.connection.plain))
+            for end in ends where !all.contains(end.connection.reversed.plain) && end.isEstablished {
+                try inside(end) { () throws(Failure) in throw TCPPolicy.refusal(end.connection) }
+            }
+        }
+        // A connection that is over needs no lock.
+        let open = Set(ends.filter(\.isEstablished).map(\.connection))
+        try lock.take(open, context.policy.networkLock, context.log)
+        var places: [UInt32: Int] = [:]
+        for (place, entry) in context.files.enumerated() where entry.hasIsk { places[entry.id] = place }
+        // A death of ours in repair mode would leave it on, so signals have to wait.
+        let before = try attempt("block signals") { () throws(SystemCallError) in try Connections.setSignalMask(.max) }
+        let outcome = Result { () throws(Failure) in
+            for end in ends {
+                try read(end, &context.files[places[end.file.id] ?? 0], context)
+            }
+        }
+        _ = try? Connections.setSignalMask(before)
+        try outcome.get()
+        if context.policy.leaveRunning { lock.drop(context.log) }
+    }
+
+    private func read(_ end: End, _ entry: inout FileEntry, _ context: DumpContext) throws(Failure) {
+        try inside(end) { () throws(Failure) in
+            let stream = try TCPStream(reading: end.file.handle.number)
+            try stream.write(end.inode, to: context.images)
+            guard entry.hasIsk, entry.id == end.file.id else { throw Failure(.bug, "a connection without its file") }
+            entry.isk.state = stream.state.rawValue
+        }
+    }
+
+    private func inside<R>(_ end: End, _ body: () throws(Failure) -> R) throws(Failure) -> R {
+        let owner = end.file.owner
+        return try during(.dumping(owner.id, owner.name)) { () throws(Failure) in
+            try during(.descriptor(end.file.number), body)
+        }
+    }
+
+    private static func setSignalMask(_ mask: UInt64) throws(SystemCallError) -> UInt64 {
+        var (fresh, before) = (mask, UInt64(0))
+        try withAddress(of: &fresh) { (fresh) throws(SystemCallError) in
+            try withAddress(of: &before) { (before) throws(SystemCallError) in
+                try systemCall(.rt_sigprocmask, 2, fresh, before, 8)
+            }
+        }
+        return before
+    }
+
+    /// The tree is gone and only our copies are left of its connections: they are closed without a word, and packets of
+    /// their peers find the lock instead of a kernel that knows nothing of them.
+    func leave(_ context: DumpContext) throws(Failure) {
+        guard !ends.isEmpty, !context.policy.tcpClose else { return }
+        for end in ends {
+            do throws(SystemCallError) { try Repair.begin(end.file.handle.number) } catch {
+                context.log.warning("the connection from \(end.connection.text) ends for its peer: \(error)")
+            }
+        }
+        try lock.stay(Set(ends.map(\.connection)))
+    }
+
+    /// Lets the connections go: the dump failed.
+    func abandon() {
+        lock.drop(Logger(label: "brumate"))
+        ends = []
+    }
+}
+
+/// What is asked of TCP connections before anything is stopped.
+enum TCPPolicy {
+    /// Every state but TIME_WAIT and SYN_RECV, which no descriptor has.
+    private static let states: UInt32 = 0xfff & ~(1 << 6 | 1 << 3)
+
+    /// Finds sockets, by inode, that the dump would refuse. Returns the inode and why.
+    static func check(_ inodes: Set<UInt32>, _ policy: DumpPolicy) -> (inode: UInt32, failure: Failure)? {
+        guard let all = try? InetDiagnosis.list(6, states: states) else { return nil }
+        let ours = all.filter { inodes.contains($0.key) }
+        var open: [UInt32: Connection] = [:]
+        for (inode, facts) in ours {
+            if facts.hasKeys {
+                return (
+                    inode,
+                    Failure(
+                        .unsupported, "the socket signs its packets (TCP_MD5SIG), and keys are not written to images",
+                        advice: "Close it before the dump")
+                )
+            }
+            guard facts.peerPort != 0, facts.state != 7, facts.state != 10 else { continue }
+            open[inode] = Connection(
+                here: InetAddress(family: facts.family, facts.source, port: facts.sourcePort),
+                there: InetAddress(family: facts.family, facts.peer, port: facts.peerPort))
+        }
+        guard !policy.tcpEstablished, !policy.tcpClose else { return nil }
+        let inside = Set(open.values.map(\.plain))
+        let outside = open.filter { !inside.contains($0.value.reversed.plain) }.min { $0.key < $1.key }
+        return outside.map { ($0.key, refusal($0.value)) }
+    }
+
+    /// The word that established connections need.
+    static func refusal(_ connection: Connection) -> Failure {
+        Failure(
+            .denied, "the TCP connection from \(connection.text) is established, and its other end is not in the tree",
+            advice:
+                "Pass --tcp-established to keep it (its packets are held up until the restore, which has to be where "
+                + "this address is), --tcp-close to let it break and restore it closed, or close it first")
+    }
+}

@@ -1,0 +1,77 @@
+internal import Diagnostics
+internal import Linux
+
+/// A TCP packet without data that we send to a connection of this machine in its peer's name, to bring it into a state that
+/// only packets bring about.
+struct ForgedPacket {
+    private let connection: Connection
+    private let scope: UInt32
+    private let sequence: UInt32, acknowledged: UInt32, window: UInt16
+
+    /// Describes a packet as its sender sees it.
+    init(_ connection: Connection, sequence: UInt32, acknowledges acknowledged: UInt32, window: UInt32) {
+        self.connection = connection.plain
+        scope = connection.there.scope
+        self.sequence = sequence
+        self.acknowledged = acknowledged
+        self.window = UInt16(clamping: window)
+    }
+
+    private static func big<T: FixedWidthInteger & BitwiseCopyable>(_ value: T) -> [UInt8] {
+        [UInt8](bytesOf: value.bigEndian)
+    }
+
+    /// The sum of 16-bit words of RFC 1071.
+    private static func sum(_ bytes: [UInt8]) -> UInt16 {
+        var total: UInt32 = 0
+        for at in stride(from: 0, to: bytes.count - 1, by: 2) {
+            total += UInt32(bytes[at]) << 8 | UInt32(bytes[at + 1])
+        }
+        while total > 0xffff { total = total & 0xffff + total >> 16 }
+        return ~UInt16(total)
+    }
+
+    private func segment(isFin: Bool) -> [UInt8] {
+        let big16 = { (value: UInt16) in ForgedPacket.big(value) }
+        var bytes = big16(connection.here.port) + big16(connection.there.port)
+        bytes += ForgedPacket.big(sequence) + ForgedPacket.big(acknowledged)
+        // Five words of header; ACK 16, FIN 1.
+        bytes += [5 << 4, isFin ? 0x11 : 0x10] + big16(window) + [0, 0, 0, 0]
+        let length = UInt32(bytes.count)
+        let pseudo = connection.here.bytes + connection.there.bytes + ForgedPacket.big(length) + [0, 0, 0, 6]
+        let check = big16(ForgedPacket.sum(pseudo + bytes))
+        (bytes[16], bytes[17]) = (check[0], check[1])
+        return bytes
+    }
+
+    /// The packet with its header.
+    private func packet(isFin: Bool) -> [UInt8] {
+        let body = segment(isFin: isFin)
+        if connection.here.family == 2 {
+            // Version 4, five words; the kernel adds length, number and checksum.
+            let head: [UInt8] = [0x45, 0, 0, 0, 0, 0, 0, 0, 64, 6, 0, 0]
+            return head + connection.here.bytes + connection.there.bytes + body
+        }
+        return [0x60, 0, 0, 0] + ForgedPacket.big(UInt16(body.count)) + [6, 64] + connection.here.bytes
+            + connection.there.bytes + body
+    }
+
+    /// Sends it to this machine itself.
+    func send(isFin: Bool) throws(Failure) {
+        let bytes = packet(isFin: isFin)
+        var target = connection.there
+        (target.port, target.scope) = (0, scope)
+        try attempt("send a packet in the name of the connection's peer") { () throws(SystemCallError) in
+            // SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW: with headers of ours.
+            let raw = Descriptor(
+                owning: Int32(try systemCall(.socket, Int(target.family), 3 | 0o2000000, 255)))
+            try setSocketOption(raw.number, 36, Int32(NetworkLock.passingMark))  // SO_MARK
+            let address = target.socketAddress
+            try bytes.withConstantAddress { (data, count) throws(SystemCallError) in
+                try address.withConstantAddress { (address, length) throws(SystemCallError) in
+                    try systemCall(.sendto, Int(raw.number), data, count, 0, address, length)
+                }
+            }
+        }
+    }
+}

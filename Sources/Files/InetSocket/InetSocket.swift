@@ -1,0 +1,434 @@
+internal import Diagnostics
+internal import ImageFormat
+internal import ImageMessages
+internal import Kinds
+internal import Linux
+internal import Logging
+internal import Netlink
+
+/// A socket of the internet: TCP, UDP, UDP-Lite, ICMP (ping) and raw, of IPv4 and IPv6.
+enum InetSocket: FileKind {
+    static let stream: Int32 = 1, datagram: Int32 = 2, raw: Int32 = 3
+    static let tcp: Int32 = 6, udp: Int32 = 17, udpLite: Int32 = 136, icmp: Int32 = 1, icmp6: Int32 = 58
+    static let multipath: Int32 = 262
+
+    static func claims(_ facts: FileFacts) -> Bool { facts.family == 2 || facts.family == 10 }
+
+    // MARK: dump
+
+    private static func check(_ kind: SocketKind) throws(Failure) {
+        if kind.type == raw || [tcp, udp, udpLite, icmp, icmp6, multipath].contains(kind.code) { return }
+        let names: [Int32: String] = [132: "SCTP", 33: "DCCP", 256: "SMC", 115: "L2TP"]
+        throw Failure(
+            .unsupported, "sockets of the protocol \(names[kind.code] ?? "\(kind.code)") can't be dumped",
+            advice: "Close it before the dump")
+    }
+
+    static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry {
+        let number = file.handle.number
+        let kind = try attempt("ask what socket it is") { () throws(SystemCallError) in try SocketKind(number) }
+        try check(kind)
+        var entry = InetSkEntry()
+        entry.id = file.id
+        entry.ino = UInt32(truncatingIfNeeded: file.facts.status.inode)
+        (entry.family, entry.type) = (UInt32(kind.family), UInt32(kind.type))
+        (entry.proto, entry.flags) = (UInt32(kind.code), file.facts.statusFlags)
+        (entry.state, entry.backlog) = (TCPState.closed.rawValue, 0)
+        entry.nsID = file.owner.ids.netNsID
+        entry.fown = try FileOwner.dump(file)
+        let (here, there) = try attempt("ask for the socket's addresses") { () throws(SystemCallError) in
+            (try InetAddress.local(of: number), try InetAddress.peer(of: number, family: kind.family))
+        }
+        try describe(here, there, kind, number, &entry)
+        switch kind.code {
+        case tcp where kind.type == stream, multipath where kind.type == stream:
+            try dumpStream(kind, number, &entry, context)
+        default: try dumpPackets(kind, number, &entry, context)
+        }
+        // Also one that is closed by now.
+        let isConnected = kind.type == stream && there != nil
+        try InternetOptions.dump(number, kind, &entry)
+        entry.opts = try SocketOptions.dump(number)
+        try SocketOptions.dumpNetwork(&entry.opts, file, kind, isConnected: isConnected, context)
+        if kind.type != stream {
+            let groups = context.state(Memberships.self) { Memberships() }
+            entry.memberships = groups.dump(number, family: kind.family)
+        }
+        if let here, let there, kind.type == stream {
+            Connections.of(context).add(file, Connection(here: here, there: there), entry)
+        }
+        var whole = FileEntry(.inetsk, file.id)
+        whole.isk = entry
+        return whole
+    }
+
+    private static func describe(
+        _ here: InetAddress?, _ there: InetAddress?, _ kind: SocketKind, _ number: Int32, _ entry: inout InetSkEntry
+    ) throws(Failure) {
+        let nowhere = [UInt32](repeating: 0, count: kind.family == 2 ? 1 : 4)
+        (entry.srcAddr, entry.dstAddr) = (here?.words ?? nowhere, there?.words ?? nowhere)
+        (entry.srcPort, entry.dstPort) = (UInt32(here?.port ?? 0), UInt32(there?.port ?? 0))
+        if there != nil { entry.state = TCPState.established.rawValue }
+        if kind.family == 10 {
+            entry.v6Only = try attempt("ask for the socket's addresses") { () throws(SystemCallError) in
+                try socketOption(number, level: 41, 26) != 0
+            }
+        }
+        if let scope = [here, there].compactMap({ $0?.scope }).first(where: { $0 != 0 }) {
+            let name = try attempt("ask for the socket's device") { () throws(SystemCallError) in
+                try NetworkDevice.name(scope, number)
+            }
+            entry.ifname = imageBytes(name)
+        }
+    }
+
+    private static func dumpStream(
+        _ kind: SocketKind, _ number: Int32, _ entry: inout InetSkEntry, _ context: DumpContext
+    ) throws(Failure) {
+        let information = try attempt("read the socket's state") { () throws(SystemCallError) in
+            try TCPStream.information(number)
+        }
+        entry.state = UInt32(information[0])
+        if TCPState(rawValue: entry.state) == .listening {
+            // tcpi_unacked and tcpi_sacked of a listener: connections that wait, and how many may.
+            let waiting = information.load(UInt32.self, at: 24) ?? 0
+            entry.backlog = information.load(UInt32.self, at: 28) ?? 0
+            if waiting > 0 {
+                guard context.policy.skipInFlight else {
+                    throw Failure(
+                        .unsupported, "\(waiting) connections wait to be accepted, which can't be kept",
+                        advice: "Try again once the task has accepted them, or pass --skip-in-flight to let them break")
+                }
+                context.log.warning("\(waiting) connections that wait to be accepted will break (--skip-in-flight)")
+            }
+        } else if kind.code == multipath, TCPState(rawValue: entry.state) != .closed || entry.dstPort != 0 {
+            throw Failure(
+                .unsupported, "connections of Multipath TCP can't be dumped: the kernel has no way to restore them",
+                advice: "Close it, or run the program without MPTCP (GODEBUG=multipathtcp=0 for Go)")
+        }
+        if kind.code == tcp {
+            let layer = SocketKind.upperLayer(of: number)
+            guard layer.isEmpty else {
+                throw Failure(
+                    .unsupported, "the kernel does the \(layer) of this connection and does not give out its state",
+                    advice: "Run the program without kernel TLS")
+            }
+        }
+        if kind.code == tcp, signs(number) {
+            throw Failure(
+                .unsupported, "the connection signs its packets (TCP-AO), and keys are not written to images",
+                advice: "Close it before the dump")
+        }
+        // POLLRDHUP: what was shut down for receiving. Sending is told by the state.
+        var question: (Int32, Int16, Int16) = (number, 0x2000, 0)
+        try attempt("ask for the socket's state") { () throws(SystemCallError) in
+            try withAddress(of: &question) { (question) throws(SystemCallError) in
+                try systemCall(.poll, question, 1, 0)
+            }
+        }
+        if question.2 & 0x2000 != 0 { entry.shutdown = .read }
+    }
+
+    /// Whether a socket has keys (`TCP_AO_INFO`, which fails where there are none).
+    private static func signs(_ number: Int32) -> Bool {
+        var room = [UInt8](repeating: 0, count: 64)
+        var length: UInt32 = 64
+        let answer: Void? = try? room.withAddress { (value, _) throws(SystemCallError) in
+            try withAddress(of: &length) { (length) throws(SystemCallError) in
+                try systemCall(.getsockopt, Int(number), 6, 40, value, length)
+            }
+        }
+        return answer != nil
+    }
+
+    private static func dumpPackets(
+        _ kind: SocketKind, _ number: Int32, _ entry: inout InetSkEntry, _ context: DumpContext
+    ) throws(Failure) {
+        if SocketKind.hasData(number) {
+            context.log.warning("what waits to be received on socket:[\(entry.ino)] is lost")
+        }
+        if kind.type == raw {
+            // A raw socket's peer has no port that would tell of it.
+            if let words = rawPeer(entry.ino, kind.family), words.contains(where: { $0 != 0 }) {
+                entry.dstAddr = words
+                entry.state = TCPState.established.rawValue
+            }
+            return
+        }
+        guard kind.code == udp || kind.code == udpLite else { return }
+        let facts = try Connections.of(context).diagnosis(UInt8(truncatingIfNeeded: kind.code), entry.ino)
+        entry.shutdown = SkShutdown(rawValue: Int(facts?.shutdown ?? 0)) ?? .none
+        let (pending, corked) = try attempt("read the socket's state") { () throws(SystemCallError) in
+            var pending: Int32 = 0
+            try withAddress(of: &pending) { (address) throws(SystemCallError) in
+                try systemCall(.ioctl, Int(number), 0x5411, address)  // SIOCOUTQ
+            }
+            return (pending, try socketOption(number, level: Int(kind.code), 1) != 0)  // UDP_CORK
+        }
+        if corked {
+            throw Failure(
+                .unsupported, "the socket is corked: what it holds back can't be read (\(pending) bytes)",
+                advice: "Try again once the task has sent it")
+        }
+    }
+
+    /// The words of the address that a raw socket is connected to, from /proc/net/raw: not every kernel lists raw sockets
+    /// otherwise.
+    private static func rawPeer(_ inode: UInt32, _ family: Int32) -> [UInt32]? {
+        let text = (try? readWholeFile("/proc/self/net/raw\(family == 2 ? "" : "6")")) ?? []
+        for line in text.split(separator: 0x0a).dropFirst() {
+            let fields = line.split(separator: 0x20).map { String(decoding: $0, as: UTF8.self) }
+            guard fields.count > 9, fields[9] == "\(inode)" else { continue }
+            let digits = Array(fields[2].prefix { $0 != ":" })
+            return stride(from: 0, to: digits.count - 7, by: 8).compactMap {
+                UInt32(String(digits[$0..<($0 + 8)]), radix: 16)
+            }
+        }
+        return nil
+    }
+
+    static func finish(_ context: DumpContext) throws(Failure) {
+        try Connections.of(context).finish(context)
+    }
+
+    // MARK: restore
+
+    static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.inetsk.rawValue) && entry.hasIsk }
+
+    static func owner(_ entry: FileEntry) -> FownEntry? { entry.isk.fown }
+
+    private static func kind(_ entry: InetSkEntry) -> SocketKind {
+        SocketKind(
+            family: Int32(truncatingIfNeeded: entry.family), type: Int32(truncatingIfNeeded: entry.type),
+            code: Int32(truncatingIfNeeded: entry.proto))
+    }
+
+    private static func isConnection(_ entry: InetSkEntry) -> Bool {
+        entry.type == UInt32(stream) && entry.proto == UInt32(tcp) && entry.dstPort != 0
+    }
+
+    private static func connection(_ entry: InetSkEntry) throws(Failure) -> Connection {
+        Connection(
+            here: try InetAddress(family: entry.family, words: entry.srcAddr, port: entry.srcPort),
+            there: try InetAddress(family: entry.family, words: entry.dstAddr, port: entry.dstPort))
+    }
+
+    /// Connections under restore.
+    private final class Restored {
+        var method = NetworkLockMethod.skip
+        var id = ""
+        /// All of the image, which the dump's lock holds up, and those that are to be made.
+        var dumped: Set<Connection> = [], connections: Set<Connection> = []
+        let lock = NetworkLock()
+        var isLocked = false
+        /// Ports that more than one listener has.
+        var sharedPorts: Set<UInt32> = []
+        static func of(_ context: RestoreContext) -> Restored { context.state(Restored.self) { Restored() } }
+    }
+
+    static func load(_ context: RestoreContext) throws(Failure) {
+        let entries = context.entries.values.filter { restores($0) }.map(\.isk)
+        let restored = Restored.of(context)
+        let inventory = try context.images.load(.inventory, as: InventoryEntry.self)
+        restored.method = NetworkLockMethod(rawValue: inventory.networkLockMethod) ?? .iptables
+        restored.id = String(decoding: inventory.dumpCriuRunID.prefix(64), as: UTF8.self)
+        if inventory.tcpClose, !context.policy.tcpClose {
+            guard entries.allSatisfy({ !isConnection($0) }) else {
+                throw Failure(
+                    .denied, "the image was made with --tcp-close and holds no state of connections",
+                    advice: "Pass --tcp-close")
+            }
+        }
+        var all: Set<Connection> = []
+        for entry in entries {
+            guard [2, 10].contains(entry.family), (1...3).contains(entry.type), entry.proto < 1 << 16 else {
+                throw Failure(.corruptImage, "the socket \(entry.ino) is of no known kind")
+            }
+            let ends = try connection(entry)
+            if isConnection(entry) { all.insert(ends.plain) }
+        }
+        restored.dumped = all
+        var ports: Set<UInt32> = []
+        for entry in entries where entry.type == UInt32(stream) && !isConnection(entry) && entry.srcPort != 0 {
+            if !ports.insert(entry.srcPort).inserted { restored.sharedPorts.insert(entry.srcPort) }
+        }
+        guard !context.policy.tcpClose else { return }
+        for entry in entries where isConnection(entry) {
+            let ends = try connection(entry)
+            let isOver = entry.state == TCPState.closed.rawValue
+            guard context.policy.tcpEstablished || isOver || all.contains(ends.reversed.plain) else {
+                throw TCPPolicy.refusal(ends)
+            }
+            _ = try TCPStream(entry.ino, state: entry.state, from: context.images)
+        }
+        restored.connections = all
+    }
+
+    static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
+        for member in members {
+            let entry = member.isk
+            try during(.file("socket:[\(entry.ino)]")) { () throws(Failure) in
+                if let passed = try context.inherited("socket:[\(entry.ino)]") {
+                    return try context.files.add(member.id, passed)
+                }
+                try context.files.add(member.id, try make(entry, context))
+            }
+        }
+    }
+
+    private static func make(_ entry: InetSkEntry, _ context: RestoreContext) throws(Failure) -> Descriptor {
+        let kind = kind(entry)
+        let made = try create(kind, entry)
+        let number = made.number
+        try attempt("prepare the socket") { () throws(SystemCallError) in
+            if kind.family == 10, try socketOption(number, level: 41, 26) != (entry.v6Only ? 1 : 0) {
+                try setSocketOption(number, level: 41, 26, entry.v6Only ? 1 : 0)
+            }
+            // Others may have the address at the same time while not all is restored.
+            if kind.type != raw { try setSocketOption(number, 2, 1) }
+            if entry.opts.soReuseport || sharesPort(entry, context) { try setSocketOption(number, 15, 1) }
+        }
+        try SocketOptions.prepareNetwork(entry.opts, on: number, kind)
+        try InternetOptions.prepare(entry, kind, number)
+        let ends = try connection(entry, number)
+        if isConnection(entry), !context.policy.tcpClose {
+            try lock(context)
+            let stream = try TCPStream(entry.ino, state: entry.state, from: context.images)
+            try stream.restore(ends, on: number)
+        } else {
+            try address(entry, kind, ends, number, closes: context.policy.tcpClose)
+        }
+        try InternetOptions.complete(entry, kind, number)
+        var options = entry.opts
+        options.reuseaddr = true
+        try SocketOptions.restore(options, on: number)
+        try SocketOptions.completeNetwork(entry.opts, on: number, kind)
+        try Memberships.restore(entry.memberships, on: number)
+        try halfClose(entry, kind, number, closes: context.policy.tcpClose)
+        try attempt("set the socket's flags") { () throws(SystemCallError) in try setStatusFlags(number, entry.flags) }
+        return made
+    }
+
+    /// A new socket. One for pings is only for groups that the system names, so it is made as one of its owner's group.
+    private static func create(_ kind: SocketKind, _ entry: InetSkEntry) throws(Failure) -> Descriptor {
+        do throws(SystemCallError) { return try kind.make() } catch {
+            guard error.errno == .EACCES, entry.opts.hasGid else {
+                throw Failure(.denied, "can't create the socket", cause: error)
+            }
+        }
+        let group = Int(entry.opts.gid)
+        return try attempt("create the socket", advice: "See net.ipv4.ping_group_range") { () throws(SystemCallError) in
+            try systemCall(.setresgid, -1, group, -1)
+            let outcome = Result { () throws(SystemCallError) in try kind.make().release() }
+            try systemCall(.setresgid, -1, 0, -1)
+            return Descriptor(owning: try outcome.get())
+        }
+    }
+
+    /// The ends with their device, where they need one.
+    private static func connection(_ entry: InetSkEntry, _ number: Int32) throws(Failure) -> Connection {
+        var ends = try connection(entry)
+        guard entry.hasIfname, !entry.ifname.isEmpty else { return ends }
+        let device = try NetworkDevice.index(entry.ifname, number)
+        if ends.here.needsScope { ends.here.scope = device }
+        if ends.there.needsScope { ends.there.scope = device }
+        return ends
+    }
+
+    private static func address(
+        _ entry: InetSkEntry, _ kind: SocketKind, _ ends: Connection, _ number: Int32, closes: Bool
+    ) throws(Failure) {
+        let isPing = kind.type == datagram && (kind.code == icmp || kind.code == icmp6)
+        if closes, isConnection(entry) { return }
+        if ends.here.port != 0 || !ends.here.isAny {
+            do throws(Failure) { try InternetOptions.bind(ends.here, entry, kind, number) } catch {
+                // The number of a ping is the kernel's choice.
+                guard isPing else { throw error }
+                var address = ends.here
+                address.port = 0
+                try InternetOptions.bind(address, entry, kind, number)
+            }
+        }
+        if entry.state == TCPState.listening.rawValue {
+            try attempt("listen") { () throws(SystemCallError) in
+                try systemCall(.listen, Int(number), Int(min(entry.backlog, 1 << 30)))
+            }
+        } else if kind.type != stream, entry.dstPort != 0 || !ends.there.isAny {
+            try attempt("connect it to \(ends.there.text)") { () throws(SystemCallError) in
+                try ends.there.give(to: number, by: .connect)
+            }
+        }
+    }
+
+    private static func halfClose(
+        _ entry: InetSkEntry, _ kind: SocketKind, _ number: Int32, closes: Bool
+    ) throws(Failure) {
+        var how = entry.hasShutdown ? entry.shutdown.rawValue - 1 : -1
+        if closes, isConnection(entry) { how = 2 }
+        guard how >= 0, kind.type != raw else { return }
+        do throws(SystemCallError) { try systemCall(.shutdown, Int(number), how) } catch {
+            // An unconnected socket says so, and is shut down.
+            if error.errno != .ENOTCONN { throw Failure(.denied, "can't half-close the socket", cause: error) }
+        }
+    }
+
+    /// Locks the network before the first connection is made, even if the dump's lock is still there: a restore may be
+    /// elsewhere.
+    private static func lock(_ context: RestoreContext) throws(Failure) {
+        let restored = Restored.of(context)
+        guard !restored.connections.isEmpty, !restored.isLocked else { return }
+        restored.isLocked = true
+        guard restored.method != .skip else { return }
+        try restored.lock.take(restored.connections, nil, context.log)
+    }
+
+    /// Whether other listeners have the socket's port: they all allowed that, even if one does so no more.
+    private static func sharesPort(_ entry: InetSkEntry, _ context: RestoreContext) -> Bool {
+        entry.type == UInt32(stream) && !isConnection(entry)
+            && Restored.of(context).sharedPorts.contains(entry.srcPort)
+    }
+
+    /// All have their addresses now, so what only allowed them that goes.
+    static func wire(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {
+        let socket = entry.isk
+        guard !context.inherits("socket:[\(socket.ino)]"), !isConnection(socket) || context.policy.tcpClose else {
+            return
+        }
+        let number = try context.files.number(entry.id)
+        try attempt("set the socket's options") { () throws(SystemCallError) in
+            if !socket.opts.reuseaddr { try setSocketOption(number, 2, 0) }
+            if !socket.opts.soReuseport, sharesPort(socket, context) { try setSocketOption(number, 15, 0) }
+        }
+    }
+
+    static func start(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {
+        let restored = Restored.of(context)
+        if !restored.dumped.isEmpty {
+            restored.lock.drop(context.log)
+            NetworkLock.release(restored.dumped, restored.method, id: restored.id, context.log)
+            restored.dumped = []
+        }
+        let socket = entry.isk
+        guard isConnection(socket), !context.policy.tcpClose, !context.inherits("socket:[\(socket.ino)]") else {
+            return
+        }
+        let number = try context.files.number(entry.id)
+        try attempt("let the connection go on") { () throws(SystemCallError) in
+            try Repair.endWithProbe(number, reuse: socket.opts.reuseaddr)
+        }
+    }
+}
+
+extension SocketKind {
+    /// What the kernel does on top of a TCP connection (`TCP_ULP`): `tls`, or nothing.
+    static func upperLayer(of socket: Int32) -> String {
+        var name = [UInt8](repeating: 0, count: 16)
+        var length: UInt32 = 16
+        _ = try? name.withAddress { (value, _) throws(SystemCallError) in
+            try withAddress(of: &length) { (length) throws(SystemCallError) in
+                try systemCall(.getsockopt, Int(socket), 6, 31, value, length)
+            }
+        }
+        return String(decoding: name.prefix { $0 != 0 }, as: UTF8.self)
+    }
+}

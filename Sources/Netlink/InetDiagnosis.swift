@@ -1,0 +1,54 @@
+public import Linux
+
+/// What the kernel tells of internet sockets (`inet_diag` over `NETLINK_SOCK_DIAG`). Sockets without an address are not
+/// listed.
+public struct InetDiagnosis: Sendable {
+    /// `AF_INET` 2, `AF_INET6` 10.
+    public var family: UInt8
+    /// `TCP_ESTABLISHED` 1 … `TCP_CLOSING` 11.
+    public var state: UInt8
+    /// Ports in host order, and four words of address each as in memory.
+    public var sourcePort: UInt16, peerPort: UInt16, source: [UInt8], peer: [UInt8]
+    /// Bytes to be received; for listeners connections that wait to be accepted.
+    public var receiving: UInt32
+    /// Bytes to be sent; for listeners the backlog.
+    public var sending: UInt32
+    /// `RCV_SHUTDOWN` 1, `SEND_SHUTDOWN` 2.
+    public var shutdown: UInt8
+    /// Whether TCP MD5 keys are set.
+    public var hasKeys: Bool
+
+    /// All sockets of a protocol by inode, of both families.
+    ///
+    /// - Parameter states: a bit for each state that is of interest.
+    public static func list(_ code: UInt8, states: UInt32 = .max) throws(SystemCallError) -> [UInt32: InetDiagnosis] {
+        let kernel = try NetlinkConnection(4)
+        var found: [UInt32: InetDiagnosis] = [:]
+        for family: UInt8 in [2, 10] {
+            let request = [family, code, 1 << 7, 0] + [UInt8](bytesOf: states) + [UInt8](repeating: 0, count: 48)
+            do throws(SystemCallError) {
+                try kernel.list(20, request) { body in
+                    guard let inode = body.load(UInt32.self, at: 68), let one = InetDiagnosis(body) else { return }
+                    found[inode] = one
+                }
+            } catch {
+                // A kernel without IPv6 has no such sockets.
+                if family == 2 { throw error }
+            }
+        }
+        return found
+    }
+
+    private init?(_ body: [UInt8]) {
+        guard body.count >= 72, let here = body.load(UInt16.self, at: 4), let there = body.load(UInt16.self, at: 6),
+            let receiving = body.load(UInt32.self, at: 56), let sending = body.load(UInt32.self, at: 60)
+        else { return nil }
+        family = body[0]
+        (state, sourcePort, peerPort) = (body[1], UInt16(bigEndian: here), UInt16(bigEndian: there))
+        (source, peer) = (Array(body[8..<24]), Array(body[24..<40]))
+        (self.receiving, self.sending) = (receiving, sending)
+        let more = NetlinkBytes.attributes(body, from: 72)
+        shutdown = more[8]?.first ?? 0  // INET_DIAG_SHUTDOWN
+        hasKeys = !(more[14]?.isEmpty ?? true)  // INET_DIAG_MD5SIG
+    }
+}
