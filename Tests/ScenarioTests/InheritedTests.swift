@@ -73,7 +73,7 @@ struct `A restored program gets descriptors that we pass` {
         let inode = program.text("inode")
         let common = ["-D", program.images, "-v4", "-o"]
         #expect(try program.brumate(["dump", "-t", pid] + common + ["dump.log"]) == 1)
-        #expect(program.lastLine("dump.log").contains("pass --external unix[\(inode)]"))
+        #expect(program.lastLine("dump.log").contains("--external unix[\(inode)]"))
         #expect(
             try program.brumate(["dump", "-t", pid] + common + ["dump.log", "--external", "unix[\(inode)]"]) == 0,
             "\(program.lastLine("dump.log"))")
