@@ -337,7 +337,8 @@ struct `A real program goes on under load` {
             tmux('split-window', '-d', 'while :; do date +%N; done'); tmux('new-window', '-d', 'exec sleep 1000')
             tmux('set-buffer', 'kept'); open(work + '/root', 'w').write(tmux('display-message', '-p', '#{pid}').strip())
             shell("PS1='$ '")
-            shell('while :; do echo $((++i)) > %s/ticks; read -t 0.001 < /dev/zero; done & :' % work)
+            # It ends with the test, even if nobody is left to end it.
+            shell('while [ -d %s ]; do echo $((++i)) > %s/ticks; read -t 0.001 < /dev/zero; done & :' % (work, work))
             shell('sleep 1000 & :')
             keys('cat'); foreground('cat'); typed('before'); tmux('send-keys', 'C-z')
             wait('the stop', lambda: 'Stopped' in screen())
