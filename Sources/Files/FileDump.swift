@@ -159,8 +159,16 @@ public final class FileDump: FileDumper {
     private func facts(
         of ours: Int32, _ status: FileStatus, _ information: DescriptorInformation
     ) throws(Failure) -> FileFacts {
-        let target = Eventfd.number(information) == nil ? try Lens.of(context).target(of: ours) : Eventfd.target
         let family = status.kind == .socket ? try? socketOption(ours, 39) : nil  // SO_DOMAIN
+        // What /proc says of these is known, and reading it is dear.
+        let target: [UInt8]
+        if family != nil {
+            target = Array("socket:[\(status.inode)]".utf8)
+        } else if Eventfd.number(information) != nil {
+            target = Eventfd.target
+        } else {
+            target = try Lens.of(context).target(of: ours)
+        }
         return FileFacts(status: status, target: target, information: information, family: family)
     }
 

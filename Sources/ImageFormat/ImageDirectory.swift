@@ -74,10 +74,19 @@ public final class ImageDirectory {
         return file
     }
 
-    private static func createFile(_ name: ImageName, in folder: Int32, _ path: FilePath) throws(Failure) -> Descriptor
-    {
+    /// An old file of the name goes first: some file systems (ext4) write a file to the disk as it is closed if it was
+    /// emptied before.
+    private static func createFile(
+        _ name: ImageName, in folder: Int32, _ path: FilePath
+    ) throws(Failure) -> Descriptor {
         try attempt("create the image \(name.fileName) in \(path.string)") { () throws(SystemCallError) in
-            try openFile(name.fileName, [.readWrite, .create, .truncate], mode: 0o644, in: folder)
+            do throws(SystemCallError) {
+                return try openFile(name.fileName, [.readWrite, .create, .exclusive], mode: 0o644, in: folder)
+            } catch {
+                guard error.errno == .EEXIST else { throw error }
+                try removeName(FilePath(name.fileName), in: folder)
+                return try openFile(name.fileName, [.readWrite, .create, .exclusive], mode: 0o644, in: folder)
+            }
         }
     }
 

@@ -129,8 +129,12 @@ struct TtyQueues {
     private func copy(_ orders: [Order], _ process: DumpedProcess, _ context: DumpContext) throws(Failure)
         -> [TtyDataEntry]
     {
-        let taken = try attempt("list the descriptors", code: .vanished) { () throws(SystemCallError) in
-            try listNumbers("/proc/\(process.id.rawValue)/fd")
+        var taken = process.descriptors.map(\.number)
+        // Another process of the same table has the list.
+        if taken.isEmpty {
+            taken = try attempt("list the descriptors", code: .vanished) { () throws(SystemCallError) in
+                try listNumbers("/proc/\(process.id.rawValue)/fd")
+            }
         }
         // The kernel gives a new descriptor the lowest number that is free; each order closes it again.
         let free = Int32(zip(taken, 0...).first { $0 != $1 }.map { $1 } ?? taken.count)
