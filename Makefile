@@ -31,6 +31,7 @@ demo: build
 
 test: build programs
 	$(SWIFT) build --product brumatePackageTests
+	$(SWIFT) build --product ImageFuzzer
 	BRUMATE=$(CURDIR)/$(BINARY) $(SWIFT) test --skip-build
 
 lint:
