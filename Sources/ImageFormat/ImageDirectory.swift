@@ -74,19 +74,12 @@ public final class ImageDirectory {
         return file
     }
 
-    /// An old file of the name goes first: some file systems (ext4) write a file to the disk as it is closed if it was
-    /// emptied before.
+    /// An old file of the name is emptied: to remove it first costs a millisecond more on ext4.
     private static func createFile(
         _ name: ImageName, in folder: Int32, _ path: FilePath
     ) throws(Failure) -> Descriptor {
         try attempt("create the image \(name.fileName) in \(path.string)") { () throws(SystemCallError) in
-            do throws(SystemCallError) {
-                return try openFile(name.fileName, [.readWrite, .create, .exclusive], mode: 0o644, in: folder)
-            } catch {
-                guard error.errno == .EEXIST else { throw error }
-                try removeName(FilePath(name.fileName), in: folder)
-                return try openFile(name.fileName, [.readWrite, .create, .exclusive], mode: 0o644, in: folder)
-            }
+            try openFile(name.fileName, [.readWrite, .create, .truncate], mode: 0o644, in: folder)
         }
     }
 
