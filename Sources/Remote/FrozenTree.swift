@@ -105,17 +105,7 @@ public struct FrozenTree: ~Copyable {
     }
 
     private static func children(of process: FrozenProcess) -> [TaskID] {
-        var children: [TaskID] = []
-        let threads = process.isZombie ? [process.id] : process.threads.map(\.id)
-        for thread in threads {
-            guard let text = try? readWholeFile("/proc/\(process.id.rawValue)/task/\(thread.rawValue)/children") else {
-                continue
-            }
-            for word in text.split(separator: 0x20) {
-                if let number = Int32(String(decoding: word, as: UTF8.self)) { children.append(TaskID(number)) }
-            }
-        }
-        return children
+        listChildren(of: process.id, threads: process.isZombie ? [process.id] : process.threads.map(\.id))
     }
 
     private static func stop(

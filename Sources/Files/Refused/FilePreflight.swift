@@ -24,14 +24,8 @@ public enum FilePreflight {
     }
 
     private static func children(of task: TaskID) -> [TaskID] {
-        var children: [TaskID] = []
-        for thread in (try? listNumbers("/proc/\(task.rawValue)/task")) ?? [] {
-            guard let text = try? readWholeFile("/proc/\(task.rawValue)/task/\(thread)/children") else { continue }
-            children += text.split(separator: 0x20).compactMap { Int32(String(decoding: $0, as: UTF8.self)) }.map {
-                TaskID($0)
-            }
-        }
-        return children
+        let threads = (try? listNumbers("/proc/\(task.rawValue)/task")) ?? []
+        return listChildren(of: task, threads: threads.map { TaskID($0) })
     }
 }
 
