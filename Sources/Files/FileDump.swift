@@ -119,16 +119,15 @@ public final class FileDump: FileDumper {
             of: .current, ours, like: FileDump.key(status, information),
             lasting: keeps ? nil : (process.id, number))
         entry.id = found.id
-        if information.lines.contains(where: { $0.starts(with: "lock:".utf8) }) {
-            let facts = FileFacts(
-                status: status, target: try Lens.of(context).target(of: ours), information: information)
-            try Locks.of(context).dump(facts, found.id, handle: ours, number, of: process, context)
-        }
-        if found.isNew {
+        let isLocked = information.lines.contains { $0.starts(with: "lock:".utf8) }
+        if isLocked || found.isNew {
             let facts = try facts(of: ours, status, information)
-            let file = OpenFile(id: found.id, facts: facts, handle: handle, owner: process, number: number)
-            if keeps { kept.append(file) } else { others.append(Other(file: file)) }
-            types[found.id] = try during(.file(facts.text)) { () throws(Failure) in try describe(file) }
+            if isLocked { try Locks.of(context).dump(facts, found.id, handle: ours, number, of: process, context) }
+            if found.isNew {
+                let file = OpenFile(id: found.id, facts: facts, handle: handle, owner: process, number: number)
+                if keeps { kept.append(file) } else { others.append(Other(file: file)) }
+                types[found.id] = try during(.file(facts.text)) { () throws(Failure) in try describe(file) }
+            }
         }
         guard let type = types[found.id] else { throw Failure(.bug, "a file without a type") }
         entry.type = type

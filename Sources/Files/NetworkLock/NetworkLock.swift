@@ -25,7 +25,8 @@ final class NetworkLock {
 
     /// Random, in the form of a UUID of version 4.
     private static func newID() -> String {
-        var bytes = (0..<16).map { _ in UInt8.random(in: 0...255) }
+        // Each random number is a system call.
+        var bytes = [UInt8](bytesOf: (UInt64.random(in: 0 ... .max), UInt64.random(in: 0 ... .max)))
         bytes[6] = bytes[6] & 0x0f | 0x40
         bytes[8] = bytes[8] & 0x3f | 0x80
         let digits = bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
