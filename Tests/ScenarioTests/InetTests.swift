@@ -105,14 +105,16 @@ struct `A program goes on with its internet sockets` {
         }
     }
 
+    /// A server that tells its first client that it lives, each time that it is asked.
+    private let sayingAlive = """
+        def check():
+            c = accept() if not connections else connections[0]
+            c.sendall(b'alive')
+        serve(check)
+        """
+
     @Test func `unless nobody said that connections may be held up`() throws {
-        let program = try Program(
-            server + """
-                def check():
-                    c = accept() if not connections else connections[0]
-                    c.sendall(b'alive')
-                serve(check)
-                """)
+        let program = try Program(server + sayingAlive)
         let client = try Client(port: program.text("port"))
         #expect(program.ask() == "ok")
         #expect(try program.dump() == 1)
@@ -143,13 +145,7 @@ struct `A program goes on with its internet sockets` {
     }
 
     @Test func `and is not disturbed by a dump that lets it run`() throws {
-        let program = try Program(
-            server + """
-                def check():
-                    c = accept() if not connections else connections[0]
-                    c.sendall(b'alive')
-                serve(check)
-                """)
+        let program = try Program(server + sayingAlive)
         let client = try Client(port: program.text("port"))
         let before = try tables(program)
         #expect(program.ask() == "ok")
@@ -161,13 +157,7 @@ struct `A program goes on with its internet sockets` {
 
     @Test(arguments: ["iptables", "skip"])
     func `by another lock`(method: String) throws {
-        let program = try Program(
-            server + """
-                def check():
-                    c = accept() if not connections else connections[0]
-                    c.sendall(b'alive')
-                serve(check)
-                """)
+        let program = try Program(server + sayingAlive)
         let client = try Client(port: program.text("port"))
         #expect(program.ask() == "ok")
         #expect(
