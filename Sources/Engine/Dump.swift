@@ -192,7 +192,7 @@ private struct DumpOrder {
         try files.finish()
         try writeTree()
         try TaskDump.finish(context)
-        try context.plugins.finish([("afterwards", "\(request.afterwards)")])
+        try context.plugins.finish([("afterwards", request.afterwards.rawValue)])
         log.debug("collected the tree")
     }
 

@@ -30,9 +30,7 @@ public final class FileDump: FileDumper {
 
     /// Lists the descriptors of a process and asks its leader, in as few batches as possible, which close on exec.
     public func listTable(of process: DumpedProcess, _ server: borrowing Server) throws(Failure) {
-        let numbers = try attempt("list the descriptors", code: .vanished) { () throws(SystemCallError) in
-            try listNumbers("/proc/\(process.id.rawValue)/fd")
-        }
+        let numbers = try numbers(in: process)
         var start = 0
         while start < numbers.count {
             let end = min(start + FileDump.mostQuestions, numbers.count)
@@ -41,15 +39,35 @@ public final class FileDump: FileDumper {
             for number in numbers[start..<end] {
                 // F_GETFD
                 slots.append(
-                    batch.add(.fcntl, .value(Int(number)), .value(1), doing: "read the flags of a descriptor"))
+                    batch.add(
+                        .fcntl, .value(Int(number)), .value(1), doing: "read the flags of a descriptor", mayFail: true))
             }
             let results = try server.run(batch)
             for (number, slot) in zip(numbers[start..<end], slots) {
-                process.descriptors.append((number, results[slot] & 1 == 1))
+                guard let flags = results.success(slot) else { continue }
+                process.descriptors.append((number, flags & 1 == 1))
             }
             start = end
         }
     }
+
+    /// The numbers that may be open in a process.
+    private func numbers(in process: DumpedProcess) throws(Failure) -> [Int32] {
+        let folder = "/proc/\(process.id.rawValue)/fd"
+        // To list a directory in /proc costs more for each entry than to ask a task whether a number is open. Its size
+        // is the number of open ones (Linux 6.2).
+        if let slots = process.status.descriptorSlots, slots >= FileDump.manySlots,
+            let size = try? FileStatus.read(path: Array(folder.utf8)).size, size > UInt64(slots / 8)
+        {
+            return Array(0..<Int32(clamping: slots))
+        }
+        return try attempt("list the descriptors", code: .vanished) { () throws(SystemCallError) in
+            try listNumbers(folder)
+        }
+    }
+
+    /// From how large a table on it is not listed, if it is well filled.
+    private static let manySlots = 1024
 
     /// How many calls fit in a batch for certain.
     private static let mostQuestions = 4096
@@ -61,14 +79,25 @@ public final class FileDump: FileDumper {
             try openFile("/proc/\(process.id.rawValue)/fdinfo", [.directory])
         }
         let information = folder.number
-        for (number, closesOnExec) in process.descriptors {
-            try during(.descriptor(number)) { () throws(Failure) in
-                var entry = try dump(number, of: process, information)
-                entry.flags = closesOnExec ? 1 : 0
-                process.files[number] = entry.id
-                try table.append(entry)
+        var entries: [FdinfoEntry] = []
+        entries.reserveCapacity(process.descriptors.count)
+        var start = 0
+        while start < process.descriptors.count {
+            let part = process.descriptors[start..<min(start + Looks.most, process.descriptors.count)]
+            var looks = try Looks(part.map(\.number), of: process) { () throws(Failure) in try Lens.of(context) }
+            for (number, closesOnExec) in part {
+                guard let look = looks.take() else { throw Failure(.bug, "a descriptor was not looked at") }
+                entries.append(
+                    try during(.descriptor(number)) { () throws(Failure) in
+                        var entry = try dump(number, look, of: process, information)
+                        entry.flags = closesOnExec ? 1 : 0
+                        process.files[number] = entry.id
+                        return entry
+                    })
             }
+            start += part.count
         }
+        try table.append(contentsOf: entries)
         try table.finish()
     }
 
@@ -102,16 +131,14 @@ public final class FileDump: FileDumper {
         return Int(clamping: min(limit.0, 1 << 20) / 2)
     }()
 
-    private func dump(_ number: Int32, of process: DumpedProcess, _ folder: Int32) throws(Failure) -> FdinfoEntry {
-        let pidfd = Int(process.pidfd.number)
-        let handle = try attempt(
-            "copy the descriptor", advice: "Raise brumate's own limit on open files (RLIMIT_NOFILE)"
-        ) { () throws(SystemCallError) in
-            Descriptor(owning: Int32(try systemCall(.pidfd_getfd, pidfd, Int(number), 0)))
-        }
-        let ours = handle.number
-        let status = try attempt("look at the file") { () throws(SystemCallError) in try FileStatus.read(in: ours) }
-        let information = try look(at: ours, status, folder, number)
+    private func dump(
+        _ number: Int32, _ look: Looks.Look, of process: DumpedProcess, _ folder: Int32
+    ) throws(Failure) -> FdinfoEntry {
+        let handle = Descriptor(owning: look.handle)
+        let (ours, status) = (look.handle, look.status)
+        var information = look.information
+        // Locks are shown of the task that has them only.
+        if try LockedInodes.of(context).contains(status.inode) { information = try .read(in: folder, number) }
         var entry = FdinfoEntry()
         entry.fd = UInt32(number)
         let keeps = kept.count < mostKept
@@ -121,7 +148,8 @@ public final class FileDump: FileDumper {
         entry.id = found.id
         let isLocked = information.lines.contains { $0.starts(with: "lock:".utf8) }
         if isLocked || found.isNew {
-            let facts = try facts(of: ours, status, information)
+            var facts = try facts(of: ours, status, information, family: look.family, target: look.target)
+            (facts.options, facts.owner) = (look.options, look.owner)
             if isLocked { try Locks.of(context).dump(facts, found.id, handle: ours, number, of: process, context) }
             if found.isNew {
                 let file = OpenFile(id: found.id, facts: facts, handle: handle, owner: process, number: number)
@@ -156,12 +184,15 @@ public final class FileDump: FileDumper {
     }
 
     private func facts(
-        of ours: Int32, _ status: FileStatus, _ information: DescriptorInformation
+        of ours: Int32, _ status: FileStatus, _ information: DescriptorInformation, family: Int32? = nil,
+        target known: [UInt8]? = nil
     ) throws(Failure) -> FileFacts {
-        let family = status.kind == .socket ? try? socketOption(ours, 39) : nil  // SO_DOMAIN
+        let family = family ?? (status.kind == .socket ? try? socketOption(ours, 39) : nil)  // SO_DOMAIN
         // What /proc says of these is known, and reading it is dear.
         let target: [UInt8]
-        if family != nil {
+        if let known {
+            target = known
+        } else if family != nil {
             target = Array("socket:[\(status.inode)]".utf8)
         } else if Eventfd.number(information) != nil {
             target = Eventfd.target
@@ -185,32 +216,32 @@ public final class FileDump: FileDumper {
     private func look(
         at ours: Int32, _ status: FileStatus, _ folder: Int32, _ number: Int32
     ) throws(Failure) -> DescriptorInformation {
-        // Locks are shown of the task that has them only.
         if try LockedInodes.of(context).contains(status.inode) { return try .read(in: folder, number) }
-        var position: UInt64 = 0
-        switch status.kind {
-        case .regular, .directory:
-            position = (try? systemCall(.lseek, Int(ours), 0, 1)).map { UInt64($0) } ?? 0
-        case .fifo, .socket, .symbolicLink: break
-        // null, zero, full, random, urandom.
-        case .characterDevice where status.representedMajor == 1 && [3, 5, 7, 8, 9].contains(status.representedMinor):
-            break
-        default: return try Lens.of(context).information(of: ours)
-        }
-        let flags = try attempt("read the flags of the file") { () throws(SystemCallError) in
-            try systemCall(.fcntl, Int(ours), 3)  // F_GETFL
-        }
-        return DescriptorInformation(
-            position: position, flags: Int32(truncatingIfNeeded: flags), mountID: status.mountID)
+        if let information = try Looks.plainInformation(ours, status) { return information }
+        return try Lens.of(context).information(of: ours)
     }
 
-    /// The kind that claimed the last file with a text that says it all: thousands of one kind come in a row.
-    private var last: (target: [UInt8], kind: any FileKind.Type)?
+    /// The kind that claimed the last file, where all that decides is equal: thousands of one kind come in a row.
+    private var last: (target: [UInt8], rest: [UInt64], kind: any FileKind.Type)?
+    /// The kinds of sockets by address family: nothing else decides.
+    private var socketKinds: [Int32: any FileKind.Type] = [:]
 
     private func kind(of facts: FileFacts) -> (any FileKind.Type)? {
-        if let last, last.target == facts.target { return last.kind }
+        if let family = facts.family {
+            if let known = socketKinds[family] { return known }
+            let found = fileKind(of: facts, context.policy, context.plugins)
+            if let found, found != Refused.self { socketKinds[family] = found }
+            return found
+        }
+        let status = facts.status
+        let rest = [
+            UInt64(status.mode), status.representedDevice, status.device, status.inode,
+            UInt64(facts.statusFlags & UInt32(OpenFlags.path.rawValue)),
+            UInt64(UInt32(bitPattern: facts.information.mountID)),
+        ]
+        if let last, last.target == facts.target, last.rest == rest { return last.kind }
         let found = fileKind(of: facts, context.policy, context.plugins)
-        if let found, facts.begins(with: "anon_inode:"), !found.isRefusedSingly { last = (facts.target, found) }
+        if let found, !found.isRefusedSingly { last = (facts.target, rest, found) }
         return found
     }
 
@@ -278,7 +309,7 @@ public final class FileDump: FileDumper {
     /// Writes everything that is shared between tables. The tree may run again.
     public func write() throws(Failure) {
         let files = context.images.create(.files)
-        for entry in context.files { try files.append(entry) }
+        try files.append(contentsOf: context.files)
         try files.finish()
         try Remaps.of(context).finish(context)
         if context.policy.removesLinkRemaps { Remaps.of(context).removeNames(context) }

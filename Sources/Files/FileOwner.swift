@@ -17,25 +17,36 @@ enum FileOwner {
         var entry = nobody
         guard file.number >= 0, file.facts.statusFlags & UInt32(OpenFlags.path.rawValue) == 0 else { return entry }
         let number = Int(file.handle.number)
-        var owner: (type: Int32, pid: Int32) = (0, 0)
-        var ids: (uid: UInt32, euid: UInt32) = (0, 0)
-        let signal = try attempt("read the file's owner") { () throws(SystemCallError) in
-            try withAddress(of: &owner) { (address) throws(SystemCallError) in
-                try systemCall(.fcntl, number, 16, address)
-            }
-            return try systemCall(.fcntl, number, 11)
+        let owner: FileOwnership
+        if let known = file.facts.owner {
+            owner = known
+        } else {
+            owner = try attempt("read the file's owner") { () throws(SystemCallError) in try ask(file.handle.number) }
         }
-        entry.signum = UInt32(signal)
-        guard owner.pid != 0 else { return entry }
+        entry.signum = owner.signal
+        guard owner.id != 0 else { return entry }
+        var ids: (uid: UInt32, euid: UInt32) = (0, 0)
         try attempt("read the file's owner") { () throws(SystemCallError) in
             try withAddress(of: &ids) { (address) throws(SystemCallError) in try systemCall(.fcntl, number, 17, address)
             }
         }
         // F_OWNER_TID is 0, F_OWNER_PID 1, F_OWNER_PGRP 2.
         entry.pidType = UInt32(bitPattern: owner.type)
-        entry.pid = UInt32(bitPattern: owner.pid)
+        entry.pid = UInt32(bitPattern: owner.id)
         (entry.uid, entry.euid) = (ids.uid, ids.euid)
         return entry
+    }
+
+    /// Asks a descriptor of ours that was not opened with O_PATH.
+    static func ask(_ number: Int32) throws(SystemCallError) -> FileOwnership {
+        var owner: (type: Int32, id: Int32) = (0, 0)
+        try withAddress(of: &owner) { (address) throws(SystemCallError) in
+            try systemCall(.fcntl, Int(number), 16, address)  // F_GETOWN_EX
+        }
+        var answer = FileOwnership()
+        (answer.type, answer.id) = owner
+        answer.signal = UInt32(try systemCall(.fcntl, Int(number), 11))  // F_GETSIG
+        return answer
     }
 
     /// Sets the owner on a description that we hold. The owner must exist.

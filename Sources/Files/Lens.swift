@@ -17,7 +17,7 @@ final class Lens {
         deinit { _ = try? systemCall(.close, Int(number)) }
     }
 
-    private init() throws(SystemCallError) {
+    init() throws(SystemCallError) {
         let number = try openFile("/dev/null").release()
         slot = Slot(number: number)
         link = "/proc/self/fd/\(number)"
@@ -42,6 +42,11 @@ final class Lens {
             try look(at: file)
             return try linkTarget(link)
         }
+    }
+
+    /// The path of the file that was looked at last.
+    func targetInSight() throws(Failure) -> [UInt8] {
+        try attempt("look at the file") { () throws(SystemCallError) in try linkTarget(link) }
     }
 
     /// What fdinfo says of an open file of ours.

@@ -3,6 +3,7 @@ public import FoundationEssentials
 public import ImageMessages
 public import Linux
 public import SwiftProtobuf
+internal import Synchronization
 public import SystemPackage
 
 /// An image directory under construction.
@@ -299,6 +300,31 @@ public final class ImageWriter {
     public func append(_ message: any Message) throws(Failure) {
         try ImageWriter.encode(message, name, into: &buffer)
         try spill()
+    }
+
+    /// From how many messages on one thread more is worth its start.
+    private static let fewMessages = 1024
+
+    /// Appends many messages, encoded by several threads.
+    public func append(contentsOf messages: [some Message & Sendable]) throws(Failure) {
+        let (name, size) = (name, ImageWriter.fewMessages / 2)
+        guard messages.count >= ImageWriter.fewMessages else {
+            for message in messages { try append(message) }
+            return
+        }
+        let chunks = (messages.count + size - 1) / size
+        let encoded = Mutex([[UInt8]](repeating: [], count: chunks))
+        let dealer = Dealer(chunks)
+        try Workers.run(Workers.count) { () throws(Failure) in
+            while let chunk = dealer.take() {
+                var bytes: [UInt8] = []
+                for message in messages[(chunk * size)..<min(messages.count, (chunk + 1) * size)] {
+                    try ImageWriter.encode(message, name, into: &bytes)
+                }
+                encoded.withLock { $0[chunk] = bytes }
+            }
+        }
+        for bytes in encoded.withLock({ $0 }) { try append(raw: bytes) }
     }
 
     /// Appends raw bytes.

@@ -1,6 +1,7 @@
 public import Diagnostics
 public import Linux
 public import SwiftProtobuf
+internal import Synchronization
 public import SystemPackage
 
 /// A finished set of images, opened for reading. Nothing in it is trusted.
@@ -84,13 +85,11 @@ public final class ImageSet {
     }
 
     /// All messages of an image; none if there is no such image.
-    public func loadAll<M: Message>(_ name: ImageName, as type: M.Type) throws(Failure) -> [M] {
+    public func loadAll<M: Message & Sendable>(_ name: ImageName, as type: M.Type) throws(Failure) -> [M] {
         guard has(name) else { return [] }
         return try during(.image(name.fileName)) { () throws(Failure) in
             let reader = try open(name)
-            var messages: [M] = []
-            while let message = try reader.next(type) { messages.append(message) }
-            return messages
+            return try reader.rest(type)
         }
     }
 }
@@ -135,11 +134,61 @@ public final class ImageReader {
         }
         let start = offset
         let from = try take(length)
-        do {
-            return try unsafe M(serializedBytes: window.span.extracting(from..<(from + length)).bytes)
-        } catch {
+        return try ImageReader.decode(window, from..<(from + length), name, at: start)
+    }
+
+    private static func decode<M: Message>(
+        _ bytes: [UInt8], _ range: Range<Int>, _ name: ImageName, at start: Int
+    ) throws(Failure) -> M {
+        do { return try unsafe M(serializedBytes: bytes.span.extracting(range).bytes) } catch {
             throw Failure(.corruptImage, "\(name.fileName) has a damaged message at byte \(start): \(error)")
         }
+    }
+
+    /// From how many bytes on several threads decode an image, and up to how many it is read at once.
+    private static let large = 128 << 10, largest = 256 << 20
+    /// How many messages a thread takes at once.
+    private static let share = 256
+
+    /// All messages up to the end.
+    public func rest<M: Message & Sendable>(_ type: M.Type) throws(Failure) -> [M] {
+        guard size - offset >= ImageReader.large, size - offset <= ImageReader.largest else {
+            var messages: [M] = []
+            while let message = try next(type) { messages.append(message) }
+            return messages
+        }
+        let first = offset
+        let bytes = try read(size - offset)
+        var ranges: [Range<Int>] = []
+        var at = 0
+        while at < bytes.count {
+            guard let length = bytes.load(UInt32.self, at: at).map({ Int($0) }), length <= ImageReader.longest else {
+                throw Failure(
+                    .corruptImage, "\(name.fileName) has a message of impossible length at byte \(first + at)")
+            }
+            guard length <= bytes.count - at - 4 else {
+                throw Failure(
+                    .corruptImage, "\(name.fileName) is truncated: a message at byte \(first + at) is not whole")
+            }
+            ranges.append((at + 4)..<(at + 4 + length))
+            at += 4 + length
+        }
+        let chunks = (ranges.count + ImageReader.share - 1) / ImageReader.share
+        let decoded = Mutex([[M]](repeating: [], count: chunks))
+        let dealer = Dealer(chunks)
+        let (all, name) = (ranges, name)
+        try Workers.run(Workers.count) { () throws(Failure) in
+            while let chunk = dealer.take() {
+                let start = chunk * ImageReader.share
+                var messages: [M] = []
+                for range in all[start..<min(start + ImageReader.share, all.count)] {
+                    messages.append(try ImageReader.decode(bytes, range, name, at: first + range.lowerBound))
+                }
+                let made = messages
+                decoded.withLock { $0[chunk] = made }
+            }
+        }
+        return decoded.withLock { Array($0.joined()) }
     }
 
     /// Raw bytes.

@@ -13,9 +13,15 @@ public struct FileFacts: Sendable {
     public var information: DescriptorInformation
     /// The address family of a socket (`SO_DOMAIN`), where it was asked for.
     public var family: Int32?
+    /// What a socket answered when it was asked for the options that all have, where it was asked already.
+    public var options: [Int64]?
+    /// Who gets signals for it (`F_GETOWN_EX`, `F_GETSIG`), where that was asked already.
+    public var owner: FileOwnership?
 
     /// Gathers the facts.
-    public init(status: FileStatus, target: [UInt8], information: DescriptorInformation, family: Int32? = nil) {
+    public init(
+        status: FileStatus, target: [UInt8], information: DescriptorInformation, family: Int32? = nil
+    ) {
         self.status = status
         self.target = target
         self.information = information
@@ -28,6 +34,17 @@ public struct FileFacts: Sendable {
     public func begins(with text: String) -> Bool { target.starts(with: text.utf8) }
     /// The flags of the description: those of the descriptor without close-on-exec.
     public var statusFlags: UInt32 { UInt32(bitPattern: information.flags) & ~0o2000000 }
+}
+
+/// Who gets signals for a file, and which.
+public struct FileOwnership: Sendable {
+    /// `F_OWNER_TID` 0, `F_OWNER_PID` 1, `F_OWNER_PGRP` 2; 0 as the id is nobody.
+    public var type: Int32 = 0, id: Int32 = 0
+    /// 0 for SIGIO.
+    public var signal: UInt32 = 0
+
+    /// Nobody.
+    public init() {}
 }
 
 /// An open file description under dump, seen through a copy of one of its descriptors.

@@ -131,8 +131,10 @@ public func readWholeFile(_ path: String, in directory: Int32 = currentDirectory
 }
 
 /// The numbers among the names in a directory whose path is known to be text.
-public func listNumbers(_ path: String, in directory: Int32 = currentDirectory) throws(SystemCallError) -> [Int32] {
-    try listNumbers(FilePath(path), in: directory)
+public func listNumbers(
+    _ path: String, in directory: Int32 = currentDirectory, most: Int = .max
+) throws(SystemCallError) -> [Int32] {
+    try listNumbers(FilePath(path), in: directory, most: most)
 }
 
 /// The target of a link whose path is known to be text.
@@ -264,27 +266,54 @@ public func writeAll(_ bytes: [UInt8], to file: Int32) throws(SystemCallError) {
 public func listDirectory(_ path: FilePath, in directory: Int32 = currentDirectory) throws(SystemCallError)
     -> [FilePath]
 {
-    let folder = try openFile(path, [.directory], in: directory)
     var names: [FilePath] = []
+    try forEachName(path, in: directory) { name in
+        if !name.elementsEqual([0x2e]) && !name.elementsEqual([0x2e, 0x2e]) { names.append(FilePath(bytes: name)) }
+        return true
+    }
+    return names
+}
+
+/// Calls `body` with each name in a directory until it returns false.
+private func forEachName(
+    _ path: FilePath, in directory: Int32, _ body: (ArraySlice<UInt8>) -> Bool
+) throws(SystemCallError) {
+    let folder = try openFile(path, [.directory], in: directory)
     var buffer = [UInt8](repeating: 0, count: 32768)
     while true {
         let number = Int(folder.number)
         let length = try buffer.withAddress { (address, count) throws(SystemCallError) in
             try systemCall(.getdents64, number, address, count)
         }
-        if length == 0 { return names }
+        if length == 0 { return }
         var at = 0
         while at + 19 <= length {
             let record = Int(buffer[at + 16]) | Int(buffer[at + 17]) << 8
             guard record >= 20, at + record <= length else { break }
-            let name = buffer[(at + 19)..<(at + record)].prefix { $0 != 0 }
-            if !name.elementsEqual([0x2e]) && !name.elementsEqual([0x2e, 0x2e]) { names.append(FilePath(bytes: name)) }
+            if !body(buffer[(at + 19)..<(at + record)].prefix { $0 != 0 }) { return }
             at += record
         }
     }
 }
 
 /// The numbers among the names in a directory, ascending: the tasks in /proc, the descriptors in /proc/PID/fd.
-public func listNumbers(_ path: FilePath, in directory: Int32 = currentDirectory) throws(SystemCallError) -> [Int32] {
-    try listDirectory(path, in: directory).compactMap { Int32($0.string) }.sorted()
+///
+/// - Parameter most: how many are enough; which ones the directory's order says.
+public func listNumbers(
+    _ path: FilePath, in directory: Int32 = currentDirectory, most: Int = .max
+) throws(SystemCallError) -> [Int32] {
+    var numbers: [Int32] = []
+    try forEachName(path, in: directory) { name in
+        var number: Int32 = 0
+        for digit in name {
+            let (product, overflows) = number.multipliedReportingOverflow(by: 10)
+            guard digit >= 0x30, digit <= 0x39, !overflows else { return true }
+            let (sum, overflowsToo) = product.addingReportingOverflow(Int32(digit - 0x30))
+            guard !overflowsToo else { return true }
+            number = sum
+        }
+        if !name.isEmpty { numbers.append(number) }
+        return numbers.count < most
+    }
+    return numbers.sorted()
 }

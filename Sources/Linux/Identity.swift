@@ -6,8 +6,8 @@ public struct TaskID: RawRepresentable, Hashable, Comparable, Sendable, CustomSt
     public init(rawValue: Int32) { self.rawValue = rawValue }
     /// Wraps a pid or tid.
     public init(_ number: Int32) { self.rawValue = number }
-    /// The caller's own process.
-    public static var current: TaskID { TaskID(Int32(clamping: (try? systemCall(.getpid)) ?? 0)) }
+    /// The caller's own process, which never forks.
+    public static let current = TaskID(Int32(clamping: (try? systemCall(.getpid)) ?? 0))
     /// Orders by number.
     public static func < (a: TaskID, b: TaskID) -> Bool { a.rawValue < b.rawValue }
     /// The number in decimal.

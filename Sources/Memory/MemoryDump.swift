@@ -166,7 +166,10 @@ public enum MemoryDump {
         let writer = context.images.create(.memory(0))
         try writer.append(layout)
         var core = CoreEntry()
-        (core.tc, core.threadCore) = (TaskCoreEntry(), ThreadCoreEntry())
+        core.mtype = .x8664
+        (core.tc.taskState, core.tc.exitCode, core.tc.personality, core.tc.flags) = (1, 0, 0, 0)
+        (core.tc.blkSigset, core.tc.comm) = (0, imageBytes("rehearsal".utf8))
+        (core.threadCore.futexRla, core.threadCore.futexRlaLen) = (0, 0)
         try writer.append(core)
     }
 

@@ -71,6 +71,8 @@ public struct TaskStatus: Sendable {
     public var parent: TaskID { TaskID(Int32(truncatingIfNeeded: numbers("PPid").first ?? 0)) }
     /// Who traces it, 0 if nobody.
     public var tracer: TaskID { TaskID(Int32(truncatingIfNeeded: numbers("TracerPid").first ?? 0)) }
+    /// How many descriptors its table has room for: no number is higher.
+    public var descriptorSlots: Int? { numbers("FDSize").first.map { Int(clamping: $0) } }
     /// Its ids in each pid namespace, ours first.
     public var namespaceIDs: [Int32] { numbers("NSpid").map { Int32(truncatingIfNeeded: $0) } }
     /// The signals that wait for the thread or its process.

@@ -51,7 +51,7 @@ public func awaitStop(of tasks: [(process: TaskID, threads: [TaskID])]) {
 /// A process tree that stands still. Must be ended with `thaw`; if we die first, the kernel lets it run on.
 public struct FrozenTree: ~Copyable {
     /// How a frozen tree goes on.
-    public enum Ending: Sendable {
+    public enum Ending: String, Sendable {
         /// As it was before.
         case running
         /// Stopped, as by SIGSTOP.

@@ -48,7 +48,7 @@ enum InetSocket: FileKind {
         // Also one that is closed by now.
         let isConnected = kind.type == stream && there != nil
         try InternetOptions.dump(number, kind, &entry)
-        entry.opts = try SocketOptions.dump(number)
+        entry.opts = try SocketOptions.dump(file, context)
         try SocketOptions.dumpNetwork(&entry.opts, file, kind, isConnected: isConnected, context)
         if kind.type != stream {
             let groups = context.state(Memberships.self) { Memberships() }

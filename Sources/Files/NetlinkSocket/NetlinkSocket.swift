@@ -43,7 +43,7 @@ enum NetlinkSocket: FileKind {
             while let last = entry.groups.last, last == 0 { entry.groups.removeLast() }
         }
         entry.fown = try FileOwner.dump(file)
-        entry.opts = try SocketOptions.dump(number)
+        entry.opts = try SocketOptions.dump(file, context)
         try SocketOptions.dumpNetwork(&entry.opts, file, kind, isConnected: false, context)
         var whole = FileEntry(.netlinksk, file.id)
         whole.nlsk = entry

@@ -47,9 +47,9 @@ private struct Look {
 
     mutating func check(_ task: TaskID) throws(Failure) {
         guard let folder = try? openFile("/proc/\(task.rawValue)/fd", [.directory]),
-            let numbers = try? listNumbers(".", in: folder.number)
+            let numbers = try? listNumbers(".", in: folder.number, most: min(left, Look.mostOfTask))
         else { return }
-        for number in numbers.prefix(min(left, Look.mostOfTask)) {
+        for number in numbers {
             left -= 1
             guard let text = target(of: number, in: folder.number), !known.contains(text) else { continue }
             if text.starts(with: "socket:[".utf8) {

@@ -8,41 +8,72 @@ internal import Linux
 enum SocketOptions {
     private static let socketLevel = 1
 
-    private static func time(_ number: Int32, _ option: Int) throws(SystemCallError) -> (UInt64, UInt64) {
-        var value: (UInt64, UInt64) = (0, 0)
-        var length: UInt32 = 16
-        try withAddress(of: &value) { (value) throws(SystemCallError) in
-            try withAddress(of: &length) { (length) throws(SystemCallError) in
-                try systemCall(.getsockopt, Int(number), socketLevel, option, value, length)
+    /// The options of `dump` in the order of `ask`; those of the second list are of UNIX and netlink sockets only.
+    private static let plain = [7, 8, 2, 12, 18, 36, 5, 11, 15, 6, 9, 10, 72], rare = [16, 34], times = [20, 21]
+
+    /// What `ask` says of an option that the socket does not have.
+    private static let missing = Int64.min
+
+    /// Reads what all sockets have.
+    static func ask(_ number: Int32) throws(SystemCallError) -> [Int64] {
+        var values: [Int64] = []
+        values.reserveCapacity(plain.count + rare.count + 2 * times.count)
+        for option in plain { values.append(Int64(try socketOption(number, option))) }
+        for option in rare { values.append((try? socketOption(number, option)).map { Int64($0) } ?? missing) }
+        for option in times {
+            var value: (seconds: Int64, micros: Int64, length: UInt32) = (0, 0, 16)
+            try withAddress(of: &value) { (address) throws(SystemCallError) in
+                try systemCall(.getsockopt, Int(number), socketLevel, option, address, address + 16)
             }
+            values += [value.seconds, value.micros]
         }
-        return value
+        return values
     }
 
-    static func dump(_ number: Int32) throws(Failure) -> SkOptsEntry {
-        try attempt("read the socket's options") { () throws(SystemCallError) in
-            func isOn(_ option: Int) throws(SystemCallError) -> Bool { try socketOption(number, option) != 0 }
-            var entry = SkOptsEntry()
-            entry.soSndbuf = UInt32(bitPattern: try socketOption(number, 7))
-            entry.soRcvbuf = UInt32(bitPattern: try socketOption(number, 8))
-            (entry.soRcvTmoSec, entry.soRcvTmoUsec) = try time(number, 20)
-            (entry.soSndTmoSec, entry.soSndTmoUsec) = try time(number, 21)
-            entry.reuseaddr = try isOn(2)
-            entry.soPriority = UInt32(bitPattern: try socketOption(number, 12))
-            entry.soRcvlowat = UInt32(bitPattern: try socketOption(number, 18))
-            entry.soMark = UInt32(bitPattern: try socketOption(number, 36))
-            // Of UNIX and netlink sockets only.
-            if let passes = try? isOn(16) { entry.soPasscred = passes }
-            if let passes = try? isOn(34) { entry.soPasssec = passes }
-            entry.soDontroute = try isOn(5)
-            entry.soNoCheck = try isOn(11)
-            entry.soReuseport = try isOn(15)
-            entry.soBroadcast = try isOn(6)
-            entry.soKeepalive = try isOn(9)
-            entry.soOobinline = UInt32(bitPattern: try socketOption(number, 10))
-            entry.soBufLock = UInt32(bitPattern: try socketOption(number, 72))
-            return entry
+    /// Most sockets of a program have the same options.
+    private final class Last {
+        var values: [Int64] = []
+        var entry = SkOptsEntry()
+    }
+
+    static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> SkOptsEntry {
+        let values: [Int64]
+        if let known = file.facts.options {
+            values = known
+        } else {
+            values = try attempt("read the socket's options") { () throws(SystemCallError) in
+                try ask(file.handle.number)
+            }
         }
+        let last = context.state(Last.self) { Last() }
+        if last.values != values { (last.values, last.entry) = (values, entry(of: values)) }
+        return last.entry
+    }
+
+    private static func entry(of values: [Int64]) -> SkOptsEntry {
+        func bits(_ option: Int) -> UInt32 {
+            UInt32(truncatingIfNeeded: (plain + rare).firstIndex(of: option).map { values[$0] } ?? 0)
+        }
+        var entry = SkOptsEntry()
+        (entry.soSndbuf, entry.soRcvbuf) = (bits(7), bits(8))
+        let time = values.suffix(4).map { UInt64(bitPattern: $0) }
+        (entry.soRcvTmoSec, entry.soRcvTmoUsec) = (time[0], time[1])
+        (entry.soSndTmoSec, entry.soSndTmoUsec) = (time[2], time[3])
+        entry.reuseaddr = bits(2) != 0
+        entry.soPriority = bits(12)
+        entry.soRcvlowat = bits(18)
+        entry.soMark = bits(36)
+        let passes = values[plain.count..<(plain.count + rare.count)]
+        if let credentials = passes.first, credentials != missing { entry.soPasscred = credentials != 0 }
+        if let security = passes.last, security != missing { entry.soPasssec = security != 0 }
+        entry.soDontroute = bits(5) != 0
+        entry.soNoCheck = bits(11) != 0
+        entry.soReuseport = bits(15) != 0
+        entry.soBroadcast = bits(6) != 0
+        entry.soKeepalive = bits(9) != 0
+        entry.soOobinline = bits(10)
+        entry.soBufLock = bits(72)
+        return entry
     }
 
     /// What only sockets of a network have: device, linger, filter, owner; and options that CRIU does not know.
@@ -87,16 +118,36 @@ enum SocketOptions {
         return Array(name.prefix(Int(min(length, 16))).prefix { $0 != 0 })
     }
 
-    static func restore(_ entry: SkOptsEntry, on number: Int32) throws(Failure) {
+    /// What a socket has that nobody has set anything of yet.
+    struct Fresh {
+        let sending: Int32, receiving: Int32, bufferLock: Int32?, priority: Int32
+
+        init(_ number: Int32) throws(SystemCallError) {
+            (sending, receiving) = (try socketOption(number, 7), try socketOption(number, 8))
+            bufferLock = try? socketOption(number, 72)
+            priority = try socketOption(number, 12)
+        }
+    }
+
+    /// Sets what differs.
+    ///
+    /// - Parameter fresh: what the socket has, if that is known.
+    static func restore(_ entry: SkOptsEntry, on number: Int32, over fresh: Fresh? = nil) throws(Failure) {
         try attempt("set the socket's options") { () throws(SystemCallError) in
+            let fresh = if let fresh { fresh } else { try Fresh(number) }
             // The kernel doubles what it is given. The FORCE forms go past the system's limits.
-            if Int64(entry.soSndbuf) != Int64(try socketOption(number, 7)) {
+            // Setting a buffer's size sets its lock too.
+            var lock: Int32? = fresh.bufferLock
+            if Int64(entry.soSndbuf) != Int64(fresh.sending) {
+                lock = nil
                 try setSocketOption(number, 32, Int32(clamping: entry.soSndbuf / 2))
             }
-            if Int64(entry.soRcvbuf) != Int64(try socketOption(number, 8)) {
+            if Int64(entry.soRcvbuf) != Int64(fresh.receiving) {
+                lock = nil
                 try setSocketOption(number, 33, Int32(clamping: entry.soRcvbuf / 2))
             }
-            if entry.hasSoBufLock, Int64(entry.soBufLock) != Int64(try socketOption(number, 72)) {
+            if lock == nil { lock = try? socketOption(number, 72) }
+            if entry.hasSoBufLock, lock.map({ Int64($0) }) != Int64(entry.soBufLock) {
                 try setSocketOption(number, 72, Int32(clamping: entry.soBufLock))
             }
             for (option, seconds, micros) in [
@@ -112,7 +163,7 @@ enum SocketOptions {
                 (11, entry.soNoCheck),
                 (6, entry.soBroadcast), (9, entry.soKeepalive), (10, entry.soOobinline != 0),
             ] where value { try setSocketOption(number, option, 1) }
-            if entry.hasSoPriority, Int64(entry.soPriority) != Int64(try socketOption(number, 12)) {
+            if entry.hasSoPriority, Int64(entry.soPriority) != Int64(fresh.priority) {
                 try setSocketOption(number, 12, Int32(clamping: entry.soPriority))
             }
             if entry.soMark != 0 { try setSocketOption(number, 36, Int32(bitPattern: entry.soMark)) }

@@ -119,11 +119,14 @@ final class UnixDiagnoses {
     /// Takes an answer in. Returns whether more follow.
     private func receive() throws(SystemCallError) -> Bool {
         let number = Int(socket)
-        // MSG_TRUNC | MSG_PEEK: a listener with many connections waiting makes a large message.
-        let needed = try room.withAddress { (address, count) throws(SystemCallError) in
-            try systemCall(.recvfrom, number, address, count, 0x22, 0, 0)
+        // MSG_TRUNC | MSG_PEEK: a listener with many connections waiting makes a large message. Those of a list of all
+        // sockets are never larger than what we receive into.
+        if !hasAll {
+            let needed = try room.withAddress { (address, count) throws(SystemCallError) in
+                try systemCall(.recvfrom, number, address, count, 0x22, 0, 0)
+            }
+            if needed > room.count { room = [UInt8](repeating: 0, count: needed) }
         }
-        if needed > room.count { room = [UInt8](repeating: 0, count: needed) }
         let got = try room.withAddress { (address, count) throws(SystemCallError) in
             try systemCall(.recvfrom, number, address, count, 0, 0, 0)
         }

@@ -49,7 +49,8 @@ enum UnixSocket: FileKind {
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry {
         let number = file.handle.number
         let (domain, type) = try attempt("ask what socket it is") { () throws(SystemCallError) in
-            (try socketOption(number, 39), try socketOption(number, 3))
+            let family = if let known = file.facts.family { known } else { try socketOption(number, 39) }
+            return (family, try socketOption(number, 3))
         }
         guard domain == 1 else {
             throw Failure(
@@ -67,7 +68,7 @@ enum UnixSocket: FileKind {
         (entry.flags, entry.uflags) = (file.facts.statusFlags, 0)
         (entry.backlog, entry.peer) = (UInt32(facts.state) == listening ? facts.backlog : 0, facts.peer)
         entry.fown = try FileOwner.dump(file)
-        entry.opts = try SocketOptions.dump(number)
+        entry.opts = try SocketOptions.dump(file, context)
         entry.name = imageBytes(facts.name)
         if facts.shutdown != 0 { entry.shutdown = SkShutdown(rawValue: Int(facts.shutdown)) ?? .both }
         entry.nsID = file.owner.ids.netNsID

@@ -24,6 +24,8 @@ final class UnixSocketMaking {
     private var temporary: [UInt32: Int32] = [:]
     /// Members whose name is not theirs to bind.
     private var accepted: Set<UInt32> = []
+    /// What new sockets have, by type.
+    private var fresh: [UInt32: SocketOptions.Fresh] = [:]
     /// Connections to the outside that could be made anew.
     private var reconnected: Set<UInt32> = []
 
@@ -601,7 +603,13 @@ final class UnixSocketMaking {
                 }
             }
         }
-        try SocketOptions.restore(socket.opts, on: number)
+        // All new sockets of a type are the same.
+        if fresh[socket.type] == nil {
+            fresh[socket.type] = try attempt("read the socket's options") { () throws(SystemCallError) in
+                try SocketOptions.Fresh(number)
+            }
+        }
+        try SocketOptions.restore(socket.opts, on: number, over: fresh[socket.type])
         try attempt("set its state") { () throws(SystemCallError) in
             if socket.hasInode || (!socket.name.isEmpty && socket.name.first != 0) {
                 let mode = socket.hasInode ? Int(socket.inode.mode & 0o7777) : 0o777
