@@ -57,8 +57,7 @@ private struct Look {
                 if let inode = UInt32(String(decoding: digits, as: UTF8.self)) { sockets[inode] = (task, number) }
                 continue
             }
-            let name = (try? TaskStatus.read(of: task).name) ?? "?"
-            try during(.dumping(task, name)) { () throws(Failure) in
+            try during(.dumping(task, Look.name(of: task))) { () throws(Failure) in
                 try during(.descriptor(number)) { () throws(Failure) in
                     try during(.file(String(decoding: text, as: UTF8.self))) { () throws(Failure) in
                         if try isHarmless(number, of: task, text) {
@@ -70,6 +69,8 @@ private struct Look {
             }
         }
     }
+
+    private static func name(of task: TaskID) -> String { (try? TaskStatus.read(of: task).name) ?? "?" }
 
     /// The text of a link, if it is of a kind that may be refused.
     private mutating func target(of number: Int32, in folder: Int32) -> [UInt8]? {
@@ -95,8 +96,7 @@ private struct Look {
         guard !sockets.isEmpty, let found = TCPPolicy.check(Set(sockets.keys), policy),
             let holder = sockets[found.inode]
         else { return }
-        let name = (try? TaskStatus.read(of: holder.task).name) ?? "?"
-        try during(.dumping(holder.task, name)) { () throws(Failure) in
+        try during(.dumping(holder.task, Look.name(of: holder.task))) { () throws(Failure) in
             try during(.descriptor(holder.number)) { () throws(Failure) in throw found.failure }
         }
     }
