@@ -1,6 +1,7 @@
 // A program of a given shape that stands still, for measuring checkpoints: workload READY KIND COUNT.
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -73,6 +74,18 @@ int main(int argc, char **argv) {
         for (long i = 0; i < count; i++) {
             int ends[2];
             if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends)) return 1;
+        }
+    } else if (!strcmp(argv[2], "connections")) {
+        struct rlimit limit = {20000, 20000};
+        setrlimit(RLIMIT_NOFILE, &limit);
+        struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        socklen_t length = sizeof address;
+        int listener = socket(AF_INET, SOCK_STREAM, 0);
+        if (bind(listener, (struct sockaddr *)&address, length) || listen(listener, 1)) return 1;
+        getsockname(listener, (struct sockaddr *)&address, &length);
+        for (long i = 0; i < count; i++) {
+            int end = socket(AF_INET, SOCK_STREAM, 0);
+            if (end < 0 || connect(end, (struct sockaddr *)&address, length) || accept(listener, NULL, NULL) < 0) return 1;
         }
     } else if (!strcmp(argv[2], "mappings")) {
         for (long i = 0; i < count; i++) {

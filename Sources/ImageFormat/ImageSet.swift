@@ -5,7 +5,7 @@ internal import Synchronization
 public import SystemPackage
 
 /// A finished set of images, opened for reading. Nothing in it is trusted.
-public final class ImageSet {
+public final class ImageSet: Sendable {
     /// The directory.
     public let directory: Descriptor
     /// Its path, for messages.

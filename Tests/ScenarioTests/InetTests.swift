@@ -49,11 +49,16 @@ private struct Client: ~Copyable {
     func shutDown() { shutdown(socket, Int32(SHUT_WR)) }
 }
 
-/// The tables of dumps that are in the kernel now.
+/// The tables in the kernel that hold up connections of the program now. Other tests may have theirs.
 private func tables(_ program: Program) throws -> String {
-    _ = try program.run(["sh", "-c", "nft list tables > \(program.work)/tables 2>&1"])
-    return program.text("tables").split(separator: "\n").filter { $0.contains("brumate") || $0.contains("CRIU") }
-        .joined(separator: " ")
+    _ = try program.run(["sh", "-c", "nft -n list ruleset > \(program.work)/tables 2>&1"])
+    let port = Substring(program.text("port"))
+    var (found, table) = (Set<Substring>(), Substring())
+    for line in program.text("tables").split(separator: "\n") {
+        if line.hasPrefix("table ") { table = line }
+        if line.split(whereSeparator: { " ,\t".contains($0) }).contains(port) { found.insert(table) }
+    }
+    return found.sorted().joined(separator: " ")
 }
 
 private let server = """

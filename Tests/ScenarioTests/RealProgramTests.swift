@@ -3,7 +3,7 @@ import Linux
 import Testing
 
 /// Whether a test's programs are installed. One that lacks some is skipped and says which.
-private func programs(_ names: String..., package: String) -> ConditionTrait {
+func programs(_ names: String..., package: String) -> ConditionTrait {
     let missing = names.filter { name in
         !["/usr/sbin", "/usr/bin", "/usr/local/bin"].contains { access("\($0)/\(name)", X_OK) == 0 }
     }

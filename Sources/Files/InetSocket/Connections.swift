@@ -10,6 +10,8 @@ final class Connections {
     /// One end of a connection.
     private struct End {
         let file: OpenFile, connection: Connection, inode: UInt32
+        /// It was over when it was dumped; then nobody waits for an answer.
+        let isOver: Bool
 
         /// Whether there is a peer that waits for an answer.
         var isEstablished: Bool {
@@ -37,7 +39,9 @@ final class Connections {
 
     /// Notes an end of a connection, whose entry is completed later.
     func add(_ file: OpenFile, _ connection: Connection, _ entry: InetSkEntry) {
-        ends.append(End(file: file, connection: connection, inode: entry.ino))
+        ends.append(
+            End(
+                file: file, connection: connection, inode: entry.ino, isOver: entry.state == TCPState.closed.rawValue))
     }
 
     /// Locks the connections and reads them.
@@ -51,7 +55,7 @@ final class Connections {
             }
         }
         // A connection that is over needs no lock.
-        let open = Set(ends.filter(\.isEstablished).map(\.connection))
+        let open = Set(ends.lazy.filter { !$0.isOver }.map(\.connection))
         try lock.take(open, context.policy.networkLock, context.log)
         var places: [UInt32: Int] = [:]
         for (place, entry) in context.files.enumerated() where entry.hasIsk { places[entry.id] = place }

@@ -5,6 +5,7 @@ internal import Kinds
 internal import Linux
 internal import Logging
 internal import Netlink
+internal import Synchronization
 
 /// A socket of the internet: TCP, UDP, UDP-Lite, ICMP (ping) and raw, of IPv4 and IPv6.
 enum InetSocket: FileKind {
@@ -221,6 +222,8 @@ enum InetSocket: FileKind {
         var dumped: Set<Connection> = [], connections: Set<Connection> = []
         let lock = NetworkLock()
         var isLocked = false
+        /// What connections have in their images, by inode; without those that have much of it.
+        var streams: [UInt32: TCPStream] = [:]
         /// Ports that more than one listener has.
         var sharedPorts: Set<UInt32> = []
         static func of(_ context: RestoreContext) -> Restored { context.state(Restored.self) { Restored() } }
@@ -253,18 +256,33 @@ enum InetSocket: FileKind {
             if !ports.insert(entry.srcPort).inserted { restored.sharedPorts.insert(entry.srcPort) }
         }
         guard !context.policy.tcpClose else { return }
+        var wanted: [(inode: UInt32, state: UInt32)] = []
         for entry in entries where isConnection(entry) {
             let ends = try connection(entry)
             let isOver = entry.state == TCPState.closed.rawValue
             guard context.policy.tcpEstablished || isOver || all.contains(ends.reversed.plain) else {
                 throw TCPPolicy.refusal(ends)
             }
-            _ = try TCPStream(entry.ino, state: entry.state, from: context.images)
+            wanted.append((entry.ino, entry.state))
         }
+        restored.streams = try TCPStream.readAll(wanted, from: context.images)
         restored.connections = all
     }
 
+    /// Whether a file is a connection that we make.
+    private static func makesConnection(_ entry: InetSkEntry, _ context: RestoreContext) -> Bool {
+        isConnection(entry) && !context.policy.tcpClose && !context.inherits("socket:[\(entry.ino)]")
+    }
+
+    /// Connections are made all together, after the listeners.
+    static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 {
+        makesConnection(entry.isk, context) ? .max : UInt64(entry.id)
+    }
+
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
+        if let first = members.first, makesConnection(first.isk, context) {
+            return try makeConnections(members.map { ($0.id, $0.isk) }, context)
+        }
         for member in members {
             let entry = member.isk
             try during(.file("socket:[\(entry.ino)]")) { () throws(Failure) in
@@ -276,7 +294,43 @@ enum InetSocket: FileKind {
         }
     }
 
+    private static func makeConnections(
+        _ members: [(id: UInt32, entry: InetSkEntry)], _ context: RestoreContext
+    ) throws(Failure) {
+        try lock(context)
+        let restored = Restored.of(context)
+        let (streams, images) = (restored.streams, context.images)
+        restored.streams = [:]
+        let dealer = Dealer(members.count)
+        let made = Mutex<[(id: UInt32, number: Int32)]>([])
+        let outcome = Result { () throws(Failure) in
+            try Workers.run(members.count < TCPStream.fewConnections ? 1 : Workers.count) { () throws(Failure) in
+                while let index = dealer.take() {
+                    let (id, entry) = members[index]
+                    let number = try during(.file("socket:[\(entry.ino)]")) { () throws(Failure) in
+                        let known = streams[entry.ino]
+                        let stream =
+                            if let known { known } else {
+                                try TCPStream(entry.ino, state: entry.state, from: images)
+                            }
+                        return try make(entry, stream, sharesPort: false, closes: false).release()
+                    }
+                    made.withLock { $0.append((id, number)) }
+                }
+            }
+        }
+        for (id, number) in made.withLock({ $0 }) { try context.files.add(id, Descriptor(owning: number)) }
+        try outcome.get()
+    }
+
     private static func make(_ entry: InetSkEntry, _ context: RestoreContext) throws(Failure) -> Descriptor {
+        try make(entry, nil, sharesPort: sharesPort(entry, context), closes: context.policy.tcpClose)
+    }
+
+    /// Makes a socket, which may be done in any thread.
+    private static func make(
+        _ entry: InetSkEntry, _ stream: TCPStream?, sharesPort: Bool, closes: Bool
+    ) throws(Failure) -> Descriptor {
         let kind = kind(entry)
         let made = try create(kind, entry)
         let number = made.number
@@ -286,17 +340,15 @@ enum InetSocket: FileKind {
             }
             // Others may have the address at the same time while not all is restored.
             if kind.type != raw { try setSocketOption(number, 2, 1) }
-            if entry.opts.soReuseport || sharesPort(entry, context) { try setSocketOption(number, 15, 1) }
+            if entry.opts.soReuseport || sharesPort { try setSocketOption(number, 15, 1) }
         }
         try SocketOptions.prepareNetwork(entry.opts, on: number, kind)
         try InternetOptions.prepare(entry, kind, number)
         let ends = try connection(entry, number)
-        if isConnection(entry), !context.policy.tcpClose {
-            try lock(context)
-            let stream = try TCPStream(entry.ino, state: entry.state, from: context.images)
+        if let stream {
             try stream.restore(ends, on: number)
         } else {
-            try address(entry, kind, ends, number, closes: context.policy.tcpClose)
+            try address(entry, kind, ends, number, closes: closes)
         }
         try InternetOptions.complete(entry, kind, number)
         var options = entry.opts
@@ -304,7 +356,7 @@ enum InetSocket: FileKind {
         try SocketOptions.restore(options, on: number)
         try SocketOptions.completeNetwork(entry.opts, on: number, kind)
         try Memberships.restore(entry.memberships, on: number)
-        try halfClose(entry, kind, number, closes: context.policy.tcpClose)
+        try halfClose(entry, kind, number, closes: closes)
         try attempt("set the socket's flags") { () throws(SystemCallError) in try setStatusFlags(number, entry.flags) }
         return made
     }

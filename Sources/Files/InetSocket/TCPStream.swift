@@ -2,9 +2,10 @@ internal import Diagnostics
 internal import ImageFormat
 internal import ImageMessages
 internal import Linux
+internal import Synchronization
 
 /// The states of TCP, by the kernel's numbers.
-enum TCPState: UInt32 {
+enum TCPState: UInt32, Sendable {
     case established = 1, synSent, synReceived, finWait1, finWait2, timeWait, closed, closeWait, lastAck, listening
     case closing
 
@@ -38,18 +39,18 @@ enum Repair {
         do throws(SystemCallError) { try setSocketOption(socket, level: level, mode, -1) } catch {
             try set(socket, mode, 0)  // Before Linux 4.19.
         }
-        try setSocketOption(socket, 2, reuse ? 1 : 0)
+        if reuse { try setSocketOption(socket, 2, 1) }
     }
 
     /// Switches the mode off and tells the peer our window, so that a conversation that has stalled goes on.
     static func endWithProbe(_ socket: Int32, reuse: Bool) throws(SystemCallError) {
         try set(socket, mode, 0)
-        try setSocketOption(socket, 2, reuse ? 1 : 0)
+        if reuse { try setSocketOption(socket, 2, 1) }
     }
 }
 
 /// The state of a TCP connection: `tcp-stream-INODE.img`.
-struct TCPStream {
+struct TCPStream: Sendable {
     var state: TCPState
     var entry = TcpStreamEntry()
     var received: [UInt8] = []
@@ -197,6 +198,26 @@ struct TCPStream {
         unacknowledged = try image.read(Int(entry.outqLen))
     }
 
+    /// Reads and checks the images of many connections. Those with much in their queues are not kept.
+    static func readAll(
+        _ wanted: [(inode: UInt32, state: UInt32)], from images: ImageSet
+    ) throws(Failure) -> [UInt32: TCPStream] {
+        let dealer = Dealer(wanted.count)
+        let found = Mutex<[UInt32: TCPStream]>([:])
+        try Workers.run(wanted.count < fewConnections ? 1 : Workers.count) { () throws(Failure) in
+            while let index = dealer.take() {
+                let (inode, state) = wanted[index]
+                let stream = try TCPStream(inode, state: state, from: images)
+                guard stream.received.count + stream.unacknowledged.count <= 4096 else { continue }
+                found.withLock { $0[inode] = stream }
+            }
+        }
+        return found.withLock { $0 }
+    }
+
+    /// From so many on, several threads work on them.
+    static let fewConnections = 64
+
     /// The number of the first byte that waits to be received.
     private var receiveStart: UInt32 { entry.inqSeq &- (state.receivedFin ? 1 : 0) &- entry.inqLen }
     /// The number of the first byte that is not acknowledged.
@@ -207,10 +228,12 @@ struct TCPStream {
     /// Makes a new socket this connection. It stays in repair mode.
     func restore(_ connection: Connection, on socket: Int32) throws(Failure) {
         try attempt("make room for the queues") { () throws(SystemCallError) in
-            // SO_SNDBUFFORCE, SO_RCVBUFFORCE; the real sizes come later.
-            try setSocketOption(socket, 32, Int32.max / 2)
-            try setSocketOption(socket, 33, Int32.max / 2)
-            try setStatusFlags(socket, UInt32(OpenFlags.nonBlocking.rawValue))
+            if !received.isEmpty || !unacknowledged.isEmpty || state == .synSent {
+                // SO_SNDBUFFORCE, SO_RCVBUFFORCE; the real sizes come later.
+                try setSocketOption(socket, 32, Int32.max / 2)
+                try setSocketOption(socket, 33, Int32.max / 2)
+                try setStatusFlags(socket, UInt32(OpenFlags.nonBlocking.rawValue))
+            }
             try Repair.begin(socket)
         }
         try attempt("bind the connection to \(connection.here.text)", advice: "Restore where this address is") {

@@ -4,7 +4,7 @@ internal import ImageMessages
 internal import Linux
 
 /// A socket option that has no field in CRIU's images. It is noted where it differs from a new socket's.
-struct SocketOption: Hashable {
+struct SocketOption {
     let level: Int, number: Int, name: String
     /// The most bytes that its value has; 4 for numbers.
     let size: Int
@@ -122,6 +122,22 @@ struct SocketOption: Hashable {
         return kind.code == 17 ? udp : kind.code == 136 ? udpLite : []
     }
 
+    /// Whether it has this value; false if the kernel or the protocol does not have it.
+    func has(_ known: [UInt8], on socket: Int32) -> Bool {
+        guard size <= 8 else { return value(of: socket) == known }
+        // Thousands of sockets have dozens of these: no array.
+        var answer: (value: UInt64, length: UInt32) = (0, UInt32(size))
+        let answers: Void? = try? withAddress(of: &answer) { (address) throws(SystemCallError) in
+            try systemCall(.getsockopt, Int(socket), level, number, address, address + 8)
+        }
+        guard answers != nil, Int(answer.length) == known.count else { return false }
+        for (index, byte) in known.enumerated() {
+            // Little endian.
+            if UInt8(truncatingIfNeeded: answer.value >> (8 * UInt64(index))) != byte { return false }
+        }
+        return true
+    }
+
     /// Its value; nil if the kernel or the protocol does not have it.
     func value(of socket: Int32) -> [UInt8]? {
         var room = [UInt8](repeating: 0, count: size)
@@ -180,14 +196,17 @@ extension SocketKind {
 
 /// What new sockets have, by kind.
 final class SocketDefaults {
-    private var known: [SocketKind: [SocketOption: [UInt8]]] = [:]
+    /// An option and its value of a new socket. What the kernel does not tell of a new one it tells of none.
+    typealias Default = (option: SocketOption, value: [UInt8])
+    private var known: [SocketKind: [Default]] = [:]
 
     /// The values of a new socket's options; nil if none can be made.
-    func values(_ kind: SocketKind) -> [SocketOption: [UInt8]]? {
+    func values(_ kind: SocketKind) -> [Default]? {
         if let values = known[kind] { return values }
         guard let fresh = try? kind.make() else { return nil }
-        var values: [SocketOption: [UInt8]] = [:]
-        for option in SocketOption.all(kind) { values[option] = option.value(of: fresh.number) }
+        let values = SocketOption.all(kind).compactMap { option in
+            option.value(of: fresh.number).map { (option, $0) }
+        }
         known[kind] = values
         return values
     }

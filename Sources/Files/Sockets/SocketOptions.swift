@@ -98,8 +98,8 @@ enum SocketOptions {
         entry.uid = file.facts.status.uid
         entry.gid = file.facts.status.gid
         guard let defaults = context.state(SocketDefaults.self, { SocketDefaults() }).values(kind) else { return }
-        for option in SocketOption.all(kind) where !(isConnected && option.isForUnconnected) {
-            guard let value = option.value(of: number), value != defaults[option] else { continue }
+        for (option, usual) in defaults where !(isConnected && option.isForUnconnected) {
+            guard !option.has(usual, on: number), let value = option.value(of: number) else { continue }
             var more = BrumateSocketOptionEntry()
             (more.level, more.number, more.value) = (UInt32(option.level), UInt32(option.number), imageBytes(value))
             entry.more.append(more)
