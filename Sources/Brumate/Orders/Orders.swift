@@ -45,6 +45,7 @@ enum Orders {
         request.scripts = Scripts(paths: options.actionScripts.map { FilePath(bytes: $0.bytes) })
         request.plugins = options.libraryDirectory
         request.faults = session.faults
+        if options.pageServer { request.pageServer = place(options) }
         return try Engine.dump(request, log: session.log)
     }
 
