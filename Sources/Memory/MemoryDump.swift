@@ -364,7 +364,7 @@ public enum MemoryDump {
                 : parts(of: findings.pages, in: mapping.range, from: &nextPage)
             for part in pages {
                 stretches.append(PageStretch(part, isReadable: mapping.protection & 1 != 0 && !mapping.hasSharedPages))
-                runs.append(PageRun(address: part.start, pages: part.length / pageSize, isLazy: mapping.inode == 0))
+                runs.append(PageRun(address: part.start, pages: part.length / pageSize, isLazy: mapping.canBeLazy))
             }
             guards += parts(of: findings.guards, in: mapping.range, from: &nextGuard)
         }

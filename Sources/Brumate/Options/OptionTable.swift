@@ -280,8 +280,8 @@ extension Option {
             (options, word) throws(Failure) in options.preDumpMode = try word.choice(Options.PreDumpMode.self)
         },
         .flag(
-            "lazy-pages", nil, .memory, .ours, "Leave pages where they are until they are needed.",
-            support: .later(memory, on: both) { $0.lazyPages }
+            "lazy-pages", nil, .memory, .ours,
+            "Restore: pages come while the tasks run. Dump, page-server: give pages to the restore's pager."
         ) { $0.lazyPages = $1 },
     ]
 

@@ -41,6 +41,95 @@ extension Orders {
     }
 }
 
+extension Orders {
+    /// Is the pager of one lazy restore.
+    static func lazyPages(_ session: borrowing Session) throws(Failure) {
+        let options = session.options
+        var request = LazyPagesRequest(images: session.imagesPath)
+        if options.pageServer { request.pageServer = place(options) }
+        request.restore = Background.number(of: pagerVariable)
+        try Engine.lazyPages(request, log: session.log) { () throws(Failure) in
+            if request.restore != nil { Background.leave() } else { try Background.tellReady(options) }
+        }
+    }
+
+    /// A pager of ours keeps nothing that whoever started the restore left open.
+    static func closeStrangers(_ options: Options) {
+        guard let own = Background.number(of: pagerVariable) else { return }
+        var at: Int32 = 3
+        for kept in [own, options.pageServerSocket].compactMap({ $0 }).sorted() where kept >= at {
+            if kept > at { _ = try? systemCall(.close_range, Int(at), Int(kept) - 1, 0) }
+            at = kept + 1
+        }
+        _ = try? systemCall(.close_range, Int(at), Int(Int32.max), 0)
+    }
+
+    /// The environment variable that tells a pager of ours its socket.
+    private static let pagerVariable = "BRUMATE_PAGER"
+
+    /// How a restore comes to its pager: the daemon that waits in the work directory, or else one of its own.
+    static func pager(
+        _ session: borrowing Session
+    ) -> @Sendable (Set<TaskID>) throws(Failure) -> Descriptor {
+        var words = ["brumate", "lazy-pages", "--no-default-config", "--log-file", "lazy-pages.log"]
+        let options = session.options
+        words += ["--images-dir", session.imagesPath.string, "--work-dir", session.workPath.string]
+        words += ["--verbosity=\(options.verbosity)"]
+        if options.pageServer {
+            words.append("--page-server")
+            if let address = options.address { words += ["--address", address] }
+            if let port = options.port { words += ["--port", "\(port)"] }
+            if let socket = options.pageServerSocket { words += ["--ps-socket", "\(socket)"] }
+            if options.tls.enabled {
+                words.append("--tls")
+                if !options.tls.verifiesName { words.append("--tls-no-cn-verify") }
+                for (name, path) in [
+                    ("cacert", options.tls.authority), ("cacrl", options.tls.revocations),
+                    ("cert", options.tls.certificate), ("key", options.tls.key),
+                ] {
+                    if let path { words += ["--tls-\(name)", path.string] }
+                }
+            }
+        }
+        let (arguments, log, passed) = (words, session.log, options.pageServer ? options.pageServerSocket : nil)
+        return { (taken) throws(Failure) in
+            if let daemon = try connectToPager() { return daemon }
+            log.info("no lazy-pages daemon waits here: a pager is started, its log is lazy-pages.log")
+            return try startPager(arguments, taken: taken, passed: passed)
+        }
+    }
+
+    /// Starts a pager of our own, whose pid is not one of those that the tree needs.
+    private static func startPager(
+        _ arguments: [String], taken: Set<TaskID>, passed: Int32?
+    ) throws(Failure) -> Descriptor {
+        // Those whose pids are taken wait as long, so that each gets another.
+        var failed: [TaskID] = []
+        var sockets: [Int32] = []
+        defer {
+            for socket in sockets { _ = try? systemCall(.close, Int(socket)) }
+            for pager in failed { _ = try? waitForProgram(pager) }
+        }
+        while true {
+            let (theirs, ours) = try pagerSockets()
+            let socket = Descriptor(owning: ours)
+            let end = Descriptor(owning: theirs)
+            let pager = try attempt("start the pager") { () throws(SystemCallError) in
+                // Above what the user passes.
+                let copy = try end.duplicate(atLeast: 100)
+                var streams = [copy.number: copy.number]
+                if let passed { streams[passed] = passed }
+                return try startProgram(
+                    "/proc/self/exe", arguments: arguments, environment: ["\(pagerVariable)=\(copy.number)"],
+                    streams: streams)
+            }
+            guard taken.contains(pager) else { return socket }
+            failed.append(pager)
+            sockets.append(socket.release())
+        }
+    }
+}
+
 /// Servers that go into the background (`--daemon`).
 enum Background {
     /// The environment variable that tells the process in the background where to say that it is ready.
@@ -80,7 +169,10 @@ enum Background {
     }
 
     /// Where to say that we are ready, if we are in the background.
-    private static var descriptor: Int32? {
+    private static var descriptor: Int32? { number(of: variable) }
+
+    /// The descriptor that an environment variable names.
+    static func number(of variable: String) -> Int32? {
         let text = (try? readWholeFile("/proc/self/environ")) ?? []
         let start = Array("\(variable)=".utf8)
         let entry = text.split(separator: 0).first { $0.starts(with: start) }
@@ -102,7 +194,11 @@ enum Background {
             }
             _ = try? systemCall(.close, Int(number))
         }
-        guard descriptor != nil else { return }
+        if descriptor != nil { leave() }
+    }
+
+    /// Leaves the session and the standard streams of whoever started us.
+    static func leave() {
         _ = try? systemCall(.setsid)
         // Who waits for the end of our output waits no longer.
         guard let nothing = try? openFile("/dev/null", .readWrite) else { return }
