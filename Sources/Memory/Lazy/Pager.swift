@@ -73,7 +73,11 @@ public final class Pager {
     public func run() throws(Failure) {
         do throws(Failure) {
             try acquaint()
-            while !(isRestored && memories.isEmpty) { try step() }
+            while true {
+                if isRestored { dismiss() }
+                if isRestored, memories.isEmpty { break }
+                try step()
+            }
             try requester?.finish()
         } catch {
             if isRestored || !memories.isEmpty {
@@ -126,17 +130,19 @@ public final class Pager {
                 try serve(memory, Address(address))
             }
         }
-        if isRestored {
-            for memory in memories where memory.isComplete {
-                total.bytes += memory.broughtBytes
-                total.faults += memory.faultCount
-                log.debug("\(memory.name): \(memory.isGone ? "it has ended" : "all pages are there")")
-            }
-            // Their descriptors close, and the kernel fills what was never written, as always.
-            memories.removeAll { memory in memory.isComplete && !requests.contains { $0.memory === memory } }
-        }
         chunk = isUrgent ? Pager.smallestChunk : min(chunk * 2, PageRequester.largest)
         if canFill, !isUrgent || requester != nil { try fill() }
+    }
+
+    /// Forgets memories that need nothing more: their descriptors close, and the kernel fills what was never written.
+    private func dismiss() {
+        let done = memories.filter { memory in memory.isComplete && !requests.contains { $0.memory === memory } }
+        for memory in done {
+            total.bytes += memory.broughtBytes
+            total.faults += memory.faultCount
+            log.debug("\(memory.name): \(memory.isGone ? "it has ended" : "all pages are there")")
+        }
+        if !done.isEmpty { memories.removeAll { memory in done.contains { $0 === memory } } }
     }
 
     /// Whether there are pages that could be brought unasked.
