@@ -319,7 +319,8 @@ extension Option {
 
     private static let servers: [Option] = [
         .value("address", nil, "ADDRESS", .servers, "Address of the page server or service.") { $0.address = $1.text },
-        .value("port", nil, "NUM", .servers, "Port of the page server; 0: any that is free, which it prints.") { (options, word) throws(Failure) in
+        .value("port", nil, "NUM", .servers, "Port of the page server; 0: any that is free, which it prints.") {
+            (options, word) throws(Failure) in
             options.port = try word.number(0...UInt16.max, called: "a port")
         },
         .value(

@@ -15,7 +15,8 @@ extension Area {
 extension VMA {
     /// The same rule on dump.
     var canBeLazy: Bool {
-        inode == 0 && !isShared && !isOfKernel && !isDevice && ["lo", "ht", "dp", "um"].allSatisfy { !flags.all.contains($0) }
+        inode == 0 && !isShared && !isOfKernel && !isDevice
+            && ["lo", "ht", "dp", "um"].allSatisfy { !flags.all.contains($0) }
     }
 }
 
