@@ -35,6 +35,8 @@ let package = Package(
     targets: [
         // Floor 0: headers only.
         .target(name: "CLinux"),
+        .target(
+            name: "CTransportSecurity", linkerSettings: [.linkedLibrary("ssl"), .linkedLibrary("crypto")]),
         // Floor 1: typed system calls and owners of kernel resources.
         .target(name: "Linux", dependencies: ["CLinux", system], swiftSettings: strict),
         // Floor 2: failures, log, statistics, fault points.
@@ -46,6 +48,9 @@ let package = Package(
             name: "ImageFormat", dependencies: ["CLinux", "Linux", "Diagnostics", "ImageMessages", protobuf, system],
             swiftSettings: strict),
         .target(name: "Netlink", dependencies: ["Linux"], swiftSettings: strict),
+        .target(
+            name: "Transport", dependencies: ["CTransportSecurity", "Linux", "Diagnostics", system],
+            swiftSettings: strict),
         // Floor 4: system calls in other tasks.
         .target(name: "CRemote"),
         .target(
@@ -60,7 +65,10 @@ let package = Package(
             swiftSettings: strict),
         .target(
             name: "Pages",
-            dependencies: ["CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote"],
+            dependencies: [
+                "CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Transport",
+                logging,
+            ],
             swiftSettings: strict),
         // Floor 6: families of kernel objects.
         .target(
@@ -74,7 +82,7 @@ let package = Package(
             name: "Memory",
             dependencies: [
                 "CLinux", "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", "Pages",
-                logging, system,
+                "Transport", logging, system,
             ],
             swiftSettings: strict),
         .target(
@@ -97,14 +105,15 @@ let package = Package(
             dependencies: [
                 "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", "Pages", "Tasks",
                 "Memory",
-                "Files", "IPC", logging, system,
+                "Files", "IPC", "Transport", logging, system,
             ],
             swiftSettings: strict),
         // Floor 8: the public library: options, API.
         .target(
             name: "Brumate",
             dependencies: [
-                "CLinux", "Linux", "Diagnostics", "Procfs", "ImageFormat", "Remote", "Kinds", "Engine", logging, system,
+                "CLinux", "Linux", "Diagnostics", "Procfs", "ImageFormat", "Remote", "Kinds", "Engine",
+                "Transport", logging, system,
             ],
             swiftSettings: strict),
         // Floor 9: the executable.

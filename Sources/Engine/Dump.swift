@@ -7,6 +7,7 @@ public import Kinds
 public import Linux
 public import Logging
 internal import Memory
+internal import Pages
 internal import Procfs
 public import Remote
 public import SystemPackage
@@ -30,6 +31,8 @@ public struct DumpRequest: Sendable {
     public var scripts = Scripts()
     /// Where plugins are, if the user says (`--libdir`).
     public var plugins: FilePath?
+    /// Where pages go instead of the image directory (`--page-server`).
+    public var pageServer: PageServerPlace?
     /// Faults asked for by tests.
     public var faults = Faults()
 
@@ -56,6 +59,9 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
         context.plugins = try Plugins(in: request.plugins, order: "dump", log: log)
         try context.plugins.startAll(root: request.root)
         try Preflight.check(request.root, policy, context.plugins)
+        if let place = request.pageServer {
+            images.pageReceiver = try PageSender(place.connect(), isPassed: place.socket != nil)
+        }
         rehearse(context)
         try request.scripts.run(.preDump, images: images.directory.number, root: request.root)
         let started = ContinuousClock.now
@@ -204,6 +210,7 @@ private struct DumpOrder {
         }
         try files.write()
         try images.writeOut()
+        try images.pageReceiver?.finish()
         try context.faults.pass(.dumpCommit)
         try images.commit(inventory(), sync: request.isSynced ? .best() : .none)
         try request.scripts.run(.postDump, images: images.directory.number, root: request.root)

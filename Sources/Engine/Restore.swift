@@ -28,6 +28,9 @@ public struct RestoreRequest: Sendable {
     public var scripts = Scripts()
     /// Where plugins are, if the user says (`--libdir`).
     public var plugins: FilePath?
+    /// Connects to a pager, which brings pages while the tasks run (`--lazy-pages`). If it starts one, that must not
+    /// take one of these pids.
+    public var pager: (@Sendable (_ taken: Set<TaskID>) throws(Failure) -> Descriptor)?
     /// Faults asked for by tests.
     public var faults = Faults()
 
@@ -48,8 +51,10 @@ public struct RestoreOutcome: Sendable {
 /// If it throws, nothing of the tree is left.
 public func restore(_ request: RestoreRequest, log: Logger) throws(Failure) -> RestoreOutcome {
     raiseDescriptorLimit()
+    var policy = request.policy
+    policy.isLazy = request.pager != nil
     let context = RestoreContext(
-        policy: request.policy, images: try ImageSet(request.images), log: log, faults: request.faults)
+        policy: policy, images: try ImageSet(request.images), log: log, faults: request.faults)
     defer { context.plugins.end() }
     let order = RestoreOrder(context: context, request: request)
     do throws(Failure) { return try order.run() } catch {
@@ -78,6 +83,10 @@ final class RestoreOrder {
         let started = ContinuousClock.now
         context.plugins = try Plugins(in: request.plugins, order: "restore", log: context.log)
         try makePlan()
+        if let pager = request.pager {
+            let zombies = plan.processes.filter(\.isZombie).map(\.id)
+            try LazyRestore.begin(pager(Set(plan.allIDs)), zombies: zombies, context)
+        }
         try context.faults.pass(.restorePlanned)
         try request.scripts.run(.preRestore, images: context.images.directory.number, root: nil)
         try FileRestore.make(context)
@@ -426,6 +435,7 @@ final class RestoreOrder {
             }
         }
         try FileRestore.start(context)
+        try LazyRestore.check(context)
         // The tasks have their own: with ours, what they close would not be closed.
         context.files = FileTable()
         try letLive(living.flatMap(\.threads).map(\.puppet.tracee))
@@ -443,6 +453,7 @@ final class RestoreOrder {
             for thread in process.threads.dropFirst() { _ = try? thread.puppet.tracee.detach() }
             _ = try? process.puppet.tracee.detach()
         }
+        LazyRestore.finish(context)
         if request.leaveStopped { awaitStop(of: living.map { ($0.id, $0.threads.map(\.id)) }) }
     }
 

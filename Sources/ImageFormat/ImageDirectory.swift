@@ -16,7 +16,9 @@ public final class ImageDirectory {
     /// Its path, for messages.
     public let path: FilePath
     private var written: [String] = []
-    private var nextPages: UInt32 = 1
+    private var nextPages: UInt32
+    /// Where page maps and pages go instead, nil if they go here.
+    public var pageReceiver: (any PageReceiver)?
     private var held: [(name: ImageName, contents: Contents)] = []
     private var heldBytes = 0
     private var shared: [(name: ImageName, pagemap: Pagemap)] = []
@@ -36,8 +38,11 @@ public final class ImageDirectory {
 
     /// Opens a directory for a new set of images. An older inventory in it is removed first: from here on the directory
     /// holds no valid image.
-    public init(_ path: FilePath) throws(Failure) {
+    ///
+    /// - Parameter firstPagesID: the number of the first pages file. Who writes pages for another uses others than that.
+    public init(_ path: FilePath, firstPagesID: UInt32 = 1) throws(Failure) {
         self.path = path
+        nextPages = firstPagesID
         directory = try attempt(
             "open the image directory \(path.string)", advice: "Create it, or pass another with --images-dir"
         ) {
@@ -45,13 +50,18 @@ public final class ImageDirectory {
         }
     }
 
-    /// Forgets an older set: removes its inventory.
-    public func begin() throws(Failure) {
+    /// Removes the inventory of an older set.
+    public func invalidate() throws(Failure) {
         do throws(SystemCallError) { try remove(ImageName.inventory.fileName) } catch {
             if error.errno != .ENOENT {
                 throw Failure(.denied, "can't write to the image directory \(path.string)", cause: error)
             }
         }
+    }
+
+    /// Forgets an older set: removes its inventory.
+    public func begin() throws(Failure) {
+        try invalidate()
         do throws(SystemCallError) { try remove("parent") } catch {}
         removeSharedPages()
         _ = try createFile(ImageName(".brumate-probe", 0, isService: true))
@@ -167,7 +177,7 @@ public final class ImageDirectory {
     }
 
     /// Brings all files of the set to the disk.
-    private func sync(_ method: SyncMethod) throws(Failure) {
+    public func sync(_ method: SyncMethod) throws(Failure) {
         let number = Int(directory.number)
         let ours = written
         try attempt("sync the image in \(path.string)", advice: "Check the disk, or pass --no-sync") {

@@ -55,12 +55,20 @@ public struct Pagemap: Sendable {
     /// Number of pages in the pages file.
     public var presentPages: UInt64 { runs.reduce(0) { $0 &+ ($1.isPresent ? $1.pages : 0) } }
 
-    /// Writes it.
-    public func write(_ name: ImageName, to images: ImageDirectory) throws(Failure) {
+    /// Begins one, to which entries are appended.
+    public static func begin(
+        _ name: ImageName, pagesID: UInt32, in images: ImageDirectory
+    ) throws(Failure) -> ImageWriter {
         let writer = images.create(name)
         var head = PagemapHead()
         head.pagesID = pagesID
         try writer.append(head)
+        return writer
+    }
+
+    /// Writes it.
+    public func write(_ name: ImageName, to images: ImageDirectory) throws(Failure) {
+        let writer = try Pagemap.begin(name, pagesID: pagesID, in: images)
         for run in runs { try writer.append(run.entry) }
         try writer.finish()
     }

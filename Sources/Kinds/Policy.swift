@@ -90,6 +90,8 @@ public struct RestorePolicy: Sendable {
     public var tcpEstablished = false
     /// TCP connections come back closed (`--tcp-close`).
     public var tcpClose = false
+    /// A pager brings pages of private memory while the tasks run (`--lazy-pages`).
+    public var isLazy = false
     /// CRIU's defaults.
     public init() {}
 }

@@ -367,12 +367,13 @@ public enum MemoryDump {
                 : parts(of: findings.pages, in: mapping.range, from: &nextPage)
             for part in pages {
                 stretches.append(PageStretch(part, isReadable: mapping.protection & 1 != 0 && !mapping.hasSharedPages))
-                runs.append(PageRun(address: part.start, pages: part.length / pageSize, isLazy: mapping.inode == 0))
+                runs.append(PageRun(address: part.start, pages: part.length / pageSize, isLazy: mapping.canBeLazy))
             }
             guards += parts(of: findings.guards, in: mapping.range, from: &nextGuard)
         }
         let id = context.images.newPagesID()
-        if context.processes.count > 1 {
+        // A page server knows no pages of relatives.
+        if context.processes.count > 1, context.images.pageReceiver == nil {
             runs = try SharedPages.of(context).divide(runs, of: process, pagesID: id, scan)
             stretches = written(stretches, runs)
             context.statistics.pagesSkippedParent += runs.reduce(0) { $0 + ($1.isInParent ? $1.pages : 0) }
@@ -381,11 +382,9 @@ public enum MemoryDump {
         context.statistics[.memoryDump] += ContinuousClock.now - started
         try context.faults.pass(.dumpPages)
         let writing = ContinuousClock.now
-        try writePages(
-            stretches,
-            from: .task(process.id, memory: process.memory.number),
-            to: context.images, .pages(id))
-        try pagemap.write(.pagemap(process.id.rawValue), to: context.images)
+        try storePages(
+            pagemap, of: .process(process.id.rawValue), stretches,
+            from: .task(process.id, memory: process.memory.number), to: context.images)
         context.statistics.pagesWritten += pagemap.presentPages
         context.statistics[.memoryWrite] += ContinuousClock.now - writing
         return guards

@@ -47,8 +47,12 @@ public enum MemoryRestore {
     public static func finish(_ process: RestoredProcess, _ context: RestoreContext) throws(Failure) {
         let built = BuiltMemories.of(context)
         guard let plan = built.plans[process.id] else { throw Failure(.bug, "no plan of the memory") }
-        guard plan.sharedWith == nil else { return }
+        guard plan.sharedWith == nil else {
+            if context.policy.isLazy { try LazyRestore.arm(process, [], context) }
+            return
+        }
         try AddressSpace(process, plan, nil, context).finish()
+        if context.policy.isLazy { try LazyRestore.arm(process, plan.lazyAreas, context) }
         plan.pieces = []
     }
 
@@ -79,8 +83,10 @@ final class MemoryPlan {
     /// Ascending, without guard pages.
     let areas: [Area]
     let guards: [AddressRange]
-    /// The pages, until they are restored.
+    /// The pages, until they are restored; without those that come later.
     var pieces: [PagePiece]
+    /// The mappings that have pages which come when the task runs already.
+    private(set) var lazyAreas: [AddressRange] = []
     /// The protection that each area is mapped with until the end.
     var mappedProtection: [Int]
     var sharedWith: TaskID?
@@ -113,6 +119,9 @@ final class MemoryPlan {
         vdso = try VdsoPlan(&areas, pieces, threads: threads, context)
         self.areas = areas
         self.guards = guards
+        mappedProtection = []
+        if context.policy.isLazy { postpone(pagemap) }
+        try checkPresence(pagemap)
         // The kernel's protection key comes when all others are given out.
         mappedProtection = areas.map { area in
             if area.status.contains(.sysv) { return area.attachedProtection }
@@ -129,6 +138,39 @@ final class MemoryPlan {
                 // What is filled has to be writable until it is full.
                 if areas[next].isPrivate { mappedProtection[next] |= 2 }
                 at = min(piece.range.end, areas[next].range.end)
+            }
+        }
+    }
+}
+
+extension MemoryPlan {
+    /// Takes out the pages that can come later.
+    private func postpone(_ pagemap: Pagemap) {
+        let jumps = vdso.jumps.map(\.at)
+        let candidates = areas.filter { area in !jumps.contains { area.range.contains($0) } }
+        let lazy = LazyRanges(pagemap, candidates).ranges
+        var kept: [PagePiece] = []
+        var next = 0
+        for piece in pieces {
+            var at = piece.range.start
+            for later in parts(of: lazy, in: piece.range, from: &next) {
+                if at < later.start { kept.append(piece.part(in: AddressRange(start: at, end: later.start))) }
+                at = later.end
+            }
+            if at < piece.range.end { kept.append(piece.part(in: AddressRange(start: at, end: piece.range.end))) }
+        }
+        pieces = kept
+        var index = 0
+        lazyAreas = candidates.map(\.range).filter { !parts(of: lazy, in: $0, from: &index).isEmpty }
+    }
+
+    /// Refuses pages that nobody has: they stayed with the source of the images.
+    private func checkPresence(_ pagemap: Pagemap) throws(Failure) {
+        for run in pagemap.runs where !run.isPresent && !run.isInParent {
+            guard lazyAreas.contains(where: { $0.contains(run.address) }) else {
+                throw Failure(
+                    .corruptImage, "the page at \(run.address) is not in the images",
+                    advice: "It is still with the source: restore with --lazy-pages, and lazy-pages --page-server")
             }
         }
     }

@@ -10,6 +10,7 @@ public final class PagesFile: Sendable {
     private let base: Int
     let size: UInt64
     private let file: Descriptor
+    var number: Int32 { file.number }
 
     init(_ images: ImageSet, _ id: UInt32) throws(Failure) {
         let name = ImageName.pages(id).fileName
@@ -53,6 +54,15 @@ public struct PagePiece: Sendable {
     public var bytes: [UInt8] {
         unsafe [UInt8](
             UnsafeRawBufferPointer(start: UnsafeRawPointer(bitPattern: source), count: Int(range.length)))
+    }
+
+    /// Reads the contents; unlike by the mapping, a file that was cut short is an error and not a signal.
+    func read(into address: Int) throws(Failure) {
+        let (number, at, count) = (file.number, offset, Int(range.length))
+        let got = try attempt("read pages of the image") { () throws(SystemCallError) in
+            try readFully(number, into: address, count: count, at: at)
+        }
+        guard got == count else { throw Failure(.corruptImage, "the pages at \(range.start) are missing") }
     }
 
     /// The same piece up to a later end; the pages between must follow in the same file.

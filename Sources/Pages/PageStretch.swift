@@ -66,6 +66,28 @@ struct Chunk: Sendable {
         return chunks
     }
 
+    /// Cuts stretches into chunks that don't reach from one run into the next. The runs hold the same bytes in order.
+    static func cut(_ lengths: [UInt64], along runs: [UInt64]) -> [Chunk] {
+        var chunks: [Chunk] = []
+        var (index, skip, offset): (Int, UInt64, UInt64) = (0, 0, 0)
+        for run in runs {
+            var left = run
+            while left > 0, index < lengths.count {
+                var room = min(left, UInt64(BounceBuffer.size))
+                chunks.append(Chunk(first: index, skip: skip, length: Int(room), offset: offset))
+                left -= room
+                offset += room
+                while room > 0, index < lengths.count {
+                    let step = min(room, lengths[index] - skip)
+                    room -= step
+                    skip += step
+                    if skip == lengths[index] { (index, skip) = (index + 1, 0) }
+                }
+            }
+        }
+        return chunks
+    }
+
     /// Calls `body` with each part: index of the stretch, first byte in it, number of bytes, byte in the chunk.
     func forEachPart<E: Error>(
         _ length: (Int) -> UInt64, _ body: (Int, UInt64, Int, Int) throws(E) -> Void

@@ -11,6 +11,44 @@ public enum PageSource: Sendable {
     case file(Int32)
 }
 
+/// Stores a page map and the pages that are present in it: in the directory, or with its page server.
+///
+/// - Parameter stretches: the present pages, ascending.
+public func storePages(
+    _ pagemap: Pagemap, of owner: PageOwner, _ stretches: [PageStretch], from source: PageSource,
+    to images: ImageDirectory
+) throws(Failure) {
+    guard let receiver = images.pageReceiver else {
+        try writePages(stretches, from: source, to: images, .pages(pagemap.pagesID))
+        return try pagemap.write(owner.image, to: images)
+    }
+    let hasParent = try receiver.begin(owner)
+    guard hasParent || !pagemap.runs.contains(where: \.isInParent) else {
+        throw Failure(
+            .denied, "the page server has no parent of \(owner.image.fileName)",
+            advice: "Pass --prev-images-dir to the page server too")
+    }
+    let lengths = stretches.map(\.range.length)
+    let present = pagemap.runs.filter(\.isPresent).map(\.range.length)
+    var chunks = (receiver.keepsRunsApart ? Chunk.cut(lengths, along: present) : Chunk.cut(lengths))[...]
+    let buffer = try BounceBuffer()
+    var waiting = 0, at = 0
+    for run in pagemap.runs {
+        try receiver.append(run)
+        var left = run.isPresent ? Int(run.range.length) : 0
+        while left > 0 {
+            if waiting == 0 {
+                guard let chunk = chunks.popFirst() else { throw Failure(.bug, "more pages than stretches") }
+                try fill(buffer.address, chunk, stretches, source)
+                (waiting, at) = (chunk.length, 0)
+            }
+            let part = min(left, waiting)
+            try receiver.append(pagesFrom: buffer.address + at, count: part)
+            (left, waiting, at) = (left - part, waiting - part, at + part)
+        }
+    }
+}
+
 /// Copies pages of a source to a pages file, in order and without gaps.
 ///
 /// Few pages wait in memory until the directory is written out. Of many, several threads work in parallel with buffers that stay in the cache: reading and writing at fixed places of a
@@ -71,7 +109,7 @@ private func reserve(_ file: Int32, _ total: UInt64) throws(Failure) {
 }
 
 /// Reads one chunk into memory at `address`.
-private func fill(_ address: Int, _ chunk: Chunk, _ stretches: [PageStretch], _ source: PageSource) throws(Failure) {
+func fill(_ address: Int, _ chunk: Chunk, _ stretches: [PageStretch], _ source: PageSource) throws(Failure) {
     switch source {
     case .file(let number):
         try chunk.forEachPart({ stretches[$0].range.length }) { (index, skip, length, at) throws(Failure) in

@@ -17,8 +17,7 @@ public enum SharedMemoryImage {
         let pagemap = Pagemap(
             pagesID: images.newPagesID(),
             runs: stretches.map { PageRun(address: $0.range.start, pages: $0.range.length / pageSize) })
-        try writePages(stretches, from: .file(file), to: images, .pages(pagemap.pagesID))
-        try pagemap.write(.sharedPagemap(id), to: images)
+        try storePages(pagemap, of: .shared(id), stretches, from: .file(file), to: images)
         return pagemap.presentPages
     }
 

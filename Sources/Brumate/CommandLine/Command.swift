@@ -31,6 +31,8 @@ public enum Command {
         // A peer that goes away is an error of a write, not the end.
         signal(SIGPIPE, SIG_IGN)
         for descriptor in invocation.options.close { _ = try? systemCall(.close, Int(descriptor)) }
+        if let status = Background.start(invocation) { return status }
+        if invocation.request == .order(.lazyPages) { Orders.closeStrangers(invocation.options) }
         let missing = invocation.options.inheritedDescriptors.first { !$0.isTaken() }
         let session: Session
         do {
@@ -87,13 +89,15 @@ public enum Command {
                 try Orders.wait(for: root)
             }
         case .check: try KernelCheck.run(session)
+        case .pageServer: try Orders.pageServer(session)
+        case .lazyPages: try Orders.lazyPages(session)
         case .cpuDump: try Orders.cpuDump(session)
         case .cpuCheck: try Orders.cpuCheck(session)
         case .exec:
             throw Failure(.unsupported, "'exec' is gone, as in CRIU")
         case .show:
             throw Failure(.unsupported, "'show' is gone, as in CRIU", advice: "Use 'crit decode -i FILE --pretty'")
-        case .preDump, .pageServer, .lazyPages, .service, .serviceWorker, .deduplicate:
+        case .preDump, .service, .serviceWorker, .deduplicate:
             throw Failure(.unsupported, "'\(action.rawValue)' is not supported yet")
         }
     }

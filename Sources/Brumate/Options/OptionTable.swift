@@ -270,8 +270,7 @@ extension Option {
             support: .later(memory, on: dumping) { $0.previousImagesDirectory != nil }
         ) { $0.previousImagesDirectory = $1.path },
         .flag(
-            "page-server", nil, .memory, "Send pages to a page server.",
-            support: .later(memory, on: dumping) { $0.pageServer }
+            "page-server", nil, .memory, "Dump: send pages to a page server. lazy-pages: fetch them from one."
         ) { $0.pageServer = $1 },
         .flag(
             "auto-dedup", nil, .memory, "Dump: drop old pages of the parent. Restore: drop pages as they are restored.",
@@ -281,8 +280,8 @@ extension Option {
             (options, word) throws(Failure) in options.preDumpMode = try word.choice(Options.PreDumpMode.self)
         },
         .flag(
-            "lazy-pages", nil, .memory, .ours, "Leave pages where they are until they are needed.",
-            support: .later(memory, on: both) { $0.lazyPages }
+            "lazy-pages", nil, .memory, .ours,
+            "Restore: pages come while the tasks run. Dump, page-server: give pages to the restore's pager."
         ) { $0.lazyPages = $1 },
     ]
 
@@ -320,12 +319,12 @@ extension Option {
 
     private static let servers: [Option] = [
         .value("address", nil, "ADDRESS", .servers, "Address of the page server or service.") { $0.address = $1.text },
-        .value("port", nil, "NUM", .servers, "Port of the page server.") { (options, word) throws(Failure) in
-            options.port = try word.number(1...UInt16.max, called: "a port")
+        .value("port", nil, "NUM", .servers, "Port of the page server; 0: any that is free, which it prints.") {
+            (options, word) throws(Failure) in
+            options.port = try word.number(0...UInt16.max, called: "a port")
         },
         .value(
-            "ps-socket", nil, "FD", .servers, "A connected socket to the page server.",
-            support: .later(memory, on: dumping) { $0.pageServerSocket != nil }
+            "ps-socket", nil, "FD", .servers, "A connected socket to the page server, or to its client."
         ) { (options, word) throws(Failure) in
             options.pageServerSocket = try word.number(0...Int32.max, called: "a descriptor")
         },
@@ -334,9 +333,7 @@ extension Option {
             (options, word) throws(Failure) in
             options.statusDescriptor = try word.number(0...Int32.max, called: "a descriptor")
         },
-        .flag(
-            "tls", nil, .servers, "Protect connections by TLS.", support: .later(memory, on: both) { $0.tls.enabled }
-        ) { $0.tls.enabled = $1 },
+        .flag("tls", nil, .servers, "Protect connections by TLS.") { $0.tls.enabled = $1 },
         .flag("tls-no-cn-verify", nil, .servers, .none, "Don't compare the peer's name with its certificate.") {
             $0.tls.verifiesName = !$1
         },

@@ -45,6 +45,7 @@ enum Orders {
         request.scripts = Scripts(paths: options.actionScripts.map { FilePath(bytes: $0.bytes) })
         request.plugins = options.libraryDirectory
         request.faults = session.faults
+        if options.pageServer { request.pageServer = place(options) }
         return try Engine.dump(request, log: session.log)
     }
 
@@ -68,6 +69,7 @@ enum Orders {
         request.scripts = Scripts(paths: options.actionScripts.map { FilePath(bytes: $0.bytes) })
         request.plugins = options.libraryDirectory
         request.faults = session.faults
+        if options.lazyPages { request.pager = pager(session) }
         let outcome = try Engine.restore(request, log: session.log)
         // The tasks have their own by now; ours would keep pipes from ending for as long as we wait.
         for inherited in options.inheritedDescriptors where inherited.number > 2 {

@@ -1,0 +1,44 @@
+public import Diagnostics
+internal import ImageFormat
+public import Linux
+public import Logging
+internal import Memory
+internal import Pages
+public import SystemPackage
+
+/// An order to bring pages to the tasks of one lazy restore.
+public struct LazyPagesRequest: Sendable {
+    /// The images that are restored.
+    public var images: FilePath
+    /// The page server that has the pages; nil if they are in the images.
+    public var pageServer: PageServerPlace?
+    /// A socket that a restore is connected to already; nil: one connects in the working directory.
+    public var restore: Int32?
+
+    /// An order for images.
+    public init(images: FilePath) { self.images = images }
+}
+
+/// Brings the pages of one lazy restore until all are there, or the tasks are gone.
+///
+/// - Parameter ready: called when a restore can connect.
+public func lazyPages(
+    _ request: LazyPagesRequest, log: Logger, ready: () throws(Failure) -> Void
+) throws(Failure) {
+    let images = try ImageSet(request.images)
+    let requester = try request.pageServer.map { (place) throws(Failure) in try PageRequester(place.connect()) }
+    let restore: Descriptor
+    if let number = request.restore {
+        restore = Descriptor(owning: number)
+        try ready()
+    } else {
+        restore = try PagerSocket.accept(ready: ready)
+    }
+    try Pager(restore, images, from: requester, log: log).run()
+}
+
+/// Connects to the pager that waits in the working directory; nil if none does.
+public func connectToPager() throws(Failure) -> Descriptor? { try PagerSocket.connect() }
+
+/// A socket for a pager that is to be started, and the one for the restore.
+public func pagerSockets() throws(Failure) -> (pager: Int32, restore: Int32) { try PagerSocket.pair() }

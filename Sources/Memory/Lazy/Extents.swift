@@ -1,0 +1,117 @@
+internal import Linux
+
+/// Pages that still have to come: where they belong now, and where they were when the image was made.
+struct Extents {
+    /// Neighbours in the image that are neighbours now.
+    struct Extent: Hashable {
+        var range: AddressRange
+        /// The address in the image of the first byte.
+        var image: Address
+
+        /// The addresses in the image.
+        var imageRange: AddressRange { AddressRange(start: image, end: image + range.length) }
+
+        /// The part that lies in a range which overlaps it.
+        func part(in other: AddressRange) -> Extent {
+            let start = max(range.start, other.start)
+            return Extent(
+                range: AddressRange(start: start, end: min(range.end, other.end)),
+                image: image + (start.rawValue - range.start.rawValue))
+        }
+    }
+
+    /// Ascending by where they belong.
+    private var list: ArraySlice<Extent> = []
+
+    /// None.
+    init() {}
+
+    /// Pages that are where the image says.
+    init(_ ranges: [AddressRange]) { list = ranges.map { Extent(range: $0, image: $0.start) }[...] }
+
+    var isEmpty: Bool { list.isEmpty }
+
+    /// All, ascending.
+    var all: [Extent] { Array(list) }
+
+    /// Number of bytes.
+    var length: UInt64 { list.reduce(0) { $0 + $1.range.length } }
+
+    /// The first that ends after an address.
+    private func index(endingAfter address: Address) -> Int {
+        var (low, high) = (list.startIndex, list.endIndex)
+        while low < high {
+            let middle = low + (high - low) / 2
+            if list[middle].range.end <= address { low = middle + 1 } else { high = middle }
+        }
+        return low
+    }
+
+    /// The one that an address lies in.
+    func find(_ address: Address) -> Extent? {
+        let index = index(endingAfter: address)
+        return index < list.endIndex && list[index].range.contains(address) ? list[index] : nil
+    }
+
+    /// Adds one. What is in its place already goes.
+    mutating func insert(_ extent: Extent) {
+        guard extent.range.start < extent.range.end else { return }
+        remove(extent.range)
+        list.insert(extent, at: index(endingAfter: extent.range.start))
+    }
+
+    /// Removes what lies in a range, and returns it in ascending order.
+    @discardableResult
+    mutating func remove(_ range: AddressRange) -> [Extent] {
+        let first = index(endingAfter: range.start)
+        var end = first
+        var removed: [Extent] = []
+        var rest: [Extent] = []
+        while end < list.endIndex, list[end].range.start < range.end {
+            let whole = list[end]
+            removed.append(whole.part(in: range))
+            if whole.range.start < range.start {
+                rest.append(whole.part(in: AddressRange(start: whole.range.start, end: range.start)))
+            }
+            if whole.range.end > range.end {
+                rest.append(whole.part(in: AddressRange(start: range.end, end: whole.range.end)))
+            }
+            end += 1
+        }
+        if end > first { list.replaceSubrange(first..<end, with: rest) }
+        return removed
+    }
+
+    /// Removes what the image has in a range of its own addresses.
+    mutating func remove(image: AddressRange) -> [Extent] {
+        let ranges = list.filter { $0.imageRange.overlaps(image) }.map { extent in
+            let start = max(extent.image, image.start)
+            let end = min(extent.imageRange.end, image.end)
+            let from = extent.range.start + (start.rawValue - extent.image.rawValue)
+            return AddressRange(start: from, end: from + (end.rawValue - start.rawValue))
+        }
+        return ranges.flatMap { remove($0) }
+    }
+
+    /// Removes the first so many bytes, or what lies together of them.
+    mutating func removeFirst(most: UInt64) -> Extent? {
+        guard let first = list.first else { return nil }
+        let part = first.part(in: AddressRange(start: first.range.start, end: first.range.start + most))
+        if part.range == first.range {
+            list.removeFirst()
+        } else {
+            list[list.startIndex] = first.part(in: AddressRange(start: part.range.end, end: first.range.end))
+        }
+        return part
+    }
+
+    /// Moves what lies in a range elsewhere.
+    mutating func move(_ range: AddressRange, to address: Address) {
+        for var extent in remove(range) {
+            let length = extent.range.length
+            let start = address + (extent.range.start.rawValue - range.start.rawValue)
+            extent.range = AddressRange(start: start, end: start + length)
+            insert(extent)
+        }
+    }
+}

@@ -1,0 +1,78 @@
+internal import CLinux
+public import Diagnostics
+internal import ImageFormat
+public import Kinds
+public import Linux
+internal import Remote
+
+/// The restore's side of lazy memory: hands userfaultfds to the pager.
+public final class LazyRestore {
+    private let socket: Int32
+
+    private init(_ socket: Int32) { self.socket = socket }
+
+    deinit { _ = try? systemCall(.close, Int(socket)) }
+
+    /// Begins with a connection to a pager, which first hears of the tasks that have nothing to wait for.
+    public static func begin(
+        _ socket: consuming Descriptor, zombies: [TaskID], _ context: RestoreContext
+    ) throws(Failure) {
+        let number = socket.release()
+        let lazy = context.state(LazyRestore.self) { LazyRestore(number) }
+        for zombie in zombies { try PagerSocket.send(-zombie.rawValue, to: lazy.socket) }
+    }
+
+    private static func known(_ context: RestoreContext) throws(Failure) -> LazyRestore {
+        try context.state(LazyRestore.self) { () throws(Failure) in throw Failure(.bug, "no pager") }
+    }
+
+    /// Has the page faults of a process go to the pager.
+    ///
+    /// - Parameter areas: the mappings that have missing pages.
+    static func arm(_ process: RestoredProcess, _ areas: [AddressRange], _ context: RestoreContext) throws(Failure) {
+        let lazy = try known(context)
+        guard !areas.isEmpty else { return try PagerSocket.send(-process.id.rawValue, to: lazy.socket) }
+        var open = Batch()
+        let opened = open.add(
+            .userfaultfd, .value(0o2004000), doing: "open a userfaultfd (does this kernel have them?)")
+        let number = RemoteDescriptor(Int32(try process.puppet.run(open)[opened]))
+        var batch = Batch()
+        let interface = batch.place(value: (UInt64(0xaa), LazyMemory.features, UInt64(0)))
+        batch.add(
+            .ioctl, .descriptor(number), .value(0xc018_aa3f), .buffer(interface),
+            doing: "use a userfaultfd that tells of forks and moves")
+        for range in areas {
+            let request = batch.place(value: (range.start.rawValue, range.length, UInt64(1), UInt64(0)))
+            batch.add(
+                .ioctl, .descriptor(number), .value(0xc020_aa00), .buffer(request), doing: "wait for missing pages")
+        }
+        try process.puppet.run(batch)
+        let handle = try attempt("fetch the userfaultfd") { () throws(SystemCallError) in
+            let pidfd = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(process.id.rawValue), 0)))
+            return Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(pidfd.number), Int(number.number), 0)))
+        }
+        var close = Batch()
+        close.add(.close, .descriptor(number), doing: "close the userfaultfd")
+        try process.puppet.run(close)
+        try PagerSocket.send(process.id.rawValue, to: lazy.socket)
+        try PagerSocket.send(descriptor: handle.number, to: lazy.socket)
+    }
+
+    /// Makes sure, before the tasks run, that somebody brings their pages.
+    public static func check(_ context: RestoreContext) throws(Failure) {
+        guard context.policy.isLazy else { return }
+        var entry: (Int32, Int16, Int16) = (try known(context).socket, 1, 0)
+        let ready = try attempt("look at the pager") { () throws(SystemCallError) in
+            try withAddress(of: &entry) { (address) throws(SystemCallError) in
+                try systemCall(.poll, address, 1, 0)
+            }
+        }
+        guard ready == 0 else { throw Failure(.vanished, "the pager has ended", advice: "See lazy-pages.log") }
+    }
+
+    /// Tells the pager that the tasks run.
+    public static func finish(_ context: RestoreContext) {
+        guard context.policy.isLazy, let lazy = try? known(context) else { return }
+        _ = try? PagerSocket.send(PagerSocket.finished, to: lazy.socket)
+    }
+}

@@ -1,0 +1,316 @@
+public import Diagnostics
+public import ImageFormat
+internal import ImageMessages
+public import Linux
+public import Logging
+public import Pages
+internal import Procfs
+
+/// Brings pages to tasks that run already: those that threads wait for first, all others after them.
+///
+/// It ends when all pages are there, or the tasks are gone. If a page can't be had any more, the tasks are killed, and
+/// what is missing is poisoned, so that nothing reads zeros in its place.
+public final class Pager {
+    private let images: ImageSet
+    private let log: Logger
+    /// The connection with the restore; nil once that is done.
+    private var restore: Descriptor?
+    private let signals: Descriptor
+    private let requester: PageRequester?
+    private var located: [Int32: [PagePiece]] = [:]
+    private var memories: [LazyMemory] = []
+    /// What was asked for, in order.
+    private var requests: [(memory: LazyMemory, image: AddressRange)] = []
+    private var tasks: [Target] = []
+    private var isRestored = false
+    private var chunk = Pager.smallestChunk
+    private var total: (bytes: UInt64, faults: Int) = (0, 0)
+
+    /// A task to be killed if its pages are lost.
+    private final class Target {
+        let id: TaskID, handle: Descriptor
+        init(_ id: TaskID, _ handle: consuming Descriptor) {
+            self.id = id
+            self.handle = handle
+        }
+    }
+
+    /// How much is brought at a time that nobody waits for, while somebody may.
+    private static let smallestChunk: UInt64 = 256 << 10
+    /// How much comes with a page that a thread waits for.
+    private static let window: UInt64 = 64 << 10
+    /// Requests to a server that nobody waits for.
+    private static let mostRequests = 4
+
+    /// Prepares to serve one restore.
+    ///
+    /// - Parameters:
+    ///   - restore: the connection with it.
+    ///   - requester: a page server's, nil if the pages are in the images.
+    public init(
+        _ restore: consuming Descriptor, _ images: ImageSet, from requester: PageRequester?, log: Logger
+    ) throws(Failure) {
+        self.images = images
+        self.log = log
+        self.requester = requester
+        self.restore = consume restore
+        // SIGHUP, SIGINT, SIGTERM: our end would be zeros for those who wait.
+        var set: UInt64 = 1 << 0 | 1 << 1 | 1 << 14
+        signals = try attempt("watch for signals") { () throws(SystemCallError) in
+            let number = try withAddress(of: &set) { (set) throws(SystemCallError) in
+                try systemCall(.rt_sigprocmask, 0, set, 0, 8)
+                return try systemCall(.signalfd4, -1, set, 8, 0o2000000)
+            }
+            return Descriptor(owning: Int32(number))
+        }
+        // Whoever needs memory shall not take it from the one who brings it.
+        if let file = try? openFile("/proc/self/oom_score_adj", .writeOnly) {
+            _ = try? writeAll(Array("-1000".utf8), to: file.number)
+        }
+    }
+
+    /// Serves until the end.
+    public func run() throws(Failure) {
+        do throws(Failure) {
+            try acquaint()
+            while true {
+                if isRestored { dismiss() }
+                if isRestored, memories.isEmpty { break }
+                try step()
+            }
+            try requester?.finish()
+        } catch {
+            if isRestored || !memories.isEmpty {
+                log.error("\(error)")
+                lose()
+            }
+            throw error
+        }
+        log.notice("all pages are there: \(total.bytes / pageSize) were brought, \(total.faults) were waited for")
+    }
+
+    // MARK: acquaintance
+
+    /// Learns all memories from the restore: for each task of the tree its pid and then its userfaultfd, or the negated
+    /// pid if it has nothing to wait for.
+    private func acquaint() throws(Failure) {
+        let count = try images.loadAll(.processTree, as: PstreeEntry.self).count
+        for _ in 0..<count {
+            guard let restore = restore?.number, let id = try PagerSocket.receive(Int32.self, from: restore) else {
+                throw Failure(.vanished, "the restore is gone before its tasks were there", advice: "See its log")
+            }
+            guard id > 0 else { continue }
+            let faults = try PagerSocket.receiveDescriptor(from: restore)
+            let entry = try images.load(.memory(id), as: MmEntry.self)
+            var areas: [Area] = []
+            for vma in entry.vmas { areas.append(try Area(vma)) }
+            areas.sort { $0.range.start < $1.range.start }
+            let pagemap = try Pagemap.read(.pagemap(id), from: images)
+            let lazy = LazyRanges(pagemap, areas)
+            if requester == nil { located[id] = try PageLocator(images, process: id, pagemap).pieces }
+            let memory = LazyMemory(faults, process: id, name: "task \(id)", missing: Extents(lazy.ranges))
+            log.debug("\(memory.name): \(memory.missing.length / pageSize) pages are to come")
+            memories.append(memory)
+            if let handle = try? systemCall(.pidfd_open, Int(id), 0) {
+                tasks.append(Target(TaskID(id), Descriptor(owning: Int32(handle))))
+            }
+        }
+    }
+
+    // MARK: steps
+
+    /// Waits for something to do, and does it.
+    private func step() throws(Failure) {
+        let isIdle = !canFill && !memories.contains { !$0.waiting.isEmpty } && requester?.hasPending != true
+        try wait(milliseconds: isIdle ? -1 : 0)
+        var isUrgent = false
+        for memory in memories {
+            for address in memory.waiting {
+                isUrgent = true
+                try serve(memory, Address(address))
+            }
+        }
+        chunk = isUrgent ? Pager.smallestChunk : min(chunk * 2, PageRequester.largest)
+        if canFill, !isUrgent || requester != nil { try fill() }
+    }
+
+    /// Forgets memories that need nothing more: their descriptors close, and the kernel fills what was never written.
+    private func dismiss() {
+        let done = memories.filter { memory in memory.isComplete && !requests.contains { $0.memory === memory } }
+        for memory in done {
+            total.bytes += memory.broughtBytes
+            total.faults += memory.faultCount
+            log.debug("\(memory.name): \(memory.isGone ? "it has ended" : "all pages are there")")
+        }
+        if !done.isEmpty { memories.removeAll { memory in done.contains { $0 === memory } } }
+    }
+
+    /// Whether there are pages that could be brought unasked.
+    private var canFill: Bool {
+        isRestored && (requester == nil || requests.count < Pager.mostRequests)
+            && memories.contains { !$0.missing.isEmpty }
+    }
+
+    private func wait(milliseconds: Int) throws(Failure) {
+        var entries: [(Int32, Int16, Int16)] = memories.map { ($0.number, 1, 0) }
+        entries.append((signals.number, 1, 0))
+        entries.append((restore?.number ?? -1, 1, 0))
+        entries.append((requester?.number ?? -1, 1, 0))
+        let count = entries.count
+        try attempt("wait for page faults") { () throws(SystemCallError) in
+            try withBytes(of: &entries) { (address) throws(SystemCallError) in
+                try systemCall(.poll, address, count, milliseconds)
+            }
+        }
+        let watched = memories
+        for (memory, entry) in zip(watched, entries) where entry.2 != 0 { memories += try memory.readEvents() }
+        if entries[count - 3].2 != 0 { throw Failure(.denied, "the pager was told to end by a signal") }
+        if entries[count - 2].2 != 0 { try hearRestore() }
+        if entries[count - 1].2 != 0 || requester?.hasPending == true { try receive() }
+    }
+
+    private func hearRestore() throws(Failure) {
+        guard let number = restore?.number else { return }
+        guard try PagerSocket.receive(UInt32.self, from: number) == PagerSocket.finished else {
+            throw Failure(.vanished, "the restore failed", advice: "See its log")
+        }
+        isRestored = true
+        restore = nil
+        log.debug("the tasks run")
+    }
+
+    /// Serves a thread that waits for a page.
+    private func serve(_ memory: LazyMemory, _ address: Address) throws(Failure) {
+        if memory.requested.find(address) != nil {
+            memory.waiting.remove(address.rawValue)
+        } else if let extent = memory.missing.find(address) {
+            memory.waiting.remove(address.rawValue)
+            let start = Address(address.rawValue & ~(Pager.window - 1))
+            let range = extent.part(in: AddressRange(start: start, end: start + Pager.window)).range
+            for part in memory.missing.remove(range) { try bring(part, to: memory) }
+        } else if try memory.zero(address) || memory.isGone {
+            memory.waiting.remove(address.rawValue)
+        }
+    }
+
+    /// Brings pages that nobody waits for yet.
+    private func fill() throws(Failure) {
+        guard let memory = memories.first(where: { !$0.missing.isEmpty }),
+            let part = memory.missing.removeFirst(most: requester == nil ? Pager.smallestChunk : chunk)
+        else { return }
+        try bring(part, to: memory)
+    }
+
+    private func bring(_ extent: Extents.Extent, to memory: LazyMemory) throws(Failure) {
+        memory.requested.insert(extent)
+        if let requester {
+            try requester.request(memory.process, extent.imageRange)
+            requests.append((memory, extent.imageRange))
+            return
+        }
+        let pieces = located[memory.process] ?? []
+        var at = extent.image
+        var next = pieces.firstIndex(endingAfter: at)
+        while at < extent.imageRange.end {
+            guard next < pieces.count, pieces[next].range.contains(at) else {
+                throw Failure(
+                    .corruptImage, "the page at \(at) of task \(memory.process) is not in the images",
+                    advice: "It is still with the source: pass --page-server, --address and --port")
+            }
+            let part = pieces[next].part(in: AddressRange(start: at, end: extent.imageRange.end))
+            try deliver(part.range, at: part.source, to: memory)
+            at = part.range.end
+            next += 1
+        }
+    }
+
+    /// Receives the answer to the oldest request.
+    private func receive() throws(Failure) {
+        guard let requester else { return }
+        guard !requests.isEmpty else {
+            throw Failure(.vanished, "the page server closed the connection, or answers what it was not asked")
+        }
+        let (memory, image) = requests.removeFirst()
+        let (address, count) = try requester.receive(image)
+        let came = AddressRange(start: image.start, end: image.start + count)
+        try deliver(came, at: address, to: memory)
+        for rest in memory.requested.remove(image: AddressRange(start: came.end, end: image.end)) {
+            memory.missing.insert(rest)
+        }
+    }
+
+    /// Puts pages into their places: those of `image`, which lie at `address`.
+    private func deliver(_ image: AddressRange, at address: Int, to memory: LazyMemory) throws(Failure) {
+        while !memory.isGone {
+            var parts = memory.requested.remove(image: image)[...]
+            while let part = parts.first {
+                let from = address + Int(part.image.rawValue - image.start.rawValue)
+                let done = try memory.copy(part.range, from: from)
+                parts.removeFirst()
+                guard done < part.range.length else { continue }
+                let rest = AddressRange(start: part.range.start + done, end: part.range.end)
+                parts.insert(part.part(in: rest), at: parts.startIndex)
+                break
+            }
+            if parts.isEmpty || memory.isGone { return }
+            // The kernel moves, removes or forks something, and waits until we have heard of it.
+            for part in parts { memory.requested.insert(part) }
+            try hear(memory)
+        }
+    }
+
+    private func hear(_ memory: LazyMemory) throws(Failure) {
+        var entry: (Int32, Int16, Int16) = (memory.number, 1, 0)
+        _ = try? withAddress(of: &entry) { (address) throws(SystemCallError) in
+            try systemCall(.poll, address, 1, 1)
+        }
+        memories += try memory.readEvents()
+    }
+
+    // MARK: loss
+
+    /// Ends the tasks, and sees to it that what is missing is never read as zeros.
+    private func lose() {
+        if !isRestored { return }  // Then the restore ends them.
+        log.error("the pages that are missing can't be had any more: the tasks are killed")
+        var doomed: [TaskID] = tasks.map(\.id)
+        var next = 0
+        while next < doomed.count {
+            let id = doomed[next]
+            let threads = ((try? listNumbers("/proc/\(id.rawValue)/task")) ?? []).map { TaskID($0) }
+            doomed += listChildren(of: id, threads: threads).filter { !doomed.contains($0) }
+            next += 1
+        }
+        for task in tasks { _ = try? systemCall(.pidfd_send_signal, Int(task.handle.number), 9, 0, 0) }
+        for id in doomed where !tasks.contains(where: { $0.id == id }) {
+            _ = try? systemCall(.kill, Int(id.rawValue), 9)
+        }
+        while !memories.isEmpty {
+            for memory in memories { _ = try? poison(memory) }
+            memories.removeAll { $0.isComplete }
+        }
+    }
+
+    private func poison(_ memory: LazyMemory) throws(Failure) {
+        memory.waiting = []
+        do throws(Failure) {
+            memories += try memory.readEvents()
+            for extent in memory.requested.all { memory.missing.insert(extent) }
+            memory.requested = Extents()
+            for extent in memory.missing.all where try memory.poison(extent.range) == extent.range.length {
+                memory.missing.remove(extent.range)
+            }
+        } catch {
+            // A kernel that can't: they are killed all the same.
+            memory.missing = Extents()
+            throw error
+        }
+    }
+}
+
+/// Calls `body` with the address of the elements.
+private func withBytes<T: BitwiseCopyable>(
+    of elements: inout [T], _ body: (Int) throws(SystemCallError) -> Int
+) throws(SystemCallError) {
+    _ = try elements.withAddress { (address, _) throws(SystemCallError) in try body(address) }
+}

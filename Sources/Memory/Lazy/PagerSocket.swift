@@ -1,0 +1,123 @@
+public import Diagnostics
+public import Linux
+internal import SystemPackage
+
+/// The connection between a restore and its pager, as CRIU's: pids and descriptors, then a word when the tasks run.
+public enum PagerSocket {
+    /// Its name in the work directory.
+    public static let name = "lazy-pages.socket"
+    /// What the restore says at its end.
+    static let finished: UInt32 = 0x5253_5446
+
+    private static func address(_ path: String) -> [UInt8] {
+        [UInt8](bytesOf: UInt16(1)) + Array(path.utf8.prefix(107)) + [0]
+    }
+
+    private static func make() throws(SystemCallError) -> Descriptor {
+        Descriptor(owning: Int32(try systemCall(.socket, 1, 1 | 0o2000000, 0)))  // AF_UNIX, SOCK_STREAM
+    }
+
+    /// Connects to a pager that listens in the working directory; nil if none does.
+    public static func connect() throws(Failure) -> Descriptor? {
+        do throws(SystemCallError) {
+            let socket = try make()
+            let number = Int(socket.number)
+            try address(name).withConstantAddress { (bytes, count) throws(SystemCallError) in
+                try systemCall(.connect, number, bytes, count)
+            }
+            return socket
+        } catch {
+            if error.errno == .ENOENT || error.errno == .ECONNREFUSED { return nil }
+            throw Failure(.denied, "can't connect to the lazy-pages daemon by \(name)", cause: error)
+        }
+    }
+
+    /// Waits in the working directory for one restore.
+    ///
+    /// - Parameter ready: called when a restore can connect.
+    public static func accept(ready: () throws(Failure) -> Void) throws(Failure) -> Descriptor {
+        let socket = try attempt("listen on \(name)", advice: "Pass a directory that can be written by --work-dir") {
+            () throws(SystemCallError) in
+            let socket = try make()
+            let number = Int(socket.number)
+            _ = try? removeName("lazy-pages.socket")
+            try address(name).withConstantAddress { (bytes, count) throws(SystemCallError) in
+                try systemCall(.bind, number, bytes, count)
+            }
+            try systemCall(.listen, number, 1)
+            return socket
+        }
+        defer { _ = try? removeName("lazy-pages.socket") }
+        try ready()
+        let number = Int(socket.number)
+        return try attempt("accept a restore on \(name)") { () throws(SystemCallError) in
+            Descriptor(owning: Int32(try systemCall(.accept4, number, 0, 0, 0o2000000)))
+        }
+    }
+
+    /// A connected pair.
+    public static func pair() throws(Failure) -> (Int32, Int32) {
+        var pair: (Int32, Int32) = (0, 0)
+        try attempt("create a socket pair") { () throws(SystemCallError) in
+            try withAddress(of: &pair) { (pair) throws(SystemCallError) in
+                try systemCall(.socketpair, 1, 1 | 0o2000000, 0, pair)
+            }
+        }
+        return pair
+    }
+
+    static func send<T: BitwiseCopyable>(_ value: T, to socket: Int32) throws(Failure) {
+        var value = value
+        try attempt("tell the pager", advice: "See lazy-pages.log") { () throws(SystemCallError) in
+            try withAddress(of: &value) { (address) throws(SystemCallError) in
+                try systemCall(.sendto, Int(socket), address, MemoryLayout<T>.size, 0x4000, 0, 0)  // MSG_NOSIGNAL
+            }
+        }
+    }
+
+    /// The next value, nil at the end.
+    static func receive<T: BitwiseCopyable>(_ type: T.Type, from socket: Int32) throws(Failure) -> T? {
+        var bytes = [UInt8](repeating: 0, count: MemoryLayout<T>.size)
+        let got = try? bytes.withAddress { (address, count) throws(SystemCallError) in
+            try systemCall(.recvfrom, Int(socket), address, count, 0x100, 0, 0)  // MSG_WAITALL
+        }
+        return got == bytes.count ? bytes.load(type) : nil
+    }
+
+    /// Sends a descriptor with a byte.
+    static func send(descriptor: Int32, to socket: Int32) throws(Failure) {
+        var control = (UInt64(20), Int32(1), Int32(1), descriptor, Int32(0))  // SOL_SOCKET, SCM_RIGHTS
+        try message(&control, length: 24, socket) { (message) throws(SystemCallError) in
+            try systemCall(.sendmsg, Int(socket), message, 0x4000)
+        }
+    }
+
+    /// Receives a descriptor.
+    static func receiveDescriptor(from socket: Int32) throws(Failure) -> Descriptor {
+        var control = (UInt64(0), Int32(0), Int32(0), Int32(-1), Int32(0))
+        try message(&control, length: 24, socket) { (message) throws(SystemCallError) in
+            try systemCall(.recvmsg, Int(socket), message, 0x4000_0000)  // MSG_CMSG_CLOEXEC
+        }
+        guard control.0 == 20, control.1 == 1, control.2 == 1, control.3 >= 0 else {
+            throw Failure(.vanished, "the restore sent no userfaultfd")
+        }
+        return Descriptor(owning: control.3)
+    }
+
+    private static func message<T: BitwiseCopyable>(
+        _ control: inout T, length: Int, _ socket: Int32, _ body: (Int) throws(SystemCallError) -> Int
+    ) throws(Failure) {
+        var byte: UInt8 = 0
+        try attempt("exchange a userfaultfd with the pager") { () throws(SystemCallError) in
+            try withAddress(of: &byte) { (byte) throws(SystemCallError) in
+                try withAddress(of: &control) { (control) throws(SystemCallError) in
+                    var vector = (byte, 1)
+                    try withAddress(of: &vector) { (vector) throws(SystemCallError) in
+                        var message = (0, 0, vector, 1, control, length, 0)
+                        try withAddress(of: &message) { (message) throws(SystemCallError) in _ = try body(message) }
+                    }
+                }
+            }
+        }
+    }
+}
