@@ -11,6 +11,7 @@ public final class ImageSet {
     public let path: FilePath
     /// The set that pages marked as `in parent` are in.
     public let parent: ImageSet?
+    private var isMarked = false
 
     /// Longest chain of parents that is followed.
     static let deepest = 1024
@@ -39,6 +40,26 @@ public final class ImageSet {
         case .failure(let error):
             if error.errno == .ENOENT { return nil }
             throw Failure(.corruptImage, "can't open the parent images of \(path.string)", cause: error)
+        }
+    }
+
+    /// A file that says that pages of this set were taken away, because a later set has them anew.
+    static let incompleteMark = "deduplicated"
+
+    /// Says in the directory that it can't be restored by itself any more.
+    public func markIncomplete() throws(SystemCallError) {
+        guard !isMarked else { return }
+        _ = try openFile(ImageSet.incompleteMark, [.writeOnly, .create], mode: 0o644, in: directory.number)
+        try systemCall(.fsync, Int(directory.number))
+        isMarked = true
+    }
+
+    /// Refuses a set whose pages were taken away.
+    public func checkComplete() throws(Failure) {
+        guard (try? openFile(ImageSet.incompleteMark, [.path], in: directory.number)) == nil else {
+            throw Failure(
+                .corruptImage, "pages of the images in \(path.string) were dropped, because later images have them anew",
+                advice: "Restore the images that refer to these")
         }
     }
 

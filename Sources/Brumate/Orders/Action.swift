@@ -30,8 +30,8 @@ public enum Action: String, CaseIterable, Sendable {
     /// The issue that brings this action, if it is not there yet.
     public var later: String? {
         switch self {
-        case .dump, .restore, .check, .cpuDump, .cpuCheck, .exec, .show: nil
-        case .preDump, .pageServer, .lazyPages, .deduplicate: "memory at speed"
+        case .dump, .preDump, .restore, .check, .deduplicate, .cpuDump, .cpuCheck, .exec, .show: nil
+        case .pageServer, .lazyPages: "memory at speed"
         case .service, .serviceWorker: "the RPC service"
         }
     }
