@@ -10,6 +10,7 @@ internal import Pages
 internal import Procfs
 internal import Remote
 public import SystemPackage
+internal import Tasks
 
 /// Writes the memory of a tree that runs on, ahead of a dump that refers to it. Returns the figures.
 ///
@@ -93,6 +94,7 @@ extension DumpOrder {
         for process in context.processes {
             try during(.dumping(process.id, process.name)) { () throws(Failure) in
                 if tracking.needsDescriptor(process, context) {
+                    if let leader = process.threads.first { try TaskDump.prepare(leader) }
                     let server = try startServer(process, context)
                     let outcome: Result<Void, Failure>
                     do throws(Failure) { outcome = .success(try tracking.open(process, server)) } catch {
