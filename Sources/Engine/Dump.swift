@@ -25,6 +25,14 @@ public struct DumpRequest: Sendable {
     public var afterwards = FrozenTree.Ending.killed
     /// The images are on the disk before the dump counts as successful (off with `--no-sync`).
     public var isSynced = true
+    /// Note from now on which pages are written, for the next dump (`--track-mem`).
+    public var tracksMemory = false
+    /// The images of the last dump of this tree, relative to the new ones (`--prev-images-dir`).
+    public var previous: FilePath?
+    /// The images tell that pages were read, not spliced (`--pre-dump-mode read`).
+    public var readsPages = false
+    /// Pages that these images have anew are taken out of the previous ones (`--auto-dedup`).
+    public var deduplicates = false
     /// How long stopping the tree may take.
     public var timeout: Duration = .seconds(10)
     /// Action scripts.
@@ -59,9 +67,12 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
         context.plugins = try Plugins(in: request.plugins, order: "dump", log: log)
         try context.plugins.startAll(root: request.root)
         try Preflight.check(request.root, policy, context.plugins)
-        if let place = request.pageServer {
-            images.pageReceiver = try PageSender(place.connect(), isPassed: place.socket != nil)
-        }
+        let tracking = try MemoryTracking(
+            request.root, continues: request.tracksMemory && request.afterwards != .killed, previous: request.previous,
+            images: images, log: log)
+        tracking.serve(context)
+        images.previous = tracking.parent
+        try images.connect(to: request.pageServer)
         rehearse(context)
         try request.scripts.run(.preDump, images: images.directory.number, root: request.root)
         let started = ContinuousClock.now
@@ -85,22 +96,28 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
                 tree.thaw(request.afterwards)
                 if request.afterwards == .killed { FileDump.gone(context) }
                 if isLetGoEarly { try order.complete(request, started: started) }
+                tracking.keep(request.root)
+                if request.deduplicates { try deduplicate(request.images, log: log) }
                 return context.statistics
             }
             tree.thaw(.running)
-            guard ContinuousClock.now < started + request.timeout else {
-                throw Failure(
-                    .denied, "task \(request.root) does not recover from an earlier dump that was killed",
-                    advice: "Try again")
-            }
+            try awaitHealing(request, started)
             context.processes = []
-            pause(nanoseconds: 1_000_000)
         }
     } catch {
         FileDump.abandon(context)
         images.discard()
         throw error
     }
+}
+
+/// Gives tasks a moment to cure themselves after the death of another controller.
+func awaitHealing(_ request: DumpRequest, _ started: ContinuousClock.Instant) throws(Failure) {
+    guard ContinuousClock.now < started + request.timeout else {
+        throw Failure(
+            .denied, "task \(request.root) does not recover from an earlier dump that was killed", advice: "Try again")
+    }
+    pause(nanoseconds: 1_000_000)
 }
 
 /// Does to ourselves, before anything is stopped, what is then done to the tree as far as it needs no stop: what is set up
@@ -126,13 +143,13 @@ private func rehearse(_ context: DumpContext) {
 }
 
 /// What a process's leader told.
-private struct LeaderAnswer {
+struct LeaderAnswer {
     let question: MemoryDump.Question
     let parts: TaskDump.Answers
     let results: Results
 }
 
-private func startServer(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) -> Server {
+func startServer(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) -> Server {
     guard let leader = process.threads.first else { throw Failure(.bug, "no threads") }
     let code =
         process.mappings.filter { $0.isNamed("[vdso]") }
@@ -159,7 +176,7 @@ private final class LateServer: SystemCallServer {
 }
 
 /// One dump while the tree stands still.
-private struct DumpOrder {
+struct DumpOrder {
     let context: DumpContext
     let tree: [FrozenProcess]
     let files: FileDump
@@ -221,10 +238,12 @@ private struct DumpOrder {
     }
 
     /// Reads what /proc tells of the whole tree.
-    func collect() throws(Failure) {
+    ///
+    /// - Parameter onlyMemory: nothing but memory will be dumped.
+    func collect(onlyMemory: Bool = false) throws(Failure) {
         try context.faults.pass(.dumpFrozen)
         context.log.debug("stopped \(tree.count) processes")
-        for frozen in tree where !frozen.isZombie { context.processes.append(try collect(frozen)) }
+        for frozen in tree where !frozen.isZombie { context.processes.append(try collect(frozen, onlyMemory)) }
         context.log.debug("collected what /proc tells")
     }
 
@@ -237,7 +256,7 @@ private struct DumpOrder {
     }
 
     /// Reads what /proc tells of a stopped process.
-    private func collect(_ frozen: FrozenProcess) throws(Failure) -> DumpedProcess {
+    private func collect(_ frozen: FrozenProcess, _ onlyMemory: Bool) throws(Failure) -> DumpedProcess {
         let status = try TaskStatus.read(of: frozen.id)
         return try during(.dumping(frozen.id, status.name)) { () throws(Failure) in
             let pidfd = try attempt("open a pidfd") { () throws(SystemCallError) in
@@ -260,6 +279,7 @@ private struct DumpOrder {
                 process.threads.append(
                     DumpedThread(tracee, of: process, status: own, registers: registers, signalMask: mask))
             }
+            if onlyMemory { return process }
             try MemoryDump.check(process, context)
             for thread in process.threads { try TaskDump.prepare(thread) }
             return process
@@ -303,6 +323,13 @@ private struct DumpOrder {
     func infect(_ process: DumpedProcess) throws(Failure) -> LeaderAnswer {
         let server = try startServer(process, context)
         let outcome = question(process, server)
+        let tracking = MemoryTracking.of(context)
+        do throws(Failure) {
+            if tracking.needsDescriptor(process, context) { try tracking.open(process, server) }
+        } catch {
+            try server.cure(memory: process.memory)
+            throw error
+        }
         try server.cure(memory: process.memory)
         let answer = try outcome.get()
         // The parts ask ptrace too, which needs the leader at rest.
@@ -399,6 +426,7 @@ private struct DumpOrder {
         entry.networkLockMethod = lock.method.rawValue
         entry.dumpCriuRunID = imageBytes(lock.id.utf8)
         if context.policy.tcpClose { entry.tcpClose = true }
+        MemoryTracking.of(context).describe(&entry)
         return entry
     }
 }

@@ -53,6 +53,14 @@ public struct PageServerPlace: Sendable {
     }
 }
 
+extension ImageDirectory {
+    /// Has pages go to a server instead of the directory.
+    func connect(to place: PageServerPlace?) throws(Failure) {
+        guard let place else { return }
+        pageReceiver = try PageSender(place.connect(), isPassed: place.socket != nil)
+    }
+}
+
 /// An order to be a page server for one client.
 public struct PageServerRequest: Sendable {
     /// Where pages go, or come from.

@@ -7,6 +7,12 @@ internal import Procfs
 /// What can be refused before anything is stopped.
 enum Preflight {
     static func check(_ root: TaskID, _ policy: DumpPolicy, _ plugins: Plugins) throws(Failure) {
+        try checkTree(root)
+        try FilePreflight.check(root, policy, plugins)
+    }
+
+    /// Checks that a task can be the root of a tree.
+    static func checkTree(_ root: TaskID) throws(Failure) {
         guard root.rawValue > 0 else { throw Failure(.usage, "no task to dump was named", advice: "Pass --tree PID") }
         var ancestor = TaskID.current
         while ancestor.rawValue > 1 {
@@ -27,6 +33,5 @@ enum Preflight {
             throw Failure(
                 .usage, "\(root) is a thread of task \(status.process)", advice: "Pass --tree \(status.process)")
         }
-        try FilePreflight.check(root, policy, plugins)
     }
 }

@@ -57,7 +57,10 @@ public func restore(_ request: RestoreRequest, log: Logger) throws(Failure) -> R
         policy: policy, images: try ImageSet(request.images), log: log, faults: request.faults)
     defer { context.plugins.end() }
     let order = RestoreOrder(context: context, request: request)
-    do throws(Failure) { return try order.run() } catch {
+    do throws(Failure) {
+        try context.images.checkComplete()
+        return try order.run()
+    } catch {
         order.abandon()
         throw error
     }

@@ -22,7 +22,10 @@ public final class ImageDirectory {
     private var held: [(name: ImageName, contents: Contents)] = []
     private var heldBytes = 0
     private var shared: [(name: ImageName, pagemap: Pagemap)] = []
+    private var inheriting: [(name: ImageName, runs: [PageRun])] = []
     private var sharedSet: ImageDirectory?
+    /// The previous images, relative to this directory: what page maps call their parent.
+    public var previous: FilePath?
 
     /// What waits in memory. Messages are encoded only when they are written.
     private enum Contents: Sendable {
@@ -62,7 +65,7 @@ public final class ImageDirectory {
     /// Forgets an older set: removes its inventory.
     public func begin() throws(Failure) {
         try invalidate()
-        do throws(SystemCallError) { try remove("parent") } catch {}
+        for name in ["parent", ImageSet.incompleteMark] { do throws(SystemCallError) { try remove(name) } catch {} }
         removeSharedPages()
         _ = try createFile(ImageName(".brumate-probe", 0, isService: true))
         do throws(SystemCallError) { try remove(".brumate-probe") } catch {}
@@ -203,10 +206,33 @@ public final class ImageDirectory {
     ///
     /// Page maps can refer to pages of their own file, or of the same process in the parent image. So a process that
     /// shares pages with a relative gets a page map there that is the relative's, and the pages file is linked.
-    public func share(_ pagemaps: [(name: ImageName, pagemap: Pagemap)]) { shared += pagemaps }
+    ///
+    /// - Parameter inheriting: who refers to the previous images; from then on through the parent of our making.
+    public func share(
+        _ pagemaps: [(name: ImageName, pagemap: Pagemap)], inheriting: [(name: ImageName, runs: [PageRun])]
+    ) {
+        shared += pagemaps
+        if !shared.isEmpty { self.inheriting += inheriting }
+    }
+
+    /// Makes the link to the parent images.
+    private func linkParent(_ target: FilePath) throws(Failure) {
+        let here = Int(directory.number)
+        try attempt("link the parent image in \(path.string)") { () throws(SystemCallError) in
+            try withPath(target) { (target) throws(SystemCallError) in
+                try withCString("parent") { (name) throws(SystemCallError) in
+                    _ = try systemCall(.symlinkat, target, here, name)
+                }
+            }
+        }
+    }
 
     private func linkShared() throws(Failure) {
-        guard !shared.isEmpty else { return }
+        guard !shared.isEmpty else {
+            if let previous { try linkParent(previous) }
+            previous = nil
+            return
+        }
         let here = Int(directory.number)
         try attempt("create \(ImageDirectory.sharedFolder) in \(path.string)") { () throws(SystemCallError) in
             try withCString(ImageDirectory.sharedFolder) { (name) throws(SystemCallError) in
@@ -225,15 +251,16 @@ public final class ImageDirectory {
                 }
             }
         }
-        try parent.writeOut()
-        try attempt("link the parent image in \(path.string)") { () throws(SystemCallError) in
-            try withCString(ImageDirectory.sharedFolder) { (target) throws(SystemCallError) in
-                try withCString("parent") { (name) throws(SystemCallError) in
-                    try systemCall(.symlinkat, target, here, name)
-                }
-            }
+        if let previous {
+            // Page maps without pages of their own need a pages file all the same.
+            let empty = newPagesID()
+            _ = try parent.createFile(.pages(empty))
+            for (name, runs) in inheriting { try Pagemap(pagesID: empty, runs: runs).write(name, to: parent) }
+            parent.previous = previous.isAbsolute ? previous : FilePath("..").pushing(previous)
         }
-        shared = []
+        try parent.writeOut()
+        try linkParent(FilePath(ImageDirectory.sharedFolder))
+        (shared, inheriting, previous) = ([], [], nil)
         sharedSet = parent
     }
 
@@ -246,7 +273,7 @@ public final class ImageDirectory {
 
     /// Removes what was written: the dump failed. The inventory goes first.
     public func discard() {
-        (held, heldBytes, shared, sharedSet) = ([], 0, [], nil)
+        (held, heldBytes, shared, inheriting, sharedSet, previous) = ([], 0, [], [], nil, nil)
         for name in written.reversed() { do throws(SystemCallError) { try remove(name) } catch {} }
         do throws(SystemCallError) { try remove("parent") } catch {}
         removeSharedPages()

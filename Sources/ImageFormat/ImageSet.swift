@@ -43,6 +43,26 @@ public final class ImageSet: Sendable {
         }
     }
 
+    /// A file that says that pages of this set were taken away, because a later set has them anew.
+    static let incompleteMark = "deduplicated"
+
+    /// Says in the directory that it can't be restored by itself any more.
+    public func markIncomplete() throws(SystemCallError) {
+        guard (try? openFile(ImageSet.incompleteMark, [.path], in: directory.number)) == nil else { return }
+        _ = try openFile(ImageSet.incompleteMark, [.writeOnly, .create], mode: 0o644, in: directory.number)
+        try systemCall(.fsync, Int(directory.number))
+    }
+
+    /// Refuses a set whose pages were taken away.
+    public func checkComplete() throws(Failure) {
+        guard (try? openFile(ImageSet.incompleteMark, [.path], in: directory.number)) == nil else {
+            throw Failure(
+                .corruptImage,
+                "pages of the images in \(path.string) were dropped, because later images have them anew",
+                advice: "Restore the images that refer to these")
+        }
+    }
+
     /// Whether an image is there.
     public func has(_ name: ImageName) -> Bool {
         do throws(SystemCallError) {

@@ -332,15 +332,65 @@ public enum MemoryDump {
         }
     }
 
+    /// Pages of a process that were found and wait to be written.
+    private struct PagePlan {
+        let process: DumpedProcess
+        let stretches: [PageStretch]
+        let pagemap: Pagemap
+    }
+
+    private final class PagePlans {
+        var all: [PagePlan] = []
+        static func of(_ context: DumpContext) -> PagePlans { context.state(PagePlans.self) { PagePlans() } }
+    }
+
     /// Writes the private pages. Returns the guard pages.
     private static func dumpPages(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) -> [AddressRange] {
+        // A page server knows no pages of relatives.
+        let (plan, guards) = try findPages(process, context, sharesPages: context.images.pageReceiver == nil)
+        try context.faults.pass(.dumpPages)
+        try write(plan, .task(process.id, memory: process.memory.number), context)
+        return guards
+    }
+
+    /// Finds the private pages of a stopped process, for `writePages` to write when it runs again. What is written then may
+    /// be newer, but such pages count as written.
+    public static func findPages(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) {
+        PagePlans.of(context).all.append(try findPages(process, context, sharesPages: false).plan)
+    }
+
+    /// Writes the pages of running processes that were found before.
+    public static func writePages(_ context: DumpContext) throws(Failure) {
+        let plans = PagePlans.of(context)
+        for plan in plans.all {
+            let process = plan.process
+            try during(.dumping(process.id, process.name)) { () throws(Failure) in
+                try write(plan, .running(process.id, memory: process.memory.number), context)
+            }
+        }
+        plans.all = []
+    }
+
+    private static func write(_ plan: PagePlan, _ source: PageSource, _ context: DumpContext) throws(Failure) {
+        let writing = ContinuousClock.now
+        try storePages(
+            plan.pagemap, of: .process(plan.process.id.rawValue), plan.stretches, from: source, to: context.images)
+        context.statistics.pagesWritten += plan.pagemap.presentPages
+        context.statistics[.memoryWrite] += ContinuousClock.now - writing
+    }
+
+    /// Finds the private pages of a stopped process, and the guard pages.
+    private static func findPages(
+        _ process: DumpedProcess, _ context: DumpContext, sharesPages: Bool
+    ) throws(Failure) -> (plan: PagePlan, guards: [AddressRange]) {
         let started = ContinuousClock.now
         // Shared memory is written elsewhere, but guard pages in it are each process's own.
         let own = process.mappings.filter {
             (!$0.isShared || $0.flags.contains("gu")) && !$0.isOfKernel && !$0.isDevice && !$0.isSocket
         }
         var scan = try PagemapScan(process.id)
-        let findings = try scan.scan(own.map(\.range))
+        let tracking = MemoryTracking.of(context)
+        let findings = try scan.scan(own.map(\.range), findsUnwritten: tracking.tells(process))
         var stretches: [PageStretch] = []
         var runs: [PageRun] = []
         var guards: [AddressRange] = []
@@ -372,21 +422,16 @@ public enum MemoryDump {
             guards += parts(of: findings.guards, in: mapping.range, from: &nextGuard)
         }
         let id = context.images.newPagesID()
-        // A page server knows no pages of relatives.
-        if context.processes.count > 1, context.images.pageReceiver == nil {
+        runs = tracking.divide(runs, of: process, unwritten: findings.unwritten)
+        if sharesPages, context.processes.count > 1 {
             runs = try SharedPages.of(context).divide(runs, of: process, pagesID: id, scan)
-            stretches = written(stretches, runs)
-            context.statistics.pagesSkippedParent += runs.reduce(0) { $0 + ($1.isInParent ? $1.pages : 0) }
         }
-        let pagemap = Pagemap(pagesID: id, runs: runs)
+        if runs.contains(where: { !$0.isPresent }) { stretches = written(stretches, runs) }
+        context.statistics.pagesSkippedParent += runs.reduce(0) { $0 + ($1.isInParent ? $1.pages : 0) }
+        try tracking.arm(process, &scan)
         context.statistics[.memoryDump] += ContinuousClock.now - started
-        try context.faults.pass(.dumpPages)
-        let writing = ContinuousClock.now
-        try storePages(
-            pagemap, of: .process(process.id.rawValue), stretches,
-            from: .task(process.id, memory: process.memory.number), to: context.images)
-        context.statistics.pagesWritten += pagemap.presentPages
-        context.statistics[.memoryWrite] += ContinuousClock.now - writing
-        return guards
+        return (
+            PagePlan(process: process, stretches: stretches, pagemap: Pagemap(pagesID: id, runs: runs)), guards
+        )
     }
 }

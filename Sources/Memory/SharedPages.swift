@@ -24,6 +24,8 @@ final class SharedPages {
     private var bases: [TaskID: Base] = [:]
     private var baseOf: [TaskID: TaskID] = [:]
     private var referring: [(name: ImageName, pagemap: Pagemap)] = []
+    /// Those who refer to the previous images.
+    private var inheriting: [(name: ImageName, runs: [PageRun])] = []
 
     /// Fewer shared pages than this are written again.
     private static let fewest: UInt64 = 16
@@ -36,8 +38,17 @@ final class SharedPages {
     func divide(_ runs: [PageRun], of process: DumpedProcess, pagesID id: UInt32, _ scan: borrowing PagemapScan)
         throws(Failure) -> [PageRun]
     {
+        // A page map can't refer to both a base and the same process in the previous images. Who has something there is a
+        // base, with the pages that it has here.
+        let inherited = runs.filter(\.isInParent)
+        if !inherited.isEmpty { inheriting.append((.pagemap(process.id.rawValue), inherited)) }
+        let present = runs.filter(\.isPresent)
         var frames: [[UInt64]] = []
-        for run in runs { frames.append(try scan.frames(run.range)) }
+        for run in present { frames.append(try scan.frames(run.range)) }
+        if !inherited.isEmpty {
+            bases[process.id] = Base(Pagemap(pagesID: id, runs: present), frames)
+            return runs
+        }
         let parent = process.frozen.parent
         guard let origin = bases[parent] != nil ? parent : baseOf[parent], let base = bases[origin] else {
             bases[process.id] = Base(Pagemap(pagesID: id, runs: runs), frames)
@@ -82,5 +93,5 @@ final class SharedPages {
     }
 
     /// Writes the page maps of those who refer to a base.
-    func finish(_ context: DumpContext) { context.images.share(referring) }
+    func finish(_ context: DumpContext) { context.images.share(referring, inheriting: inheriting) }
 }

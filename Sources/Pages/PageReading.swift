@@ -30,6 +30,9 @@ public final class PagesFile: Sendable {
         self.mapping = mapping
     }
 
+    /// What stat(2) says of it.
+    func status() throws(SystemCallError) -> FileStatus { try FileStatus.read(in: file.number) }
+
     /// Our address of a byte of the file.
     func address(_ offset: UInt64) -> Int { base + Int(offset) }
 }
@@ -43,6 +46,12 @@ public struct PagePiece: Sendable {
 
     /// Our address of the first byte.
     public var source: Int { file.address(offset) }
+
+    /// The offsets in the pages file.
+    var place: AddressRange { AddressRange(offset, offset + range.length) }
+
+    /// What stat(2) says of the pages file.
+    func status() throws(SystemCallError) -> FileStatus { try file.status() }
 
     /// The part of it that lies in a range that overlaps it.
     public func part(in other: AddressRange) -> PagePiece {
@@ -104,6 +113,11 @@ public struct PageLocator: Sendable {
     /// Locates the pages of a piece of shared memory.
     init(_ images: ImageSet, shared: UInt64, _ pagemap: Pagemap) throws(Failure) {
         pieces = try PageLocator.locate(images, .sharedPagemap(shared), pagemap)
+    }
+
+    /// Locates the pages of a page map by its name.
+    init(_ images: ImageSet, _ name: ImageName, _ pagemap: Pagemap) throws(Failure) {
+        pieces = try PageLocator.locate(images, name, pagemap)
     }
 
     private static func locate(_ images: ImageSet, _ name: ImageName, _ pagemap: Pagemap) throws(Failure)

@@ -7,6 +7,8 @@ public import Linux
 public enum PageSource: Sendable {
     /// A stopped task's memory; a descriptor of its /proc/PID/mem for pages that can't be read by `process_vm_readv`.
     case task(TaskID, memory: Int32)
+    /// The same of a task that runs on: pages that are gone by now become zeros.
+    case running(TaskID, memory: Int32)
     /// A file; addresses are offsets in it.
     case file(Int32)
 }
@@ -118,50 +120,64 @@ func fill(_ address: Int, _ chunk: Chunk, _ stretches: [PageStretch], _ source: 
             // Past the end of a file that ends within a page there is nothing but zeros.
             if got < length { zero(address + at + got, length - got) }
         }
-    case .task(let task, let memory):
-        var vectors: [clinux_iovec] = []
-        var into = 0
-        func flush() throws(Failure) {
-            let wanted = vectors.reduce(0) { $0 + Int($1.length) }
-            guard wanted > 0 else { return }
-            let got = vectors.count
-            let filled = try attempt("read the memory of task \(task)") { () throws(SystemCallError) in
-                try withAddress(ofLocal: address + into, wanted) { (local) throws(SystemCallError) in
-                    try vectors.withConstantAddress { (remote, _) throws(SystemCallError) in
-                        try systemCall(.process_vm_readv, Int(task.rawValue), local, 1, remote, got, 0)
-                    }
-                }
-            }
-            if filled < wanted {
-                // A page that went away or is no longer readable by the task itself: through /proc, in pieces.
-                var at = into
-                for vector in vectors {
-                    let got = try read(
-                        memory, address + at, Int(vector.length), vector.base, what: "memory of task \(task)")
-                    guard got == Int(vector.length) else {
-                        throw Failure(.vanished, "the memory of task \(task) at \(Address(vector.base)) can't be read")
-                    }
-                    at += got
-                }
-            }
-            into += wanted
-            vectors.removeAll(keepingCapacity: true)
-        }
-        try chunk.forEachPart({ stretches[$0].range.length }) { (index, skip, length, at) throws(Failure) in
-            let from = stretches[index].range.start.rawValue + skip
-            if stretches[index].isReadable {
-                vectors.append(clinux_iovec(base: from, length: UInt64(length)))
-            } else {
-                try flush()
-                let got = try read(memory, address + at, length, from, what: "memory of task \(task)")
-                guard got == length else {
-                    throw Failure(.vanished, "the memory of task \(task) at \(Address(from)) can't be read")
-                }
-                into += length
-            }
-        }
-        try flush()
+    case .task(let task, let memory): try fill(address, chunk, stretches, task, memory, mayVanish: false)
+    case .running(let task, let memory): try fill(address, chunk, stretches, task, memory, mayVanish: true)
     }
+}
+
+/// Reads one chunk of a task's memory.
+private func fill(
+    _ address: Int, _ chunk: Chunk, _ stretches: [PageStretch], _ task: TaskID, _ memory: Int32, mayVanish: Bool
+) throws(Failure) {
+    var vectors: [clinux_iovec] = []
+    var into = 0
+    func read(_ local: Int, _ length: Int, _ remote: UInt64) throws(Failure) {
+        if let got = try? readFully(memory, into: local, count: length, at: remote), got == length { return }
+        guard mayVanish else {
+            throw Failure(.vanished, "the memory of task \(task) at \(Address(remote)) can't be read")
+        }
+        for page in stride(from: 0, to: length, by: Int(pageSize)) {
+            let got = try? readFully(memory, into: local + page, count: Int(pageSize), at: remote + UInt64(page))
+            if got != Int(pageSize) { zero(local + page, Int(pageSize)) }
+        }
+    }
+    func flush() throws(Failure) {
+        let wanted = vectors.reduce(0) { $0 + Int($1.length) }
+        guard wanted > 0 else { return }
+        let got = vectors.count
+        let filled: Int
+        do throws(SystemCallError) {
+            filled = try withAddress(ofLocal: address + into, wanted) { (local) throws(SystemCallError) in
+                try vectors.withConstantAddress { (remote, _) throws(SystemCallError) in
+                    try systemCall(.process_vm_readv, Int(task.rawValue), local, 1, remote, got, 0)
+                }
+            }
+        } catch {
+            guard mayVanish else { throw Failure(.vanished, "can't read the memory of task \(task)", cause: error) }
+            filled = 0
+        }
+        if filled < wanted {
+            // A page that went away or is no longer readable by the task itself: through /proc, in pieces.
+            var at = into
+            for vector in vectors {
+                try read(address + at, Int(vector.length), vector.base)
+                at += Int(vector.length)
+            }
+        }
+        into += wanted
+        vectors.removeAll(keepingCapacity: true)
+    }
+    try chunk.forEachPart({ stretches[$0].range.length }) { (index, skip, length, at) throws(Failure) in
+        let from = stretches[index].range.start.rawValue + skip
+        if stretches[index].isReadable {
+            vectors.append(clinux_iovec(base: from, length: UInt64(length)))
+        } else {
+            try flush()
+            try read(address + at, length, from)
+            into += length
+        }
+    }
+    try flush()
 }
 
 private func withAddress<R>(

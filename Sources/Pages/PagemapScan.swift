@@ -10,6 +10,8 @@ public struct PagemapScan: ~Copyable {
     /// `PAGE_IS_GUARD`, 0 where the kernel does not know it.
     private var guardBit: UInt64 = 1 << 8
     private var hasScan = true
+    /// Categories that are to be told of each page.
+    private var noticeBits: UInt64 = 0
 
     /// What a scan found, ascending.
     public struct Findings: Sendable {
@@ -17,6 +19,8 @@ public struct PagemapScan: ~Copyable {
         public var pages: [AddressRange] = []
         /// Guard regions (`MADV_GUARD_INSTALL`).
         public var guards: [AddressRange] = []
+        /// Of the pages, those whose writing would have been noted by a userfaultfd, and that were not written.
+        public var unwritten: [AddressRange] = []
     }
 
     /// Opens a task's pagemap.
@@ -28,9 +32,14 @@ public struct PagemapScan: ~Copyable {
     }
 
     /// Scans from the first of some ranges to the end of the last. What lies between them may be in the findings too.
-    public mutating func scan(_ ranges: [AddressRange]) throws(Failure) -> Findings {
+    ///
+    /// - Parameter findsUnwritten: tell what was not written; whose userfaultfd notes it is for the caller to know.
+    public mutating func scan(
+        _ ranges: [AddressRange], findsUnwritten: Bool = false
+    ) throws(Failure) -> Findings {
         var findings = Findings()
         guard let first = ranges.first, let last = ranges.last else { return findings }
+        noticeBits = findsUnwritten ? 3 : 0  // PAGE_IS_WPALLOWED, PAGE_IS_WRITTEN
         if hasScan {
             var at = first.start.rawValue
             while at < last.end.rawValue {
@@ -52,7 +61,7 @@ public struct PagemapScan: ~Copyable {
         request.category_inverted = notOurs
         request.category_mask = notOurs
         request.category_anyof_mask = 1 << 3 | 1 << 4 | guardBit  // PAGE_IS_PRESENT, PAGE_IS_SWAPPED
-        request.return_mask = guardBit
+        request.return_mask = guardBit | noticeBits
         request.vec_len = UInt64(room.count / 3)
         let number = Int(file.number)
         let count: Int
@@ -81,12 +90,44 @@ public struct PagemapScan: ~Copyable {
                 Findings.append(found, to: &findings.guards)
             } else {
                 Findings.append(found, to: &findings.pages)
+                if room[index * 3 + 2] & 3 == 1 { Findings.append(found, to: &findings.unwritten) }
             }
         }
         guard request.walk_end > range.start.rawValue else {
             throw Failure(.bug, "the scan of task \(task)'s pages does not move on at \(range.start)")
         }
         return request.walk_end
+    }
+
+    /// Lets a userfaultfd note the next write to each page of its memory (`PM_SCAN_WP_MATCHING`). Pages that are not there
+    /// need no preparation: one that appears counts as written.
+    public mutating func protect(_ range: AddressRange) throws(Failure) {
+        let notOurs: UInt64 = 1 << 2 | 1 << 5  // PAGE_IS_FILE, PAGE_IS_PFNZERO
+        var at = range.start.rawValue
+        while at < range.end.rawValue {
+            var request = clinux_pm_scan_arg()
+            request.size = UInt64(MemoryLayout<clinux_pm_scan_arg>.size)
+            (request.flags, request.start, request.end) = (3, at, range.end.rawValue)  // and PM_SCAN_CHECK_WPASYNC
+            request.category_inverted = notOurs
+            request.category_mask = notOurs | 2  // PAGE_IS_WRITTEN
+            request.category_anyof_mask = 1 << 3 | 1 << 4  // PAGE_IS_PRESENT, PAGE_IS_SWAPPED
+            // Without room for answers the kernel would protect everything, and make page tables for it.
+            request.return_mask = 2
+            request.vec_len = UInt64(room.count / 3)
+            let number = Int(file.number)
+            try attempt("protect the pages of task \(task)") { () throws(SystemCallError) in
+                _ = try room.withAddress { (address, _) throws(SystemCallError) in
+                    request.vec = UInt64(address)
+                    return try withAddress(of: &request) { (request) throws(SystemCallError) in
+                        try systemCall(.ioctl, number, 0xc060_6610, request)  // PAGEMAP_SCAN
+                    }
+                }
+            }
+            guard request.walk_end > at else {
+                throw Failure(.bug, "the protection of task \(task)'s pages does not move on at \(Address(at))")
+            }
+            at = request.walk_end
+        }
     }
 
     /// All pages of a range that are there, also zero pages.

@@ -51,6 +51,11 @@ struct LoadedBatch: ~Copyable {
         labels = batch.labels
     }
 
+    /// What a call has answered by now, `.min` if it has not.
+    func value(_ slot: Batch.Slot, _ memory: borrowing Mapping) -> Int {
+        memory.load(Int.self, at: records + slot.index * MemoryLayout<clinux_call>.stride + 56)
+    }
+
     /// What the calls answered. A call that may not fail and did becomes a failure with its label.
     func results(_ memory: borrowing Mapping, of task: TaskID) throws(Failure) -> Results {
         let stride = MemoryLayout<clinux_call>.stride

@@ -157,6 +157,53 @@ public struct Server: ~Copyable {
         return try answers(loaded, block: 0, by: leader)
     }
 
+    /// Lets the leader open a descriptor and fetches a copy. The leader closes its own before this returns, also if we die
+    /// in between.
+    ///
+    /// - Parameters:
+    ///   - call: opens it, with one argument.
+    ///   - pidfd: of the leader's process.
+    public borrowing func fetch(_ call: SystemCall, _ argument: Int, through pidfd: Int32) throws(Failure) -> Descriptor
+    {
+        var batch = Batch()
+        // Two struct futex_waitv: the word that we set, and our robust futex.
+        var words: [UInt64] = []
+        for (value, offset) in [(0, Server.goOn), (UInt64(memory.load(UInt32.self, at: 64)), 64)] {
+            words += [value, runway.start.rawValue + UInt64(offset), 2]
+        }
+        let waiters = batch.place(words.flatMap { [UInt8](bytesOf: $0) })
+        let opened = batch.add(call, .value(argument), doing: "open a descriptor", mayFail: true)
+        batch.add(.futex_waitv, .buffer(waiters), .value(2), .value(0), .value(0), doing: "wait", mayFail: true)
+        batch.add(.close, .result(opened), doing: "close a descriptor", mayFail: true)
+        memory.storeShared(0, at: Server.goOn)
+        let loaded = try load(batch, block: 0)
+        wake(0)
+        let started = ContinuousClock.now
+        var number = loaded.value(opened, memory)
+        while number == .min, ContinuousClock.now - started < .seconds(1) {
+            clinux_relax()
+            number = loaded.value(opened, memory)
+        }
+        let outcome: Result<Int32, SystemCallError>
+        do throws(SystemCallError) {
+            if number < 0 { throw SystemCallError(call, Errno(rawValue: Int32(clamping: 0 - max(number, -4095)))) }
+            outcome = .success(Int32(try systemCall(.pidfd_getfd, Int(pidfd), number, 0)))
+        } catch { outcome = .failure(error) }
+        memory.storeShared(1, at: Server.goOn)
+        wake(Server.goOn)
+        let leader = leader
+        do throws(Failure) { _ = try answers(loaded, block: 0, by: leader) } catch {
+            if case .success(let number) = outcome { _ = try? systemCall(.close, Int(number)) }
+            throw error
+        }
+        return try attempt("open a descriptor in task \(leader.id)") { () throws(SystemCallError) in
+            Descriptor(owning: try outcome.get())
+        }
+    }
+
+    /// Byte of the runway: a futex word that a batch waits for.
+    private static let goOn = 32
+
     /// Places a batch and the command to run it.
     private borrowing func load(_ batch: consuming Batch, block: Int) throws(Failure) -> LoadedBatch {
         let loaded = try LoadedBatch(batch, into: memory, at: 4096, base: runway.start)

@@ -45,15 +45,13 @@ struct KernelFeature: Sendable {
     /// The feature of a name, among those that can be asked for.
     static func named(_ name: String) -> KernelFeature? { all.first { $0.name == name } }
 
-    /// Dirty pages can be tracked by userfaultfd and PAGEMAP_SCAN, but pre-dump is not built yet.
-    private static let trackingIsBuilt = false
     /// AppArmor's namespaces and profiles are not dumped yet.
     private static let apparmorIsBuilt = false
 
     /// The features that `--feature` knows, by CRIU's names and in its order.
     static let all: [KernelFeature] = [
         .init("mnt_id") { () throws(SystemCallError) in try ProcProbe.hasMountIDs() },
-        .init("mem_dirty_track", isUsed: trackingIsBuilt) { () throws(SystemCallError) in
+        .init("mem_dirty_track") { () throws(SystemCallError) in
             try MemoryProbe.tracksDirtyPages()
         },
         .init("aio_remap") { () throws(SystemCallError) in try MemoryProbe.movesAIORings() },

@@ -1,4 +1,5 @@
 internal import Diagnostics
+internal import Engine
 internal import Glibc
 internal import Linux
 internal import Logging
@@ -13,6 +14,7 @@ public enum Command {
     /// - Returns: 0, or 1 for any failure.
     public static func run(_ words: [Word], environment: (String) -> Word?) -> Int32 {
         let started = ContinuousClock.now
+        if words == [Word(trackingHolderOrder)] { return holdTracking() }
         // Asked often and by programs: answered before anything else is set up.
         if words == ["--version"] || words == ["-V"] {
             printOutput(Help.version)
@@ -80,6 +82,10 @@ public enum Command {
         case .dump:
             let statistics = try Orders.dump(session)
             if options.displayStatistics { printOutput(statistics.dumpReport) }
+        case .preDump:
+            let statistics = try Orders.preDump(session)
+            if options.displayStatistics { printOutput(statistics.dumpReport) }
+        case .deduplicate: try Orders.deduplicate(session)
         case .restore:
             let (root, statistics) = try Orders.restore(session)
             if options.displayStatistics { printOutput(statistics.restoreReport) }
@@ -97,7 +103,7 @@ public enum Command {
             throw Failure(.unsupported, "'exec' is gone, as in CRIU")
         case .show:
             throw Failure(.unsupported, "'show' is gone, as in CRIU", advice: "Use 'crit decode -i FILE --pretty'")
-        case .preDump, .service, .serviceWorker, .deduplicate:
+        case .service, .serviceWorker:
             throw Failure(.unsupported, "'\(action.rawValue)' is not supported yet")
         }
     }

@@ -12,18 +12,22 @@ enum Help {
 
         Usage:
           brumate dump -t PID [OPTIONS]
+          brumate pre-dump -t PID [OPTIONS]
           brumate restore [OPTIONS]
+          brumate dedup [OPTIONS]
           brumate check [--feature NAME[,NAME…]]
           brumate cpuinfo dump|check [OPTIONS]
 
         Commands:
           dump           write a process tree to image files, and end it
+          pre-dump       write the memory of a tree ahead of a dump; the tree runs on
           restore        bring a process tree back from image files
+          dedup          drop pages from the parent images that the newest ones have anew
           check          find out whether this kernel has what we need
           cpuinfo dump   write the features of this CPU to an image file
           cpuinfo check  compare the features of this CPU with the image file
 
-        Not supported yet: pre-dump, page-server, lazy-pages, dedup, service, swrk.
+        Not supported yet: page-server, lazy-pages, service, swrk.
 
         """
 

@@ -262,19 +262,16 @@ extension Option {
 
     private static let memoryOptions: [Option] = [
         .flag(
-            "track-mem", nil, .memory, "Track which pages change from now on.",
-            support: .later(memory, on: dumping) { $0.trackMemory }
+            "track-mem", nil, .memory, "Track which pages change from now on."
         ) { $0.trackMemory = $1 },
         .value(
-            "prev-images-dir", nil, "DIR", .memory, "The parent images, relative to the images directory.",
-            support: .later(memory, on: dumping) { $0.previousImagesDirectory != nil }
+            "prev-images-dir", nil, "DIR", .memory, "The parent images, relative to the images directory."
         ) { $0.previousImagesDirectory = $1.path },
         .flag(
             "page-server", nil, .memory, "Dump: send pages to a page server. lazy-pages: fetch them from one."
         ) { $0.pageServer = $1 },
         .flag(
-            "auto-dedup", nil, .memory, "Dump: drop old pages of the parent. Restore: drop pages as they are restored.",
-            support: .later(memory, on: both) { $0.autoDeduplication }
+            "auto-dedup", nil, .memory, "Dump: drop old pages of the parent. Restore: has no effect."
         ) { $0.autoDeduplication = $1 },
         .value("pre-dump-mode", nil, "MODE", .memory, "How a pre-dump reads pages: splice (default) or read.") {
             (options, word) throws(Failure) in options.preDumpMode = try word.choice(Options.PreDumpMode.self)

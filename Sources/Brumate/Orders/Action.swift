@@ -30,8 +30,9 @@ public enum Action: String, CaseIterable, Sendable {
     /// The issue that brings this action, if it is not there yet.
     public var later: String? {
         switch self {
-        case .dump, .restore, .check, .cpuDump, .cpuCheck, .exec, .show, .pageServer, .lazyPages: nil
-        case .preDump, .deduplicate: "memory at speed"
+        case .dump, .preDump, .restore, .check, .deduplicate, .cpuDump, .cpuCheck, .exec, .show, .pageServer,
+            .lazyPages:
+            nil
         case .service, .serviceWorker: "the RPC service"
         }
     }

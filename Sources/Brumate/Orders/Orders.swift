@@ -12,6 +12,20 @@ internal import SystemPackage
 enum Orders {
     /// Dumps the tree. Returns what was counted and timed, for `--display-stats`.
     static func dump(_ session: borrowing Session) throws(Failure) -> Statistics {
+        try Engine.dump(try dumpRequest(session), log: session.log)
+    }
+
+    /// Writes the memory of the tree ahead of a dump.
+    static func preDump(_ session: borrowing Session) throws(Failure) -> Statistics {
+        try Engine.preDump(try dumpRequest(session), log: session.log)
+    }
+
+    /// Takes pages out of the previous images that the newest have anew.
+    static func deduplicate(_ session: borrowing Session) throws(Failure) {
+        try Engine.deduplicate(session.imagesPath, log: session.log)
+    }
+
+    private static func dumpRequest(_ session: borrowing Session) throws(Failure) -> DumpRequest {
         let options = session.options
         guard let tree = options.tree else { throw Failure(.usage, "which tree? The option --tree PID is missing") }
         var request = DumpRequest(root: tree, images: session.imagesPath)
@@ -44,9 +58,13 @@ enum Orders {
         if options.timeout > .zero { request.timeout = options.timeout } else { request.timeout = .seconds(1 << 30) }
         request.scripts = Scripts(paths: options.actionScripts.map { FilePath(bytes: $0.bytes) })
         request.plugins = options.libraryDirectory
+        request.tracksMemory = options.trackMemory
+        request.previous = options.previousImagesDirectory
+        request.deduplicates = options.autoDeduplication
+        request.readsPages = options.preDumpMode == .read
         request.faults = session.faults
         if options.pageServer { request.pageServer = place(options) }
-        return try Engine.dump(request, log: session.log)
+        return request
     }
 
     /// Restores the tree and lets it go. Returns the root's pid and the figures.

@@ -176,6 +176,16 @@ public nonisolated struct InventoryEntry: @unchecked Sendable {
   /// Clears the value of `allowUprobes`. Subsequent reads from it will return its default value.
   public mutating func clearAllowUprobes() {_uniqueStorage()._allowUprobes = nil}
 
+  /// Ours: names this dump to the one that follows it in a chain.
+  public var generation: Data {
+    get {_storage._generation ?? Data()}
+    set {_uniqueStorage()._generation = newValue}
+  }
+  /// Returns true if `generation` has been explicitly set.
+  public var hasGeneration: Bool {_storage._generation != nil}
+  /// Clears the value of `generation`. Subsequent reads from it will return its default value.
+  public mutating func clearGeneration() {_uniqueStorage()._generation = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -735,7 +745,7 @@ nonisolated extension PluginsEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
 
 nonisolated extension InventoryEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "InventoryEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}img_version\0\u{3}fdinfo_per_id\0\u{3}root_ids\0\u{3}ns_per_id\0\u{3}root_cg_set\0\u{1}lsmtype\0\u{4}\u{2}dump_uptime\0\u{3}pre_dump_mode\0\u{3}tcp_close\0\u{3}network_lock_method\0\u{3}plugins_entry\0\u{3}dump_criu_run_id\0\u{3}allow_uprobes\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}img_version\0\u{3}fdinfo_per_id\0\u{3}root_ids\0\u{3}ns_per_id\0\u{3}root_cg_set\0\u{1}lsmtype\0\u{4}\u{2}dump_uptime\0\u{3}pre_dump_mode\0\u{3}tcp_close\0\u{3}network_lock_method\0\u{3}plugins_entry\0\u{3}dump_criu_run_id\0\u{3}allow_uprobes\0\u{2}Z\u{f}generation\0")
 
   fileprivate class _StorageClass {
     var _imgVersion: UInt32? = nil
@@ -751,6 +761,7 @@ nonisolated extension InventoryEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     var _pluginsEntry: PluginsEntry? = nil
     var _dumpCriuRunID: Data? = nil
     var _allowUprobes: Bool? = nil
+    var _generation: Data? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -774,6 +785,7 @@ nonisolated extension InventoryEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
       _pluginsEntry = source._pluginsEntry
       _dumpCriuRunID = source._dumpCriuRunID
       _allowUprobes = source._allowUprobes
+      _generation = source._generation
     }
   }
 
@@ -813,6 +825,7 @@ nonisolated extension InventoryEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
         case 12: try { try decoder.decodeSingularMessageField(value: &_storage._pluginsEntry) }()
         case 13: try { try decoder.decodeSingularBytesField(value: &_storage._dumpCriuRunID) }()
         case 14: try { try decoder.decodeSingularBoolField(value: &_storage._allowUprobes) }()
+        case 1000: try { try decoder.decodeSingularBytesField(value: &_storage._generation) }()
         default: break
         }
       }
@@ -864,6 +877,9 @@ nonisolated extension InventoryEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
       try { if let v = _storage._allowUprobes {
         try visitor.visitSingularBoolField(value: v, fieldNumber: 14)
       } }()
+      try { if let v = _storage._generation {
+        try visitor.visitSingularBytesField(value: v, fieldNumber: 1000)
+      } }()
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -886,6 +902,7 @@ nonisolated extension InventoryEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
         if _storage._pluginsEntry != rhs_storage._pluginsEntry {return false}
         if _storage._dumpCriuRunID != rhs_storage._dumpCriuRunID {return false}
         if _storage._allowUprobes != rhs_storage._allowUprobes {return false}
+        if _storage._generation != rhs_storage._generation {return false}
         return true
       }
       if !storagesAreEqual {return false}

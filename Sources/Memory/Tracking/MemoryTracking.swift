@@ -1,0 +1,277 @@
+public import Diagnostics
+public import ImageFormat
+public import ImageMessages
+public import Kinds
+public import Linux
+public import Logging
+internal import Pages
+internal import Procfs
+public import Remote
+public import SystemPackage
+
+/// Knows which pages were not written since the previous images (kernel-facts, section 5).
+///
+/// The private memory of each process is registered with a userfaultfd that lets writes pass and only notes them
+/// (`UFFD_FEATURE_WP_ASYNC`). Between two orders a holder keeps these descriptors; the tasks don't have them. A page
+/// counts as unchanged only if it lies in a mapping that this order found registered with the descriptor of the previous
+/// one, the kernel says that it was not written, and the previous images have it. Everything else is written anew: new and
+/// moved mappings, children of a fork, shared memory, address spaces of several processes, tasks with a userfaultfd of
+/// their own.
+public final class MemoryTracking {
+    /// Whether writes are noted from this order on.
+    public let continues: Bool
+    /// Names the images of this order; empty if nobody is to refer to them.
+    public let generation: [UInt8]
+    /// The previous images as the new ones are to refer to them, if they do.
+    public private(set) var parent: FilePath?
+    private var kept: [TaskID: TrackedMemory] = [:]
+    private var tracked: [TaskID: TrackedMemory] = [:]
+    private var handling: Set<TaskID> = []
+    private var above: [TaskID: [AddressRange]] = [:]
+    private let log: Logger?
+
+    /// Tracks nothing.
+    init() { (continues, generation, log) = (false, [], nil) }
+
+    /// Takes over what the previous order left, before anything is stopped.
+    ///
+    /// - Parameters:
+    ///   - continues: writes are noted from this order on, for a later one.
+    ///   - previous: the previous images, relative to the new ones.
+    public init(
+        _ root: TaskID, continues: Bool, previous: FilePath?, images: ImageDirectory, log: Logger
+    ) throws(Failure) {
+        self.continues = continues
+        self.log = log
+        var random = [UInt8](repeating: 0, count: 16)
+        try attempt("get random numbers") { () throws(SystemCallError) in
+            try random.withAddress { (address, count) throws(SystemCallError) in
+                _ = try systemCall(.getrandom, address, count, 0)
+            }
+        }
+        generation = continues ? random : []
+        let parcel: TrackingParcel?
+        do throws(Failure) { parcel = try TrackingHolder.take(of: root) } catch {
+            log.warning("\(error)")
+            parcel = nil
+        }
+        for memory in parcel?.memories ?? [] { kept[memory.process] = memory }
+        if let previous { connect(to: previous, parcel, images) }
+        if continues || parent != nil { findHandlers(root) }
+    }
+
+    /// Of one dump.
+    public static func of(_ context: DumpContext) -> MemoryTracking {
+        context.state(MemoryTracking.self) { MemoryTracking() }
+    }
+
+    /// Makes it the one of a dump.
+    public func serve(_ context: DumpContext) { _ = context.state(MemoryTracking.self) { self } }
+
+    /// Relies on the previous images, if they are the ones that the tracking began with.
+    private func connect(to previous: FilePath, _ parcel: TrackingParcel?, _ images: ImageDirectory) {
+        let everything = "everything is written"
+        guard let parcel else {
+            log?.warning("nobody tracked the memory since the images in \(previous): \(everything)")
+            return
+        }
+        do throws(Failure) {
+            let path = images.path.pushing(previous)
+            let set = try ImageSet(path)
+            let here = images.directory.number
+            let (ours, theirs) = try attempt("look at \(path)") { () throws(SystemCallError) in
+                (try FileStatus.read(in: here), try FileStatus.read(in: set.directory.number))
+            }
+            guard ours.inode != theirs.inode || ours.device != theirs.device else {
+                throw Failure(.usage, "the previous images are in the directory of the new ones")
+            }
+            let inventory = try set.load(.inventory, as: InventoryEntry.self)
+            guard inventory.hasGeneration, !parcel.generation.isEmpty,
+                inventory.generation.elementsEqual(parcel.generation)
+            else {
+                log?.warning("\(previous) does not hold the last images of this tree: \(everything)")
+                return
+            }
+            for name in try attempt("list \(path)", { () throws(SystemCallError) in try listDirectory(path) }) {
+                let text = name.string
+                guard text.hasPrefix("pagemap-"), text.hasSuffix(".img"),
+                    let id = Int32(text.dropFirst(8).dropLast(4))
+                else { continue }
+                var ranges: [AddressRange] = []
+                for run in try Pagemap.read(.pagemap(id), from: set).runs where run.isPresent || run.isInParent {
+                    join(run.range, to: &ranges)
+                }
+                above[TaskID(id)] = ranges
+            }
+            parent = previous
+        } catch {
+            above = [:]
+            log?.warning("can't use the previous images: \(everything). \(error)")
+        }
+    }
+
+    /// Tasks that have a userfaultfd are left alone: their own could not be registered where ours is.
+    private func findHandlers(_ root: TaskID) {
+        var queue = [root]
+        var seen: Set<TaskID> = [root]
+        while let task = queue.popLast() {
+            let path = "/proc/\(task.rawValue)/fd/"
+            for number in (try? listNumbers(path)) ?? [] {
+                if let target = try? linkTarget(path + "\(number)"),
+                    target.starts(with: "anon_inode:[userfaultfd]".utf8)
+                {
+                    handling.insert(task)
+                    break
+                }
+            }
+            let threads = ((try? listNumbers("/proc/\(task.rawValue)/task")) ?? []).map { TaskID($0) }
+            for child in listChildren(of: task, threads: threads) where seen.insert(child).inserted {
+                queue.append(child)
+            }
+        }
+        if let first = handling.first {
+            log?.warning("task \(first) has a userfaultfd of its own: its memory is not tracked")
+        }
+    }
+
+    // MARK: while the tree stands still
+
+    /// Registers new mappings of a process with the descriptor of the previous order. Returns whether it needs a new
+    /// descriptor, which only a server can bring.
+    public func needsDescriptor(_ process: DumpedProcess, _ context: DumpContext) -> Bool {
+        guard continues || parent != nil, !handling.contains(process.id) else { return false }
+        let shares = context.processes.contains { $0 !== process && $0.ids.vmID == process.ids.vmID }
+        guard !shares else { return false }
+        if let memory = kept[process.id], memory.mark == MemoryMark(process.stat), register(process, memory) {
+            tracked[process.id] = memory
+            return false
+        }
+        above[process.id] = nil
+        return continues
+    }
+
+    /// Lets the process open a userfaultfd and registers its memory.
+    public func open(_ process: DumpedProcess, _ server: borrowing Server) throws(Failure) {
+        let descriptor: Descriptor
+        do throws(Failure) {
+            // O_CLOEXEC | UFFD_USER_MODE_ONLY, which needs no privilege; noting writes makes no difference between modes.
+            descriptor = try server.fetch(.userfaultfd, 0o2000001, through: process.pidfd.number)
+        } catch {
+            if error.code == .vanished { throw error }
+            log?.warning("the memory of task \(process.id) can't be tracked: \(error)")
+            return
+        }
+        let number = Int(descriptor.number)
+        // UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED
+        var question: (UInt64, UInt64, UInt64) = (0xaa, 1 << 15 | 1 << 13, 0)
+        do throws(SystemCallError) {
+            try withAddress(of: &question) { (address) throws(SystemCallError) in
+                _ = try systemCall(.ioctl, number, 0xc018_aa3f, address)  // UFFDIO_API
+            }
+        } catch {
+            log?.warning("this kernel can't track memory: \(error)")
+            return
+        }
+        let memory = TrackedMemory(process.id, MemoryMark(process.stat), descriptor)
+        if register(process, memory) { tracked[process.id] = memory }
+    }
+
+    /// Registers what is not yet. Returns false if the descriptor is another address space's.
+    private func register(_ process: DumpedProcess, _ memory: TrackedMemory) -> Bool {
+        let number = Int(memory.descriptor.number)
+        memory.ranges = []
+        for mapping in process.mappings where MemoryTracking.canTrack(mapping) {
+            // UFFDIO_REGISTER_MODE_WP; it changes nothing where ours is already.
+            var request = (mapping.range.start.rawValue, mapping.range.length, UInt64(2), UInt64(0))
+            do throws(SystemCallError) {
+                try withAddress(of: &request) { (address) throws(SystemCallError) in
+                    _ = try systemCall(.ioctl, number, 0xc020_aa00, address)  // UFFDIO_REGISTER
+                }
+                memory.ranges.append(mapping.range)
+            } catch {
+                if error.errno == .ESRCH { return false }
+                log?.debug("the mapping \(mapping.range) of task \(process.id) can't be tracked: \(error)")
+            }
+        }
+        return true
+    }
+
+    private static func canTrack(_ mapping: VMA) -> Bool {
+        !mapping.isShared && !mapping.isOfKernel && !mapping.isDevice && !mapping.isSocket && !mapping.isAioRing
+            && !mapping.isRing && mapping.hugePageSize == nil && !mapping.flags.contains("dp")
+    }
+
+    /// Whether the scan of a process is to tell which pages were written.
+    func tells(_ process: DumpedProcess) -> Bool { above[process.id] != nil && tracked[process.id] != nil }
+
+    /// Divides the pages of a process into those that the previous images have and the others.
+    ///
+    /// - Parameter unwritten: what the kernel says of the memory that it watches.
+    func divide(_ runs: [PageRun], of process: DumpedProcess, unwritten: [AddressRange]) -> [PageRun] {
+        guard let above = above[process.id], let memory = tracked[process.id] else { return runs }
+        var (one, two) = (0, 0)
+        var known: [AddressRange] = []
+        for range in memory.ranges {
+            for part in parts(of: unwritten, in: range, from: &one) {
+                for piece in parts(of: above, in: part, from: &two) { join(piece, to: &known) }
+            }
+        }
+        var divided: [PageRun] = []
+        var next = 0
+        for run in runs {
+            var at = run.address
+            func add(_ end: Address, isKnown: Bool) {
+                guard end > at else { return }
+                divided.append(
+                    PageRun(
+                        address: at, pages: (end.rawValue - at.rawValue) / pageSize, isPresent: !isKnown,
+                        isInParent: isKnown, isLazy: run.isLazy && !isKnown))
+                at = end
+            }
+            for part in parts(of: known, in: run.range, from: &next) {
+                add(part.start, isKnown: false)
+                add(part.end, isKnown: true)
+            }
+            add(run.range.end, isKnown: false)
+        }
+        return divided
+    }
+
+    /// From here on writes are noted anew.
+    func arm(_ process: DumpedProcess, _ scan: inout PagemapScan) throws(Failure) {
+        guard continues, let memory = tracked[process.id] else { return }
+        for range in memory.ranges { try scan.protect(range) }
+    }
+
+    // MARK: at the end
+
+    /// Adds to the inventory what a later order needs to know.
+    public func describe(_ entry: inout InventoryEntry) {
+        guard continues else { return }
+        entry.generation = imageBytes(generation)
+        // Seconds with two decimals.
+        let words = ((try? readWholeFile("/proc/uptime")) ?? []).prefix { $0 != 0x20 }.split(separator: 0x2e)
+        let numbers = words.compactMap { UInt64(String(decoding: $0, as: UTF8.self)) }
+        if numbers.count == 2 { entry.dumpUptime = numbers[0] * 1_000_000 + numbers[1] * 10_000 }
+    }
+
+    /// Gives what was tracked to a holder, now that the images are complete.
+    public func keep(_ root: TaskID) {
+        let memories = Array(tracked.values)
+        kept = [:]
+        defer { tracked = [:] }
+        guard continues, !memories.isEmpty else { return }
+        do throws(Failure) {
+            try TrackingHolder.start(TrackingParcel(generation: generation, memories: memories), root: root)
+        } catch { log?.warning("the next dump will write everything: \(error)") }
+    }
+}
+
+/// Adds a range to ascending ranges, joined to the last one if they touch.
+private func join(_ range: AddressRange, to ranges: inout [AddressRange]) {
+    if let last = ranges.last, last.end == range.start {
+        ranges[ranges.count - 1].end = range.end
+    } else {
+        ranges.append(range)
+    }
+}
