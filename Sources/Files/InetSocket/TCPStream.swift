@@ -225,11 +225,14 @@ struct TCPStream {
         try connect(connection, socket)
         guard state != .synSent else { return }
         try restoreOptions(socket)
+        try SegmentSize.recompute(connection, socket)
         try send(received, Repair.receiveQueue, socket)
         let sent = unacknowledged.count - Int(entry.unsqLen)
         try send(Array(unacknowledged[..<sent]), Repair.sendQueue, socket)
         try sendUnsent(Array(unacknowledged[sent...]), socket)
         try restoreWindow(socket)
+        // A segment is at most half of the peer's largest window.
+        if entry.maxWindow / 2 < entry.mssClamp { try SegmentSize.recompute(connection, socket) }
         try restoreEnds(connection, socket)
     }
 
