@@ -90,6 +90,8 @@ public struct RestorePolicy: Sendable {
     public var tcpEstablished = false
     /// TCP connections come back closed (`--tcp-close`).
     public var tcpClose = false
+    /// Connections from outside that nobody has accepted yet may be left out (`--skip-in-flight`).
+    public var skipInFlight = false
     /// CRIU's defaults.
     public init() {}
 }

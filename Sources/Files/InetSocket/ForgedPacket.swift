@@ -1,8 +1,8 @@
 internal import Diagnostics
 internal import Linux
 
-/// A TCP packet without data that we send to a connection of this machine in its peer's name, to bring it into a state that
-/// only packets bring about.
+/// A TCP packet that we send to a connection of this machine in its peer's name, to bring it into a state that only packets
+/// bring about.
 struct ForgedPacket {
     private let connection: Connection
     private let scope: UInt32
@@ -17,6 +17,14 @@ struct ForgedPacket {
         self.window = UInt16(clamping: window)
     }
 
+    /// Flags: ACK 16, PSH 8, RST 4, FIN 1.
+    static let acknowledgement: UInt8 = 0x10, data: UInt8 = 0x18, end: UInt8 = 0x11, reset: UInt8 = 0x14
+
+    /// How the TCP header of a packet begins: ports and numbers.
+    static func numbers(_ connection: Connection, _ sequence: UInt32, _ acknowledged: UInt32) -> [UInt8] {
+        big(connection.here.port) + big(connection.there.port) + big(sequence) + big(acknowledged)
+    }
+
     private static func big<T: FixedWidthInteger & BitwiseCopyable>(_ value: T) -> [UInt8] {
         [UInt8](bytesOf: value.bigEndian)
     }
@@ -27,16 +35,16 @@ struct ForgedPacket {
         for at in stride(from: 0, to: bytes.count - 1, by: 2) {
             total += UInt32(bytes[at]) << 8 | UInt32(bytes[at + 1])
         }
+        if bytes.count % 2 != 0 { total += UInt32(bytes.last ?? 0) << 8 }
         while total > 0xffff { total = total & 0xffff + total >> 16 }
         return ~UInt16(total)
     }
 
-    private func segment(isFin: Bool) -> [UInt8] {
+    private func segment(_ flags: UInt8, _ data: [UInt8]) -> [UInt8] {
         let big16 = { (value: UInt16) in ForgedPacket.big(value) }
-        var bytes = big16(connection.here.port) + big16(connection.there.port)
-        bytes += ForgedPacket.big(sequence) + ForgedPacket.big(acknowledged)
-        // Five words of header; ACK 16, FIN 1.
-        bytes += [5 << 4, isFin ? 0x11 : 0x10] + big16(window) + [0, 0, 0, 0]
+        var bytes = ForgedPacket.numbers(connection, sequence, acknowledged)
+        // Five words of header.
+        bytes += [5 << 4, flags] + big16(window) + [0, 0, 0, 0] + data
         let length = UInt32(bytes.count)
         let pseudo = connection.here.bytes + connection.there.bytes + ForgedPacket.big(length) + [0, 0, 0, 6]
         let check = big16(ForgedPacket.sum(pseudo + bytes))
@@ -45,8 +53,8 @@ struct ForgedPacket {
     }
 
     /// The packet with its header.
-    private func packet(isFin: Bool) -> [UInt8] {
-        let body = segment(isFin: isFin)
+    private func packet(_ flags: UInt8, _ data: [UInt8]) -> [UInt8] {
+        let body = segment(flags, data)
         if connection.here.family == 2 {
             // Version 4, five words; the kernel adds length, number and checksum.
             let head: [UInt8] = [0x45, 0, 0, 0, 0, 0, 0, 0, 64, 6, 0, 0]
@@ -57,8 +65,8 @@ struct ForgedPacket {
     }
 
     /// Sends it to this machine itself.
-    func send(isFin: Bool) throws(Failure) {
-        let bytes = packet(isFin: isFin)
+    func send(flags: UInt8, _ data: [UInt8] = []) throws(Failure) {
+        let bytes = packet(flags, data)
         var target = connection.there
         (target.port, target.scope) = (0, scope)
         try attempt("send a packet in the name of the connection's peer") { () throws(SystemCallError) in

@@ -42,7 +42,8 @@ enum InetSocket: FileKind {
         try describe(here, there, kind, number, &entry)
         switch kind.code {
         case tcp where kind.type == stream, multipath where kind.type == stream:
-            try dumpStream(kind, number, &entry, context)
+            let waiting = try dumpStream(kind, number, &entry, context)
+            if waiting > 0, let here { try WaitingConnections.of(context).add(file, here, count: waiting, context) }
         default: try dumpPackets(kind, number, &entry, context)
         }
         // Also one that is closed by now.
@@ -82,24 +83,23 @@ enum InetSocket: FileKind {
         }
     }
 
+    /// Returns how many connections wait to be accepted.
     private static func dumpStream(
         _ kind: SocketKind, _ number: Int32, _ entry: inout InetSkEntry, _ context: DumpContext
-    ) throws(Failure) {
+    ) throws(Failure) -> Int {
         let information = try attempt("read the socket's state") { () throws(SystemCallError) in
             try TCPStream.information(number)
         }
         entry.state = UInt32(information[0])
+        var waiting = 0
         if TCPState(rawValue: entry.state) == .listening {
             // tcpi_unacked and tcpi_sacked of a listener: connections that wait, and how many may.
-            let waiting = information.load(UInt32.self, at: 24) ?? 0
+            waiting = Int(information.load(UInt32.self, at: 24) ?? 0)
             entry.backlog = information.load(UInt32.self, at: 28) ?? 0
-            if waiting > 0 {
-                guard context.policy.skipInFlight else {
-                    throw Failure(
-                        .unsupported, "\(waiting) connections wait to be accepted, which can't be kept",
-                        advice: "Try again once the task has accepted them, or pass --skip-in-flight to let them break")
-                }
-                context.log.warning("\(waiting) connections that wait to be accepted will break (--skip-in-flight)")
+            guard waiting == 0 || kind.code == tcp || context.policy.skipInFlight else {
+                throw Failure(
+                    .unsupported, "\(waiting) connections of Multipath TCP wait to be accepted, which can't be kept",
+                    advice: "Try again once the task has accepted them, or pass --skip-in-flight to let them break")
             }
         } else if kind.code == multipath, TCPState(rawValue: entry.state) != .closed || entry.dstPort != 0 {
             throw Failure(
@@ -127,6 +127,7 @@ enum InetSocket: FileKind {
             }
         }
         if question.2 & 0x2000 != 0 { entry.shutdown = .read }
+        return waiting
     }
 
     /// Whether a socket has keys (`TCP_AO_INFO`, which fails where there are none).
@@ -191,6 +192,8 @@ enum InetSocket: FileKind {
         try Connections.of(context).finish(context)
     }
 
+    static func part(_ context: DumpContext) throws(Failure) { try WaitingConnections.of(context).part(context) }
+
     // MARK: restore
 
     static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.inetsk.rawValue) && entry.hasIsk }
@@ -207,7 +210,7 @@ enum InetSocket: FileKind {
         entry.type == UInt32(stream) && entry.proto == UInt32(tcp) && entry.dstPort != 0
     }
 
-    private static func connection(_ entry: InetSkEntry) throws(Failure) -> Connection {
+    static func connection(_ entry: InetSkEntry) throws(Failure) -> Connection {
         Connection(
             here: try InetAddress(family: entry.family, words: entry.srcAddr, port: entry.srcPort),
             there: try InetAddress(family: entry.family, words: entry.dstAddr, port: entry.dstPort))
@@ -239,13 +242,15 @@ enum InetSocket: FileKind {
                     advice: "Pass --tcp-close")
             }
         }
-        var all: Set<Connection> = []
+        let waiting = RestoredWaiting.of(context)
+        try waiting.load(context)
+        var all: Set<Connection> = waiting.outside
         for entry in entries {
             guard [2, 10].contains(entry.family), (1...3).contains(entry.type), entry.proto < 1 << 16 else {
                 throw Failure(.corruptImage, "the socket \(entry.ino) is of no known kind")
             }
             let ends = try connection(entry)
-            if isConnection(entry) { all.insert(ends.plain) }
+            if isConnection(entry), waiting.other(ends) == nil { all.insert(ends.plain) }
         }
         restored.dumped = all
         var ports: Set<UInt32> = []
@@ -256,23 +261,64 @@ enum InetSocket: FileKind {
         for entry in entries where isConnection(entry) {
             let ends = try connection(entry)
             let isOver = entry.state == TCPState.closed.rawValue
-            guard context.policy.tcpEstablished || isOver || all.contains(ends.reversed.plain) else {
-                throw TCPPolicy.refusal(ends)
-            }
+            guard
+                context.policy.tcpEstablished || isOver || all.contains(ends.reversed.plain)
+                    || waiting.other(ends) != nil
+            else { throw TCPPolicy.refusal(ends) }
             _ = try TCPStream(entry.ino, state: entry.state, from: context.images)
         }
         restored.connections = all
     }
 
+    /// Listeners and what waits on them.
+    static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 {
+        RestoredWaiting.of(context).concerns(entry.id) ? 1 << 40 : UInt64(entry.id)
+    }
+
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
+        let waiting = RestoredWaiting.of(context)
+        var clients: [Connection: FileEntry] = [:]
         for member in members {
-            let entry = member.isk
-            try during(.file("socket:[\(entry.ino)]")) { () throws(Failure) in
-                if let passed = try context.inherited("socket:[\(entry.ino)]") {
-                    return try context.files.add(member.id, passed)
-                }
-                try context.files.add(member.id, try make(entry, context))
+            let ends = try connection(member.isk).plain
+            if waiting.other(ends) != nil { clients[ends] = member } else { try makeOne(member, context) }
+        }
+        guard !waiting.isEmpty, let first = members.first, waiting.concerns(first.id) else { return }
+        if !waiting.outside.isEmpty { try lock(context) }
+        let listeners = members.filter { $0.isk.state == TCPState.listening.rawValue }
+        try waiting.join(listeners, context) { (ends) throws(Failure) in
+            guard let client = clients.removeValue(forKey: ends) else {
+                throw Failure(.corruptImage, "the client \(ends.here.text) of a waiting connection is not there")
             }
+            try makeOne(client, context)
+        }
+        guard clients.isEmpty else {
+            throw Failure(.corruptImage, "a client of a waiting connection has no listener")
+        }
+    }
+
+    private static func makeOne(_ member: FileEntry, _ context: RestoreContext) throws(Failure) {
+        let entry = member.isk
+        try during(.file("socket:[\(entry.ino)]")) { () throws(Failure) in
+            if let passed = try context.inherited("socket:[\(entry.ino)]") {
+                return try context.files.add(member.id, passed)
+            }
+            try context.files.add(member.id, try make(entry, context))
+        }
+    }
+
+    /// Connects a client anew to its listener, with what it had sent.
+    private static func reconnect(
+        _ waiting: RestoredWaiting.Waiting, _ entry: InetSkEntry, _ ends: Connection, _ number: Int32,
+        _ context: RestoreContext
+    ) throws(Failure) {
+        let stream = try TCPStream(entry.ino, state: entry.state, from: context.images)
+        // More may have been received since the client was looked at.
+        let arrived = max(0, min(Int(Int32(bitPattern: waiting.end &- stream.sendStart)), stream.unacknowledged.count))
+        try RestoredWaiting.of(context).connect(
+            waiting, ends, number, unsent: Array(stream.unacknowledged[arrived...]))
+        guard stream.state.sentFin else { return }
+        try attempt("half-close the connection") { () throws(SystemCallError) in
+            try systemCall(.shutdown, Int(number), 1)
         }
     }
 
@@ -291,7 +337,9 @@ enum InetSocket: FileKind {
         try SocketOptions.prepareNetwork(entry.opts, on: number, kind)
         try InternetOptions.prepare(entry, kind, number)
         let ends = try connection(entry, number)
-        if isConnection(entry), !context.policy.tcpClose {
+        if isConnection(entry), let waiting = RestoredWaiting.of(context).other(ends) {
+            try reconnect(waiting, entry, ends, number, context)
+        } else if isConnection(entry), !context.policy.tcpClose {
             try lock(context)
             let stream = try TCPStream(entry.ino, state: entry.state, from: context.images)
             try stream.restore(ends, on: number)

@@ -200,7 +200,7 @@ struct TCPStream {
     /// The number of the first byte that waits to be received.
     private var receiveStart: UInt32 { entry.inqSeq &- (state.receivedFin ? 1 : 0) &- entry.inqLen }
     /// The number of the first byte that is not acknowledged.
-    private var sendStart: UInt32 {
+    var sendStart: UInt32 {
         entry.outqSeq &- (state.sentFin ? 1 : 0) &- entry.outqLen &- (state == .synSent ? 1 : 0)
     }
 
@@ -289,7 +289,7 @@ struct TCPStream {
         }
     }
 
-    private static func sendAll(_ data: [UInt8], _ socket: Int32) throws(SystemCallError) {
+    static func sendAll(_ data: [UInt8], _ socket: Int32) throws(SystemCallError) {
         try data.withConstantAddress { (address, count) throws(SystemCallError) in
             var done = 0
             // In repair mode the kernel wants each piece in one block of memory.
@@ -325,7 +325,7 @@ struct TCPStream {
         if state.sentFinFirst { try shutDown(socket) }
         if state.receivedFin {
             try ForgedPacket(connection.reversed, sequence: sequence, acknowledges: sendStart, window: entry.rcvWnd)
-                .send(isFin: true)
+                .send(flags: ForgedPacket.end)
         }
         if state.sentFinSecond { try shutDown(socket) }
         if state.finIsAcknowledged {
@@ -333,7 +333,7 @@ struct TCPStream {
             try ForgedPacket(
                 connection.reversed, sequence: after, acknowledges: sendStart &+ entry.outqLen &+ 1,
                 window: entry.rcvWnd
-            ).send(isFin: false)
+            ).send(flags: ForgedPacket.acknowledgement)
         }
     }
 
