@@ -44,7 +44,7 @@ enum InetSocket: FileKind {
         case tcp where kind.type == stream, multipath where kind.type == stream:
             let waiting = try dumpStream(kind, number, &entry, context)
             if waiting > 0, let here { try WaitingConnections.of(context).add(file, here, count: waiting, context) }
-        default: try dumpPackets(kind, number, &entry, context)
+        default: try dumpPackets(kind, file, &entry, context)
         }
         // Also one that is closed by now.
         let isConnected = kind.type == stream && there != nil
@@ -143,9 +143,13 @@ enum InetSocket: FileKind {
     }
 
     private static func dumpPackets(
-        _ kind: SocketKind, _ number: Int32, _ entry: inout InetSkEntry, _ context: DumpContext
+        _ kind: SocketKind, _ file: OpenFile, _ entry: inout InetSkEntry, _ context: DumpContext
     ) throws(Failure) {
-        if SocketKind.hasData(number) {
+        let number = file.handle.number
+        let isUDP = kind.code == udp || kind.code == udpLite
+        if isUDP, SocketKind.hasData(number) {
+            try Datagrams.dump(file, kind, context)
+        } else if SocketKind.hasData(number) {
             context.log.warning("what waits to be received on socket:[\(entry.ino)] is lost")
         }
         if kind.type == raw {
@@ -156,7 +160,7 @@ enum InetSocket: FileKind {
             }
             return
         }
-        guard kind.code == udp || kind.code == udpLite else { return }
+        guard isUDP else { return }
         let facts = try Connections.of(context).diagnosis(UInt8(truncatingIfNeeded: kind.code), entry.ino)
         entry.shutdown = SkShutdown(rawValue: Int(facts?.shutdown ?? 0)) ?? .none
         let (pending, corked) = try attempt("read the socket's state") { () throws(SystemCallError) in
@@ -189,6 +193,7 @@ enum InetSocket: FileKind {
     }
 
     static func finish(_ context: DumpContext) throws(Failure) {
+        try Datagrams.finish(context)
         try Connections.of(context).finish(context)
     }
 
@@ -242,6 +247,7 @@ enum InetSocket: FileKind {
                     advice: "Pass --tcp-close")
             }
         }
+        try Datagrams.load(context)
         let waiting = RestoredWaiting.of(context)
         try waiting.load(context)
         var all: Set<Connection> = waiting.outside
@@ -302,7 +308,7 @@ enum InetSocket: FileKind {
             if let passed = try context.inherited("socket:[\(entry.ino)]") {
                 return try context.files.add(member.id, passed)
             }
-            try context.files.add(member.id, try make(entry, context))
+            try context.files.add(member.id, try make(entry, member.id, context))
         }
     }
 
@@ -322,7 +328,9 @@ enum InetSocket: FileKind {
         }
     }
 
-    private static func make(_ entry: InetSkEntry, _ context: RestoreContext) throws(Failure) -> Descriptor {
+    private static func make(
+        _ entry: InetSkEntry, _ id: UInt32, _ context: RestoreContext
+    ) throws(Failure) -> Descriptor {
         let kind = kind(entry)
         let made = try create(kind, entry)
         let number = made.number
@@ -350,6 +358,7 @@ enum InetSocket: FileKind {
         var options = entry.opts
         options.reuseaddr = true
         try SocketOptions.restore(options, on: number)
+        try Datagrams.restore(id, entry, on: number, context)
         try SocketOptions.completeNetwork(entry.opts, on: number, kind)
         try Memberships.restore(entry.memberships, on: number)
         try halfClose(entry, kind, number, closes: context.policy.tcpClose)

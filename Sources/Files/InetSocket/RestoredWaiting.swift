@@ -116,17 +116,19 @@ final class RestoredWaiting {
             let number = try context.files.number(listener.id)
             try during(.file("socket:[\(socket.ino)]")) { () throws(Failure) in
                 let isShared = listeners.filter { $0.isk.srcPort == socket.srcPort }.count > 1
-                try choose(number, isShared ? place : nil) { () throws(Failure) in
+                try RestoredWaiting.choose(number, isShared ? place : nil) { () throws(Failure) in
                     try fill(number, socket, waiting, makeClient)
                 }
             }
         }
     }
 
-    /// Makes a listener the one of those sharing its port that gets all connections, as long as the body runs.
-    private func choose(_ number: Int32, _ place: Int32?, _ body: () throws(Failure) -> Void) throws(Failure) {
+    /// Makes a socket the one of those sharing its port that gets everything, as long as the body runs.
+    ///
+    /// - Parameter place: which of them it is; nil if it has the port for itself.
+    static func choose(_ number: Int32, _ place: Int32?, _ body: () throws(Failure) -> Void) throws(Failure) {
         guard let place else { return try body() }
-        try attempt("choose the listener among those of its port") { () throws(SystemCallError) in
+        try attempt("choose the socket among those of its port") { () throws(SystemCallError) in
             // A classic program that returns a number; SO_ATTACH_REUSEPORT_CBPF.
             var code: [UInt64] = [UInt64(6) | UInt64(UInt32(place)) << 32]
             try code.withAddress { (code, _) throws(SystemCallError) in
@@ -176,7 +178,8 @@ final class RestoredWaiting {
         }
         throw Failure(
             .conflict, "the connection \(waiting.connection.reversed.text) did not come to its listener",
-            advice: "Check the rules of the packet filter and the route; --skip-in-flight leaves outside connections out")
+            advice:
+                "Check the rules of the packet filter and the route; --skip-in-flight leaves outside connections out")
     }
 
     // MARK: clients on this machine

@@ -52,11 +52,14 @@ final class WaitingConnections {
         listeners.append(Listener(file: file, address: address, count: count))
     }
 
-    private static func number(_ count: Int) -> String { count == 1 ? "1 connection waits" : "\(count) connections wait" }
+    private static func number(_ count: Int) -> String {
+        count == 1 ? "1 connection waits" : "\(count) connections wait"
+    }
 
     /// Whether a socket is one that waits on a listener: it has no inode, and nothing was done to it from this side.
     static func isWaiting(_ socket: InetDiagnosis) -> Bool {
-        socket.inode == 0 && (socket.state == TCPState.established.rawValue || socket.state == TCPState.closeWait.rawValue)
+        socket.inode == 0
+            && (socket.state == TCPState.established.rawValue || socket.state == TCPState.closeWait.rawValue)
     }
 
     /// Finds out whose the connections are.
