@@ -192,11 +192,12 @@ final class RestoredWaiting {
             try setSocketOption(socket, 32, Int32.max / 2)  // SO_SNDBUFFORCE; the real size comes later.
             try setStatusFlags(socket, UInt32(OpenFlags.nonBlocking.rawValue))
         }
-        do throws(SystemCallError) { try ends.here.give(to: socket, by: .bind) } catch {
-            // The port of a client that has ended may be another's by now.
-            guard waiting.client == .nobody, error.errno == .EADDRINUSE else {
-                throw Failure(.conflict, "can't bind the connection to \(ends.here.text)", cause: error)
-            }
+        // Other connections may have the port as well, which the kernel chose for them. It allows that in repair mode.
+        try attempt("bind the connection to \(ends.here.text)", advice: "Restore where this address is") {
+            () throws(SystemCallError) in
+            try Repair.begin(socket)
+            try ends.here.give(to: socket, by: .bind)
+            try Repair.end(socket, reuse: true)
         }
         try attempt("connect \(ends.text) to the listener") { () throws(SystemCallError) in
             do throws(SystemCallError) { try ends.there.give(to: socket, by: .connect) } catch {
