@@ -39,6 +39,10 @@ public struct ImageName: Hashable, Sendable {
     public static let socketQueues = ImageName("sk-queues.img", 0x5626_4026)
     /// `sk-waiting.img`, our own: what was sent on connections that wait to be accepted.
     public static let waitingConnections = ImageName("sk-waiting.img", 0x534b_5741)
+    /// `tcp-waiting.img`, our own: TCP connections that wait to be accepted.
+    public static let waitingTCP = ImageName("tcp-waiting.img", 0x5443_5057)
+    /// `inet-queues.img`, our own: datagrams that wait to be received.
+    public static let datagrams = ImageName("inet-queues.img", 0x494e_5155)
     /// `fifo-data.img`.
     public static let fifoData = ImageName("fifo-data.img", 0x5933_3054)
     /// `remap-fpath.img`.

@@ -92,6 +92,8 @@ public struct RestorePolicy: Sendable {
     public var tcpClose = false
     /// A pager brings pages of private memory while the tasks run (`--lazy-pages`).
     public var isLazy = false
+    /// Connections from outside that nobody has accepted yet may be left out (`--skip-in-flight`).
+    public var skipInFlight = false
     /// CRIU's defaults.
     public init() {}
 }

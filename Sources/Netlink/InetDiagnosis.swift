@@ -5,6 +5,8 @@ public import Linux
 public struct InetDiagnosis: Sendable {
     /// `AF_INET` 2, `AF_INET6` 10.
     public var family: UInt8
+    /// The socket's inode; 0 if no descriptor has it: it was closed, or waits to be accepted.
+    public var inode: UInt32
     /// `TCP_ESTABLISHED` 1 … `TCP_CLOSING` 11.
     public var state: UInt8
     /// Ports in host order, and four words of address each as in memory.
@@ -22,27 +24,35 @@ public struct InetDiagnosis: Sendable {
     ///
     /// - Parameter states: a bit for each state that is of interest.
     public static func list(_ code: UInt8, states: UInt32 = .max) throws(SystemCallError) -> [UInt32: InetDiagnosis] {
-        let kernel = try NetlinkConnection(4)
         var found: [UInt32: InetDiagnosis] = [:]
+        try forEach(code, states) { found[$0.inode] = $0 }
+        return found
+    }
+
+    /// Calls for each socket of a protocol, also for those that have no inode.
+    public static func forEach(
+        _ code: UInt8, _ states: UInt32 = .max, _ body: (InetDiagnosis) -> Void
+    ) throws(SystemCallError) {
+        let kernel = try NetlinkConnection(4)
         for family: UInt8 in [2, 10] {
             let request = [family, code, 1 << 7, 0] + [UInt8](bytesOf: states) + [UInt8](repeating: 0, count: 48)
             do throws(SystemCallError) {
-                try kernel.list(20, request) { body in
-                    guard let inode = body.load(UInt32.self, at: 68), let one = InetDiagnosis(body) else { return }
-                    found[inode] = one
+                try kernel.list(20, request) { answer in
+                    if let one = InetDiagnosis(answer) { body(one) }
                 }
             } catch {
                 // A kernel without IPv6 has no such sockets.
                 if family == 2 { throw error }
             }
         }
-        return found
     }
 
     private init?(_ body: [UInt8]) {
         guard body.count >= 72, let here = body.load(UInt16.self, at: 4), let there = body.load(UInt16.self, at: 6),
-            let receiving = body.load(UInt32.self, at: 56), let sending = body.load(UInt32.self, at: 60)
+            let receiving = body.load(UInt32.self, at: 56), let sending = body.load(UInt32.self, at: 60),
+            let inode = body.load(UInt32.self, at: 68)
         else { return nil }
+        self.inode = inode
         family = body[0]
         (state, sourcePort, peerPort) = (body[1], UInt16(bigEndian: here), UInt16(bigEndian: there))
         (source, peer) = (Array(body[8..<24]), Array(body[24..<40]))

@@ -2,7 +2,7 @@ import Glibc
 import Testing
 
 /// A client outside of the tree.
-private struct Client: ~Copyable {
+struct Client: ~Copyable {
     let socket: Int32
 
     init(port: String) throws {

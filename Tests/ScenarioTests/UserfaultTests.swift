@@ -159,12 +159,25 @@ struct `A userfaultfd` {
                     # Not a child of the tree: its parent ends.
                     if os.fork(): os._exit(0)
                     u = handler(); api(u); a = memory(4); register(u, a, 4, 1)
-                    socket.send_fds(theirs, [b'x'], [u]); ours.recv(1) if False else time.sleep(60); os._exit(0)
+                    socket.send_fds(theirs, [b'x'], [u]); time.sleep(60); os._exit(0)
                 os.wait(); _, (u,), *_ = socket.recv_fds(ours, 1, 1); ours.close(); theirs.close()
                 def check(): pass
 
                 """,
                 "not in the tree, or gone"
+            ),
+            (
+                """
+                ours, theirs = socket.socketpair()
+                if os.fork() == 0:
+                    if os.fork(): os._exit(0)
+                    kept = socket.recv_fds(theirs, 1, 1); theirs.send(b'x'); ours.close(); theirs.close(); time.sleep(60); os._exit(0)
+                os.wait(); u = handler(); api(u); a = memory(4); register(u, a, 4, 1); socket.send_fds(ours, [b'x'], [u])
+                ours.recv(1); os.close(u); ours.close(); theirs.close()
+                def check(): pass
+
+                """,
+                "handled by a task that is not in the tree"
             ),
         ] {
             let program = try Program(Self.prelude + script + "serve(check)\n")

@@ -81,6 +81,7 @@ enum Orders {
         request.policy.isDetached = options.restoreDetached && !options.restoreSibling
         request.policy.tcpEstablished = options.tcpEstablished
         request.policy.tcpClose = options.tcpClose
+        request.policy.skipInFlight = options.skipInFlight
         request.asSibling = options.restoreSibling
         request.leaveStopped = options.ending == .stopped
         request.pidFile = options.pidfile

@@ -12,12 +12,6 @@ final class Connections {
         let file: OpenFile, connection: Connection, inode: UInt32
         /// It was over when it was dumped; then nobody waits for an answer.
         let isOver: Bool
-
-        /// Whether there is a peer that waits for an answer.
-        var isEstablished: Bool {
-            guard let state = try? TCPStream.information(file.handle.number).first else { return false }
-            return TCPState(rawValue: UInt32(state)) != .closed
-        }
     }
 
     private var ends: [End] = []
@@ -46,16 +40,19 @@ final class Connections {
 
     /// Locks the connections and reads them.
     func finish(_ context: DumpContext) throws(Failure) {
-        guard !ends.isEmpty else { return }
+        let waiting = WaitingConnections.of(context)
+        try waiting.examine(Set(ends.map(\.connection.plain)), context)
+        guard !ends.isEmpty || !waiting.outside.isEmpty else { return }
         guard !context.policy.tcpClose else { return }
         if !context.policy.tcpEstablished {
-            let all = Set(ends.map(\.connection.plain))
-            for end in ends where !all.contains(end.connection.reversed.plain) && end.isEstablished {
+            let all = Set(ends.map(\.connection.plain)).union(waiting.inside)
+            for end in ends where !all.contains(end.connection.reversed.plain) && !end.isOver {
                 try inside(end) { () throws(Failure) in throw TCPPolicy.refusal(end.connection) }
             }
         }
         // A connection that is over needs no lock.
-        let open = Set(ends.lazy.filter { !$0.isOver }.map(\.connection))
+        let open = Set(ends.lazy.filter { !$0.isOver }.map(\.connection).filter { !waiting.isReconnected($0) })
+            .union(waiting.outside)
         try lock.take(open, context.policy.networkLock, context.log)
         var places: [UInt32: Int] = [:]
         for (place, entry) in context.files.enumerated() where entry.hasIsk { places[entry.id] = place }
@@ -100,13 +97,16 @@ final class Connections {
     /// The tree is gone and only our copies are left of its connections: they are closed without a word, and packets of
     /// their peers find the lock instead of a kernel that knows nothing of them.
     func leave(_ context: DumpContext) throws(Failure) {
-        guard !ends.isEmpty, !context.policy.tcpClose else { return }
+        let waiting = WaitingConnections.of(context)
+        waiting.leave()
+        guard !ends.isEmpty || !waiting.outside.isEmpty, !context.policy.tcpClose else { return }
         for end in ends {
             do throws(SystemCallError) { try Repair.begin(end.file.handle.number) } catch {
                 context.log.warning("the connection from \(end.connection.text) ends for its peer: \(error)")
             }
         }
-        try lock.stay(Set(ends.map(\.connection)))
+        let held = ends.map(\.connection).filter { !waiting.isReconnected($0) }
+        try lock.stay(Set(held).union(waiting.outside))
     }
 
     /// Lets the connections go: the dump failed.
@@ -123,8 +123,13 @@ enum TCPPolicy {
 
     /// Finds sockets, by inode, that the dump would refuse. Returns the inode and why.
     static func check(_ inodes: Set<UInt32>, _ policy: DumpPolicy) -> (inode: UInt32, failure: Failure)? {
-        guard let all = try? InetDiagnosis.list(6, states: states) else { return nil }
-        let ours = all.filter { inodes.contains($0.key) }
+        var ours: [UInt32: InetDiagnosis] = [:]
+        var waiting: [InetDiagnosis] = []
+        let answer: Void? = try? InetDiagnosis.forEach(6, states) { one in
+            if inodes.contains(one.inode) { ours[one.inode] = one }
+            if WaitingConnections.isWaiting(one) { waiting.append(one) }
+        }
+        guard answer != nil else { return nil }
         var open: [UInt32: Connection] = [:]
         for (inode, facts) in ours {
             if facts.hasKeys {
@@ -141,7 +146,10 @@ enum TCPPolicy {
                 there: InetAddress(family: facts.family, facts.peer, port: facts.peerPort))
         }
         guard !policy.tcpEstablished, !policy.tcpClose else { return nil }
+        // What waits on our listeners is looked at later.
+        let ports = Set(ours.values.filter { $0.state == TCPState.listening.rawValue }.map(\.sourcePort))
         let inside = Set(open.values.map(\.plain))
+            .union(waiting.filter { ports.contains($0.sourcePort) }.map(\.connection.plain))
         let outside = open.filter { !inside.contains($0.value.reversed.plain) }.min { $0.key < $1.key }
         return outside.map { ($0.key, refusal($0.value)) }
     }

@@ -1,8 +1,8 @@
 internal import Diagnostics
 internal import Linux
 
-/// A TCP packet without data that we send to a connection of this machine in its peer's name, to bring it into a state that
-/// only packets bring about.
+/// A TCP packet that we send to a connection of this machine in its peer's name, to bring it into a state that only packets
+/// bring about.
 struct ForgedPacket {
     private let connection: Connection
     private let scope: UInt32
@@ -17,6 +17,14 @@ struct ForgedPacket {
         self.window = UInt16(clamping: window)
     }
 
+    /// Flags: ACK 16, PSH 8, RST 4, FIN 1.
+    static let acknowledgement: UInt8 = 0x10, data: UInt8 = 0x18, end: UInt8 = 0x11, reset: UInt8 = 0x14
+
+    /// How the TCP header of a packet begins: ports and numbers.
+    static func numbers(_ connection: Connection, _ sequence: UInt32, _ acknowledged: UInt32) -> [UInt8] {
+        big(connection.here.port) + big(connection.there.port) + big(sequence) + big(acknowledged)
+    }
+
     private static func big<T: FixedWidthInteger & BitwiseCopyable>(_ value: T) -> [UInt8] {
         [UInt8](bytesOf: value.bigEndian)
     }
@@ -27,50 +35,67 @@ struct ForgedPacket {
         for at in stride(from: 0, to: bytes.count - 1, by: 2) {
             total += UInt32(bytes[at]) << 8 | UInt32(bytes[at + 1])
         }
+        if bytes.count % 2 != 0 { total += UInt32(bytes.last ?? 0) << 8 }
         while total > 0xffff { total = total & 0xffff + total >> 16 }
         return ~UInt16(total)
     }
 
-    private func segment(isFin: Bool) -> [UInt8] {
+    private func segment(_ flags: UInt8, _ data: [UInt8]) -> [UInt8] {
         let big16 = { (value: UInt16) in ForgedPacket.big(value) }
-        var bytes = big16(connection.here.port) + big16(connection.there.port)
-        bytes += ForgedPacket.big(sequence) + ForgedPacket.big(acknowledged)
-        // Five words of header; ACK 16, FIN 1.
-        bytes += [5 << 4, isFin ? 0x11 : 0x10] + big16(window) + [0, 0, 0, 0]
-        let length = UInt32(bytes.count)
-        let pseudo = connection.here.bytes + connection.there.bytes + ForgedPacket.big(length) + [0, 0, 0, 6]
-        let check = big16(ForgedPacket.sum(pseudo + bytes))
+        var bytes = ForgedPacket.numbers(connection, sequence, acknowledged)
+        // Five words of header.
+        bytes += [5 << 4, flags] + big16(window) + [0, 0, 0, 0] + data
+        let check = big16(ForgedPacket.check(bytes, 6, connection))
         (bytes[16], bytes[17]) = (check[0], check[1])
         return bytes
     }
 
-    /// The packet with its header.
-    private func packet(isFin: Bool) -> [UInt8] {
-        let body = segment(isFin: isFin)
-        if connection.here.family == 2 {
+    /// The checksum of what is in a packet.
+    private static func check(_ bytes: [UInt8], _ code: UInt8, _ ends: Connection) -> UInt16 {
+        sum(ends.here.bytes + ends.there.bytes + big(UInt32(bytes.count)) + [0, 0, 0, code] + bytes)
+    }
+
+    /// A packet with its header.
+    private static func packet(_ body: [UInt8], _ code: UInt8, _ ends: Connection) -> [UInt8] {
+        if ends.here.family == 2 {
             // Version 4, five words; the kernel adds length, number and checksum.
-            let head: [UInt8] = [0x45, 0, 0, 0, 0, 0, 0, 0, 64, 6, 0, 0]
-            return head + connection.here.bytes + connection.there.bytes + body
+            return [0x45, 0, 0, 0, 0, 0, 0, 0, 64, code, 0, 0] + ends.here.bytes + ends.there.bytes + body
         }
-        return [0x60, 0, 0, 0] + ForgedPacket.big(UInt16(body.count)) + [6, 64] + connection.here.bytes
-            + connection.there.bytes + body
+        return [0x60, 0, 0, 0] + big(UInt16(body.count)) + [code, 64] + ends.here.bytes + ends.there.bytes + body
     }
 
     /// Sends it to this machine itself.
-    func send(isFin: Bool) throws(Failure) {
-        let bytes = packet(isFin: isFin)
-        var target = connection.there
-        (target.port, target.scope) = (0, scope)
+    func send(flags: UInt8, _ data: [UInt8] = []) throws(Failure) {
         try attempt("send a packet in the name of the connection's peer") { () throws(SystemCallError) in
-            // SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW: with headers of ours.
-            let raw = Descriptor(
-                owning: Int32(try systemCall(.socket, Int(target.family), 3 | 0o2000000, 255)))
-            try setSocketOption(raw.number, 36, Int32(NetworkLock.passingMark))  // SO_MARK
-            let address = target.socketAddress
-            try bytes.withConstantAddress { (data, count) throws(SystemCallError) in
-                try address.withConstantAddress { (address, length) throws(SystemCallError) in
-                    try systemCall(.sendto, Int(raw.number), data, count, 0, address, length)
-                }
+            try ForgedPacket.send(ForgedPacket.packet(segment(flags, data), 6, connection), to: connection.there, scope)
+        }
+    }
+
+    /// Sends a datagram of UDP or UDP-Lite to this machine itself.
+    static func send(
+        datagram data: [UInt8], _ code: UInt8, _ from: InetAddress, _ to: InetAddress
+    ) throws(SystemCallError) {
+        guard data.count + 48 <= 65535 else { throw SystemCallError(.sendto, .EMSGSIZE) }
+        // Of UDP-Lite, 0 says that the checksum covers all.
+        let length = code == 17 ? UInt16(data.count + 8) : 0
+        var bytes = big(from.port) + big(to.port) + big(length) + [0, 0] + data
+        let ends = Connection(here: from, there: to)
+        let sum = check(bytes, code, ends)
+        let check = big(sum == 0 ? 0xffff : sum)
+        (bytes[6], bytes[7]) = (check[0], check[1])
+        try send(packet(bytes, code, ends), to: to, 0)
+    }
+
+    private static func send(_ bytes: [UInt8], to end: InetAddress, _ scope: UInt32) throws(SystemCallError) {
+        var target = end
+        (target.port, target.scope) = (0, scope)
+        // SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW: with headers of ours.
+        let raw = Descriptor(owning: Int32(try systemCall(.socket, Int(target.family), 3 | 0o2000000, 255)))
+        try setSocketOption(raw.number, 36, Int32(NetworkLock.passingMark))  // SO_MARK
+        let address = target.socketAddress
+        try bytes.withConstantAddress { (data, count) throws(SystemCallError) in
+            try address.withConstantAddress { (address, length) throws(SystemCallError) in
+                try systemCall(.sendto, Int(raw.number), data, count, 0, address, length)
             }
         }
     }

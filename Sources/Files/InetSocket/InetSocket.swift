@@ -43,8 +43,9 @@ enum InetSocket: FileKind {
         try describe(here, there, kind, number, &entry)
         switch kind.code {
         case tcp where kind.type == stream, multipath where kind.type == stream:
-            try dumpStream(kind, number, &entry, context)
-        default: try dumpPackets(kind, number, &entry, context)
+            let waiting = try dumpStream(kind, number, &entry, context)
+            if waiting > 0, let here { try WaitingConnections.of(context).add(file, here, count: waiting, context) }
+        default: try dumpPackets(kind, file, &entry, context)
         }
         // Also one that is closed by now.
         let isConnected = kind.type == stream && there != nil
@@ -83,24 +84,23 @@ enum InetSocket: FileKind {
         }
     }
 
+    /// Returns how many connections wait to be accepted.
     private static func dumpStream(
         _ kind: SocketKind, _ number: Int32, _ entry: inout InetSkEntry, _ context: DumpContext
-    ) throws(Failure) {
+    ) throws(Failure) -> Int {
         let information = try attempt("read the socket's state") { () throws(SystemCallError) in
             try TCPStream.information(number)
         }
         entry.state = UInt32(information[0])
+        var waiting = 0
         if TCPState(rawValue: entry.state) == .listening {
             // tcpi_unacked and tcpi_sacked of a listener: connections that wait, and how many may.
-            let waiting = information.load(UInt32.self, at: 24) ?? 0
+            waiting = Int(information.load(UInt32.self, at: 24) ?? 0)
             entry.backlog = information.load(UInt32.self, at: 28) ?? 0
-            if waiting > 0 {
-                guard context.policy.skipInFlight else {
-                    throw Failure(
-                        .unsupported, "\(waiting) connections wait to be accepted, which can't be kept",
-                        advice: "Try again once the task has accepted them, or pass --skip-in-flight to let them break")
-                }
-                context.log.warning("\(waiting) connections that wait to be accepted will break (--skip-in-flight)")
+            guard waiting == 0 || kind.code == tcp || context.policy.skipInFlight else {
+                throw Failure(
+                    .unsupported, "\(waiting) connections of Multipath TCP wait to be accepted, which can't be kept",
+                    advice: "Try again once the task has accepted them, or pass --skip-in-flight to let them break")
             }
         } else if kind.code == multipath, TCPState(rawValue: entry.state) != .closed || entry.dstPort != 0 {
             throw Failure(
@@ -128,6 +128,7 @@ enum InetSocket: FileKind {
             }
         }
         if question.2 & 0x2000 != 0 { entry.shutdown = .read }
+        return waiting
     }
 
     /// Whether a socket has keys (`TCP_AO_INFO`, which fails where there are none).
@@ -143,9 +144,13 @@ enum InetSocket: FileKind {
     }
 
     private static func dumpPackets(
-        _ kind: SocketKind, _ number: Int32, _ entry: inout InetSkEntry, _ context: DumpContext
+        _ kind: SocketKind, _ file: OpenFile, _ entry: inout InetSkEntry, _ context: DumpContext
     ) throws(Failure) {
-        if SocketKind.hasData(number) {
+        let number = file.handle.number
+        let isUDP = kind.code == udp || kind.code == udpLite
+        if isUDP, SocketKind.hasData(number) {
+            try Datagrams.dump(file, kind, context)
+        } else if SocketKind.hasData(number) {
             context.log.warning("what waits to be received on socket:[\(entry.ino)] is lost")
         }
         if kind.type == raw {
@@ -156,7 +161,7 @@ enum InetSocket: FileKind {
             }
             return
         }
-        guard kind.code == udp || kind.code == udpLite else { return }
+        guard isUDP else { return }
         let facts = try Connections.of(context).diagnosis(UInt8(truncatingIfNeeded: kind.code), entry.ino)
         entry.shutdown = SkShutdown(rawValue: Int(facts?.shutdown ?? 0)) ?? .none
         let (pending, corked) = try attempt("read the socket's state") { () throws(SystemCallError) in
@@ -189,8 +194,11 @@ enum InetSocket: FileKind {
     }
 
     static func finish(_ context: DumpContext) throws(Failure) {
+        try Datagrams.finish(context)
         try Connections.of(context).finish(context)
     }
+
+    static func part(_ context: DumpContext) throws(Failure) { try WaitingConnections.of(context).part(context) }
 
     // MARK: restore
 
@@ -208,7 +216,7 @@ enum InetSocket: FileKind {
         entry.type == UInt32(stream) && entry.proto == UInt32(tcp) && entry.dstPort != 0
     }
 
-    private static func connection(_ entry: InetSkEntry) throws(Failure) -> Connection {
+    static func connection(_ entry: InetSkEntry) throws(Failure) -> Connection {
         Connection(
             here: try InetAddress(family: entry.family, words: entry.srcAddr, port: entry.srcPort),
             there: try InetAddress(family: entry.family, words: entry.dstAddr, port: entry.dstPort))
@@ -242,13 +250,16 @@ enum InetSocket: FileKind {
                     advice: "Pass --tcp-close")
             }
         }
-        var all: Set<Connection> = []
+        try Datagrams.load(context)
+        let waiting = RestoredWaiting.of(context)
+        try waiting.load(context)
+        var all: Set<Connection> = waiting.outside
         for entry in entries {
             guard [2, 10].contains(entry.family), (1...3).contains(entry.type), entry.proto < 1 << 16 else {
                 throw Failure(.corruptImage, "the socket \(entry.ino) is of no known kind")
             }
             let ends = try connection(entry)
-            if isConnection(entry) { all.insert(ends.plain) }
+            if isConnection(entry), waiting.other(ends) == nil { all.insert(ends.plain) }
         }
         restored.dumped = all
         var ports: Set<UInt32> = []
@@ -260,10 +271,15 @@ enum InetSocket: FileKind {
         for entry in entries where isConnection(entry) {
             let ends = try connection(entry)
             let isOver = entry.state == TCPState.closed.rawValue
-            guard context.policy.tcpEstablished || isOver || all.contains(ends.reversed.plain) else {
-                throw TCPPolicy.refusal(ends)
+            guard
+                context.policy.tcpEstablished || isOver || all.contains(ends.reversed.plain)
+                    || waiting.other(ends) != nil
+            else { throw TCPPolicy.refusal(ends) }
+            if waiting.other(ends) == nil {
+                wanted.append((entry.ino, entry.state))
+            } else {
+                _ = try TCPStream(entry.ino, state: entry.state, from: context.images)
             }
-            wanted.append((entry.ino, entry.state))
         }
         restored.streams = try TCPStream.readAll(wanted, from: context.images)
         restored.connections = all
@@ -274,23 +290,33 @@ enum InetSocket: FileKind {
         isConnection(entry) && !context.policy.tcpClose && !context.inherits("socket:[\(entry.ino)]")
     }
 
-    /// Connections are made all together, after the listeners.
+    /// Listeners and what waits on them are made together, and after them all other connections.
     static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 {
-        makesConnection(entry.isk, context) ? .max : UInt64(entry.id)
+        if RestoredWaiting.of(context).concerns(entry.id) { return 1 << 40 }
+        return makesConnection(entry.isk, context) ? .max : UInt64(entry.id)
     }
 
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
-        if let first = members.first, makesConnection(first.isk, context) {
+        let waiting = RestoredWaiting.of(context)
+        if let first = members.first, !waiting.concerns(first.id), makesConnection(first.isk, context) {
             return try makeConnections(members.map { ($0.id, $0.isk) }, context)
         }
+        var clients: [Connection: FileEntry] = [:]
         for member in members {
-            let entry = member.isk
-            try during(.file("socket:[\(entry.ino)]")) { () throws(Failure) in
-                if let passed = try context.inherited("socket:[\(entry.ino)]") {
-                    return try context.files.add(member.id, passed)
-                }
-                try context.files.add(member.id, try make(entry, context))
+            let ends = try connection(member.isk).plain
+            if waiting.other(ends) != nil { clients[ends] = member } else { try makeOne(member, context) }
+        }
+        guard !waiting.isEmpty, let first = members.first, waiting.concerns(first.id) else { return }
+        if !waiting.outside.isEmpty { try lock(context) }
+        let listeners = members.filter { $0.isk.state == TCPState.listening.rawValue }
+        try waiting.join(listeners, context) { (ends) throws(Failure) in
+            guard let client = clients.removeValue(forKey: ends) else {
+                throw Failure(.corruptImage, "the client \(ends.here.text) of a waiting connection is not there")
             }
+            try makeOne(client, context)
+        }
+        guard clients.isEmpty else {
+            throw Failure(.corruptImage, "a client of a waiting connection has no listener")
         }
     }
 
@@ -313,7 +339,11 @@ enum InetSocket: FileKind {
                             if let known { known } else {
                                 try TCPStream(entry.ino, state: entry.state, from: images)
                             }
-                        return try make(entry, stream, sharesPort: false, closes: false).release()
+                        let made = try make(entry, sharesPort: false, closes: false) { (ends, number) throws(Failure) in
+                            try stream.restore(ends, on: number)
+                            return true
+                        }
+                        return made.release()
                     }
                     made.withLock { $0.append((id, number)) }
                 }
@@ -323,13 +353,52 @@ enum InetSocket: FileKind {
         try outcome.get()
     }
 
-    private static func make(_ entry: InetSkEntry, _ context: RestoreContext) throws(Failure) -> Descriptor {
-        try make(entry, nil, sharesPort: sharesPort(entry, context), closes: context.policy.tcpClose)
+    private static func makeOne(_ member: FileEntry, _ context: RestoreContext) throws(Failure) {
+        let entry = member.isk
+        try during(.file("socket:[\(entry.ino)]")) { () throws(Failure) in
+            if let passed = try context.inherited("socket:[\(entry.ino)]") {
+                return try context.files.add(member.id, passed)
+            }
+            try context.files.add(member.id, try make(entry, member.id, context))
+        }
+    }
+
+    /// Connects a client anew to its listener, with what it had sent.
+    private static func reconnect(
+        _ waiting: RestoredWaiting.Waiting, _ entry: InetSkEntry, _ ends: Connection, _ number: Int32,
+        _ context: RestoreContext
+    ) throws(Failure) {
+        let stream = try TCPStream(entry.ino, state: entry.state, from: context.images)
+        // More may have been received since the client was looked at.
+        let arrived = max(0, min(Int(Int32(bitPattern: waiting.end &- stream.sendStart)), stream.unacknowledged.count))
+        try RestoredWaiting.of(context).connect(
+            waiting, ends, number, unsent: Array(stream.unacknowledged[arrived...]))
+        guard stream.state.sentFin else { return }
+        try attempt("half-close the connection") { () throws(SystemCallError) in
+            try systemCall(.shutdown, Int(number), 1)
+        }
+    }
+
+    private static func make(
+        _ entry: InetSkEntry, _ id: UInt32, _ context: RestoreContext
+    ) throws(Failure) -> Descriptor {
+        try make(
+            entry, sharesPort: sharesPort(entry, context), closes: context.policy.tcpClose,
+            connect: { (ends, number) throws(Failure) in
+                guard isConnection(entry), let waiting = RestoredWaiting.of(context).other(ends) else { return false }
+                try reconnect(waiting, entry, ends, number, context)
+                return true
+            }, fill: { (number) throws(Failure) in try Datagrams.restore(id, entry, on: number, context) })
     }
 
     /// Makes a socket, which may be done in any thread.
+    ///
+    /// - Parameters:
+    ///   - connect: connects it, if it is to be; else it gets its address here. Returns whether it did.
+    ///   - fill: brings what waits in it.
     private static func make(
-        _ entry: InetSkEntry, _ stream: TCPStream?, sharesPort: Bool, closes: Bool
+        _ entry: InetSkEntry, sharesPort: Bool, closes: Bool,
+        connect: (Connection, Int32) throws(Failure) -> Bool, fill: (Int32) throws(Failure) -> Void = { _ in }
     ) throws(Failure) -> Descriptor {
         let kind = kind(entry)
         let made = try create(kind, entry)
@@ -345,15 +414,12 @@ enum InetSocket: FileKind {
         try SocketOptions.prepareNetwork(entry.opts, on: number, kind)
         try InternetOptions.prepare(entry, kind, number)
         let ends = try connection(entry, number)
-        if let stream {
-            try stream.restore(ends, on: number)
-        } else {
-            try address(entry, kind, ends, number, closes: closes)
-        }
+        if try !connect(ends, number) { try address(entry, kind, ends, number, closes: closes) }
         try InternetOptions.complete(entry, kind, number)
         var options = entry.opts
         options.reuseaddr = true
         try SocketOptions.restore(options, on: number)
+        try fill(number)
         try SocketOptions.completeNetwork(entry.opts, on: number, kind)
         try Memberships.restore(entry.memberships, on: number)
         try halfClose(entry, kind, number, closes: closes)

@@ -221,7 +221,7 @@ struct TCPStream: Sendable {
     /// The number of the first byte that waits to be received.
     private var receiveStart: UInt32 { entry.inqSeq &- (state.receivedFin ? 1 : 0) &- entry.inqLen }
     /// The number of the first byte that is not acknowledged.
-    private var sendStart: UInt32 {
+    var sendStart: UInt32 {
         entry.outqSeq &- (state.sentFin ? 1 : 0) &- entry.outqLen &- (state == .synSent ? 1 : 0)
     }
 
@@ -248,11 +248,14 @@ struct TCPStream: Sendable {
         try connect(connection, socket)
         guard state != .synSent else { return }
         try restoreOptions(socket)
+        try SegmentSize.recompute(connection, socket)
         try send(received, Repair.receiveQueue, socket)
         let sent = unacknowledged.count - Int(entry.unsqLen)
         try send(Array(unacknowledged[..<sent]), Repair.sendQueue, socket)
         try sendUnsent(Array(unacknowledged[sent...]), socket)
         try restoreWindow(socket)
+        // A segment is at most half of the peer's largest window.
+        if entry.maxWindow / 2 < entry.mssClamp { try SegmentSize.recompute(connection, socket) }
         try restoreEnds(connection, socket)
     }
 
@@ -309,7 +312,7 @@ struct TCPStream: Sendable {
         }
     }
 
-    private static func sendAll(_ data: [UInt8], _ socket: Int32) throws(SystemCallError) {
+    static func sendAll(_ data: [UInt8], _ socket: Int32) throws(SystemCallError) {
         try data.withConstantAddress { (address, count) throws(SystemCallError) in
             var done = 0
             // In repair mode the kernel wants each piece in one block of memory.
@@ -345,7 +348,7 @@ struct TCPStream: Sendable {
         if state.sentFinFirst { try shutDown(socket) }
         if state.receivedFin {
             try ForgedPacket(connection.reversed, sequence: sequence, acknowledges: sendStart, window: entry.rcvWnd)
-                .send(isFin: true)
+                .send(flags: ForgedPacket.end)
         }
         if state.sentFinSecond { try shutDown(socket) }
         if state.finIsAcknowledged {
@@ -353,7 +356,7 @@ struct TCPStream: Sendable {
             try ForgedPacket(
                 connection.reversed, sequence: after, acknowledges: sendStart &+ entry.outqLen &+ 1,
                 window: entry.rcvWnd
-            ).send(isFin: false)
+            ).send(flags: ForgedPacket.acknowledgement)
         }
     }
 

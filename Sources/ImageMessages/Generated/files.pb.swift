@@ -6448,6 +6448,147 @@ public nonisolated struct TcpStreamEntry: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
+/// Ours, in tcp-waiting.img: a connection that waits to be accepted, followed by what was received on it.
+public nonisolated struct BrumateWaitingEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// The listener's file.
+  public var listener: UInt32 {
+    get {_listener ?? 0}
+    set {_listener = newValue}
+  }
+  /// Returns true if `listener` has been explicitly set.
+  public var hasListener: Bool {self._listener != nil}
+  /// Clears the value of `listener`. Subsequent reads from it will return its default value.
+  public mutating func clearListener() {self._listener = nil}
+
+  public var family: UInt32 {
+    get {_family ?? 0}
+    set {_family = newValue}
+  }
+  /// Returns true if `family` has been explicitly set.
+  public var hasFamily: Bool {self._family != nil}
+  /// Clears the value of `family`. Subsequent reads from it will return its default value.
+  public mutating func clearFamily() {self._family = nil}
+
+  public var srcPort: UInt32 {
+    get {_srcPort ?? 0}
+    set {_srcPort = newValue}
+  }
+  /// Returns true if `srcPort` has been explicitly set.
+  public var hasSrcPort: Bool {self._srcPort != nil}
+  /// Clears the value of `srcPort`. Subsequent reads from it will return its default value.
+  public mutating func clearSrcPort() {self._srcPort = nil}
+
+  public var dstPort: UInt32 {
+    get {_dstPort ?? 0}
+    set {_dstPort = newValue}
+  }
+  /// Returns true if `dstPort` has been explicitly set.
+  public var hasDstPort: Bool {self._dstPort != nil}
+  /// Clears the value of `dstPort`. Subsequent reads from it will return its default value.
+  public mutating func clearDstPort() {self._dstPort = nil}
+
+  public var srcAddr: [UInt32] = []
+
+  public var dstAddr: [UInt32] = []
+
+  public var state: UInt32 {
+    get {_state ?? 0}
+    set {_state = newValue}
+  }
+  /// Returns true if `state` has been explicitly set.
+  public var hasState: Bool {self._state != nil}
+  /// Clears the value of `state`. Subsequent reads from it will return its default value.
+  public mutating func clearState() {self._state = nil}
+
+  /// Whose the other end is: 0 the tree's, 1 nobody's, 2 another program's.
+  public var client: UInt32 {
+    get {_client ?? 0}
+    set {_client = newValue}
+  }
+  /// Returns true if `client` has been explicitly set.
+  public var hasClient: Bool {self._client != nil}
+  /// Clears the value of `client`. Subsequent reads from it will return its default value.
+  public mutating func clearClient() {self._client = nil}
+
+  public var stream: TcpStreamEntry {
+    get {_stream ?? TcpStreamEntry()}
+    set {_stream = newValue}
+  }
+  /// Returns true if `stream` has been explicitly set.
+  public var hasStream: Bool {self._stream != nil}
+  /// Clears the value of `stream`. Subsequent reads from it will return its default value.
+  public mutating func clearStream() {self._stream = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _listener: UInt32? = nil
+  fileprivate var _family: UInt32? = nil
+  fileprivate var _srcPort: UInt32? = nil
+  fileprivate var _dstPort: UInt32? = nil
+  fileprivate var _state: UInt32? = nil
+  fileprivate var _client: UInt32? = nil
+  fileprivate var _stream: TcpStreamEntry? = nil
+}
+
+/// Ours, in inet-queues.img: a datagram that waits to be received, followed by its bytes.
+public nonisolated struct BrumateDatagramEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var idFor: UInt32 {
+    get {_idFor ?? 0}
+    set {_idFor = newValue}
+  }
+  /// Returns true if `idFor` has been explicitly set.
+  public var hasIDFor: Bool {self._idFor != nil}
+  /// Clears the value of `idFor`. Subsequent reads from it will return its default value.
+  public mutating func clearIDFor() {self._idFor = nil}
+
+  public var length: UInt32 {
+    get {_length ?? 0}
+    set {_length = newValue}
+  }
+  /// Returns true if `length` has been explicitly set.
+  public var hasLength: Bool {self._length != nil}
+  /// Clears the value of `length`. Subsequent reads from it will return its default value.
+  public mutating func clearLength() {self._length = nil}
+
+  /// The addresses of its sender and, where they are known, what it was sent to: struct sockaddr_in or sockaddr_in6.
+  public var sender: Data {
+    get {_sender ?? Data()}
+    set {_sender = newValue}
+  }
+  /// Returns true if `sender` has been explicitly set.
+  public var hasSender: Bool {self._sender != nil}
+  /// Clears the value of `sender`. Subsequent reads from it will return its default value.
+  public mutating func clearSender() {self._sender = nil}
+
+  public var destination: Data {
+    get {_destination ?? Data()}
+    set {_destination = newValue}
+  }
+  /// Returns true if `destination` has been explicitly set.
+  public var hasDestination: Bool {self._destination != nil}
+  /// Clears the value of `destination`. Subsequent reads from it will return its default value.
+  public mutating func clearDestination() {self._destination = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _idFor: UInt32? = nil
+  fileprivate var _length: UInt32? = nil
+  fileprivate var _sender: Data? = nil
+  fileprivate var _destination: Data? = nil
+}
+
 // MARK: - Code below here is support for the SwiftProtobuf runtime.
 
 nonisolated extension FdTypes: SwiftProtobuf._ProtoNameProviding {
@@ -13453,6 +13594,148 @@ nonisolated extension TcpStreamEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
       }
       if !storagesAreEqual {return false}
     }
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension BrumateWaitingEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "BrumateWaitingEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}listener\0\u{1}family\0\u{3}src_port\0\u{3}dst_port\0\u{3}src_addr\0\u{3}dst_addr\0\u{1}state\0\u{1}client\0\u{1}stream\0")
+
+  public var isInitialized: Bool {
+    if self._listener == nil {return false}
+    if self._family == nil {return false}
+    if self._srcPort == nil {return false}
+    if self._dstPort == nil {return false}
+    if self._state == nil {return false}
+    if self._client == nil {return false}
+    if self._stream == nil {return false}
+    if let v = self._stream, !v.isInitialized {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._listener) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self._family) }()
+      case 3: try { try decoder.decodeSingularUInt32Field(value: &self._srcPort) }()
+      case 4: try { try decoder.decodeSingularUInt32Field(value: &self._dstPort) }()
+      case 5: try { try decoder.decodeRepeatedUInt32Field(value: &self.srcAddr) }()
+      case 6: try { try decoder.decodeRepeatedUInt32Field(value: &self.dstAddr) }()
+      case 7: try { try decoder.decodeSingularUInt32Field(value: &self._state) }()
+      case 8: try { try decoder.decodeSingularUInt32Field(value: &self._client) }()
+      case 9: try { try decoder.decodeSingularMessageField(value: &self._stream) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._listener {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._family {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
+    } }()
+    try { if let v = self._srcPort {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 3)
+    } }()
+    try { if let v = self._dstPort {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 4)
+    } }()
+    if !self.srcAddr.isEmpty {
+      try visitor.visitRepeatedUInt32Field(value: self.srcAddr, fieldNumber: 5)
+    }
+    if !self.dstAddr.isEmpty {
+      try visitor.visitRepeatedUInt32Field(value: self.dstAddr, fieldNumber: 6)
+    }
+    try { if let v = self._state {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 7)
+    } }()
+    try { if let v = self._client {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 8)
+    } }()
+    try { if let v = self._stream {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 9)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: BrumateWaitingEntry, rhs: BrumateWaitingEntry) -> Bool {
+    if lhs._listener != rhs._listener {return false}
+    if lhs._family != rhs._family {return false}
+    if lhs._srcPort != rhs._srcPort {return false}
+    if lhs._dstPort != rhs._dstPort {return false}
+    if lhs.srcAddr != rhs.srcAddr {return false}
+    if lhs.dstAddr != rhs.dstAddr {return false}
+    if lhs._state != rhs._state {return false}
+    if lhs._client != rhs._client {return false}
+    if lhs._stream != rhs._stream {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension BrumateDatagramEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "BrumateDatagramEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}id_for\0\u{1}length\0\u{1}sender\0\u{1}destination\0")
+
+  public var isInitialized: Bool {
+    if self._idFor == nil {return false}
+    if self._length == nil {return false}
+    if self._sender == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._idFor) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self._length) }()
+      case 3: try { try decoder.decodeSingularBytesField(value: &self._sender) }()
+      case 4: try { try decoder.decodeSingularBytesField(value: &self._destination) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._idFor {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._length {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
+    } }()
+    try { if let v = self._sender {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 3)
+    } }()
+    try { if let v = self._destination {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 4)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: BrumateDatagramEntry, rhs: BrumateDatagramEntry) -> Bool {
+    if lhs._idFor != rhs._idFor {return false}
+    if lhs._length != rhs._length {return false}
+    if lhs._sender != rhs._sender {return false}
+    if lhs._destination != rhs._destination {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
