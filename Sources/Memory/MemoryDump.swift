@@ -370,10 +370,19 @@ public enum MemoryDump {
         }
         let id = context.images.newPagesID()
         // A page server knows no pages of relatives.
-        if context.processes.count > 1, context.images.pageReceiver == nil {
+        if context.processes.count > 1, context.images.pageReceiver == nil, !context.policy.leavesPages {
             runs = try SharedPages.of(context).divide(runs, of: process, pagesID: id, scan)
             stretches = written(stretches, runs)
             context.statistics.pagesSkippedParent += runs.reduce(0) { $0 + ($1.isInParent ? $1.pages : 0) }
+        }
+        if context.policy.leavesPages {
+            LazySource.of(context).pages.add(
+                process.id.rawValue, stretches, from: .task(process.id, memory: process.memory.number))
+            for index in runs.indices where runs[index].isLazy {
+                (runs[index].isPresent, runs[index].isInParent) = (false, false)
+                context.statistics.pagesLazy += runs[index].pages
+            }
+            stretches = written(stretches, runs)
         }
         let pagemap = Pagemap(pagesID: id, runs: runs)
         context.statistics[.memoryDump] += ContinuousClock.now - started

@@ -46,6 +46,15 @@ enum Orders {
         request.plugins = options.libraryDirectory
         request.faults = session.faults
         if options.pageServer { request.pageServer = place(options) }
+        if options.lazyPages {
+            request.lazySource = (
+                place(options),
+                { (port) throws(Failure) in
+                    if options.port ?? 0 == 0 { printOutput("Listening on port \(port)\n") }
+                    try Background.sayReady(options)
+                }
+            )
+        }
         return try Engine.dump(request, log: session.log)
     }
 

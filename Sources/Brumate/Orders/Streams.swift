@@ -188,13 +188,18 @@ enum Background {
                 try writeAll(Array("\(TaskID.current)".utf8), to: file.number)
             }
         }
+        try sayReady(options)
+        if descriptor != nil { leave() }
+    }
+
+    /// Says so by descriptor.
+    static func sayReady(_ options: Options) throws(Failure) {
         for number in [options.statusDescriptor, descriptor].compactMap({ $0 }) {
             try attempt("say by descriptor \(number) that we are ready", code: .usage, advice: "Check --status-fd") {
                 () throws(SystemCallError) in try writeAll([0], to: number)
             }
             _ = try? systemCall(.close, Int(number))
         }
-        if descriptor != nil { leave() }
     }
 
     /// Leaves the session and the standard streams of whoever started us.
