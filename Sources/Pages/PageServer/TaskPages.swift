@@ -34,10 +34,12 @@ public final class TaskPages: PageProvider {
         return found
     }
 
+    /// How many bytes there are from the start of a range on.
     public func available(_ process: Int32, _ range: AddressRange) throws(Failure) -> UInt64 {
         together(process, range).reduce(0) { $0 + $1.range.length }
     }
 
+    /// Reads pages that are available.
     public func read(_ process: Int32, _ range: AddressRange, into address: Int) throws(Failure) {
         guard let source = known[process]?.source else { throw Failure(.bug, "pages of an unknown process") }
         let stretches = together(process, range)
