@@ -13,17 +13,20 @@ enum Help {
         Usage:
           brumate dump -t PID [OPTIONS]
           brumate restore [OPTIONS]
+          brumate page-server|lazy-pages [OPTIONS]
           brumate check [--feature NAME[,NAME…]]
           brumate cpuinfo dump|check [OPTIONS]
 
         Commands:
           dump           write a process tree to image files, and end it
           restore        bring a process tree back from image files
+          page-server    receive the pages of a dump, or give them to a lazy restore
+          lazy-pages     bring pages to tasks of a lazy restore
           check          find out whether this kernel has what we need
           cpuinfo dump   write the features of this CPU to an image file
           cpuinfo check  compare the features of this CPU with the image file
 
-        Not supported yet: pre-dump, page-server, lazy-pages, dedup, service, swrk.
+        Not supported yet: pre-dump, dedup, service, swrk.
 
         """
 
