@@ -41,6 +41,9 @@ public struct DumpRequest: Sendable {
     public var plugins: FilePath?
     /// Where pages go instead of the image directory (`--page-server`).
     public var pageServer: PageServerPlace?
+    /// Where the tree, while it stands still, serves its private pages to the pager of its restore, before it is ended
+    /// (`--lazy-pages`). The second is called with the port when the images are complete and a pager can connect.
+    public var lazySource: (place: PageServerPlace, ready: @Sendable (UInt16) throws(Failure) -> Void)?
     /// Faults asked for by tests.
     public var faults = Faults()
 
@@ -60,6 +63,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
     try images.begin()
     var policy = request.policy
     policy.leaveRunning = request.afterwards != .killed
+    policy.leavesPages = request.lazySource != nil
     policy.removesLinkRemaps = request.afterwards == .running
     let context = DumpContext(policy: policy, images: images, log: log, faults: request.faults)
     defer { context.plugins.end() }
@@ -83,10 +87,12 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
             try order.collect()
             guard order.isHealing else {
                 // Nothing more is needed of a tree that goes on, unless a script wants to see it stand still.
-                let isLetGoEarly = request.afterwards == .running && request.scripts.isEmpty
+                let isLetGoEarly =
+                    request.afterwards == .running && request.scripts.isEmpty && request.lazySource == nil
                 do throws(Failure) {
                     try order.run(request)
                     if !isLetGoEarly { try order.complete(request, started: started) }
+                    try order.servePages(request)
                 } catch {
                     order.files.letGo()
                     tree.thaw(.running)
@@ -235,6 +241,23 @@ struct DumpOrder {
         try images.write(.dumpStatistics, [statisticsEntry(dump: context.statistics)])
         try images.writeOut()
         context.log.debug("the image is complete")
+    }
+
+    /// Gives the tree's pages to the pager of its restore. If that is gone before it has all, the tree goes on here.
+    func servePages(_ request: DumpRequest) throws(Failure) {
+        guard let (place, ready) = request.lazySource else { return }
+        let log = context.log
+        let connection = try place.accept { (port) throws(Failure) in
+            log.info("the images are complete, the tree's pages are served on port \(port)")
+            try ready(port)
+        }
+        try PageServer.serve(connection, from: LazySource.of(context).pages, log: log) { () throws(Failure) in
+            guard request.afterwards == .killed else { return }
+            // Whatever becomes of us: the tree lives at the other end now.
+            try attempt("give the tree up") { () throws(SystemCallError) in
+                for process in tree { for thread in process.threads { try thread.setOptions(TraceOptions.killOnExit) } }
+            }
+        }
     }
 
     /// Reads what /proc tells of the whole tree.

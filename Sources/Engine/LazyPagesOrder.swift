@@ -14,6 +14,8 @@ public struct LazyPagesRequest: Sendable {
     public var pageServer: PageServerPlace?
     /// A socket that a restore is connected to already; nil: one connects in the working directory.
     public var restore: Int32?
+    /// Starts a process that calls ``guardPager(_:)``, and returns the socket to it.
+    public var startGuard: (@Sendable () throws(Failure) -> Descriptor)?
 
     /// An order for images.
     public init(images: FilePath) { self.images = images }
@@ -34,8 +36,11 @@ public func lazyPages(
     } else {
         restore = try PagerSocket.accept(ready: ready)
     }
-    try Pager(restore, images, from: requester, log: log).run()
+    try Pager(restore, images, from: requester, log: log, startGuard: request.startGuard).run()
 }
+
+/// Kills the tasks of a pager that dies before they have all pages.
+public func guardPager(_ socket: consuming Descriptor) throws(Failure) { try PagerGuard.run(socket) }
 
 /// Connects to the pager that waits in the working directory; nil if none does.
 public func connectToPager() throws(Failure) -> Descriptor? { try PagerSocket.connect() }

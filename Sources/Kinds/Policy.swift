@@ -32,6 +32,8 @@ public struct DumpPolicy: Sendable {
     public var tcpClose = false
     /// Connections that nobody has accepted yet may be left out (`--skip-in-flight`).
     public var skipInFlight = false
+    /// Private pages stay with the tasks, which serve them from their stop (`--lazy-pages`).
+    public var leavesPages = false
     /// How connections are held up (`--network-lock`); nil: whatever the machine has.
     public var networkLock: NetworkLockMethod?
     /// CRIU's defaults.

@@ -347,7 +347,8 @@ public enum MemoryDump {
     /// Writes the private pages. Returns the guard pages.
     private static func dumpPages(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) -> [AddressRange] {
         // A page server knows no pages of relatives.
-        let (plan, guards) = try findPages(process, context, sharesPages: context.images.pageReceiver == nil)
+        let sharesPages = context.images.pageReceiver == nil && !context.policy.leavesPages
+        let (plan, guards) = try findPages(process, context, sharesPages: sharesPages)
         try context.faults.pass(.dumpPages)
         try write(plan, .task(process.id, memory: process.memory.number), context)
         return guards
@@ -425,6 +426,14 @@ public enum MemoryDump {
         runs = tracking.divide(runs, of: process, unwritten: findings.unwritten)
         if sharesPages, context.processes.count > 1 {
             runs = try SharedPages.of(context).divide(runs, of: process, pagesID: id, scan)
+        }
+        if context.policy.leavesPages {
+            LazySource.of(context).pages.add(
+                process.id.rawValue, stretches, from: .task(process.id, memory: process.memory.number))
+            for index in runs.indices where runs[index].isLazy {
+                (runs[index].isPresent, runs[index].isInParent) = (false, false)
+                context.statistics.pagesLazy += runs[index].pages
+            }
         }
         if runs.contains(where: { !$0.isPresent }) { stretches = written(stretches, runs) }
         context.statistics.pagesSkippedParent += runs.reduce(0) { $0 + ($1.isInParent ? $1.pages : 0) }

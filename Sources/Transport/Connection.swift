@@ -23,7 +23,8 @@ public final class Connection {
         self.peer = peer
         // TCP alone knows these: a passed socket may be another.
         for (option, value) in [(1, 1), (4, 10), (5, 5), (6, 4), (18, 30_000)] as [(Int, Int32)] {
-            try? setSocketOption(number, level: 6, option, value)  // NODELAY, KEEPIDLE, KEEPINTVL, KEEPCNT, USER_TIMEOUT
+            // NODELAY, KEEPIDLE, KEEPINTVL, KEEPCNT, USER_TIMEOUT
+            try? setSocketOption(number, level: 6, option, value)
         }
         try? setSocketOption(number, 9, 1)  // SO_KEEPALIVE
         guard let security else { return }
@@ -73,7 +74,8 @@ public final class Connection {
         var done = 0
         while done < count {
             do throws(SystemCallError) {
-                done += try systemCall(.sendto, Int(number), address + done, count - done, 0x4000, 0, 0)  // MSG_NOSIGNAL
+                // MSG_NOSIGNAL
+                done += try systemCall(.sendto, Int(number), address + done, count - done, 0x4000, 0, 0)
             } catch { throw broken(error) }
         }
     }

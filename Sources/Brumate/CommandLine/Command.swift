@@ -34,7 +34,10 @@ public enum Command {
         signal(SIGPIPE, SIG_IGN)
         for descriptor in invocation.options.close { _ = try? systemCall(.close, Int(descriptor)) }
         if let status = Background.start(invocation) { return status }
-        if invocation.request == .order(.lazyPages) { Orders.closeStrangers(invocation.options) }
+        if invocation.request == .order(.lazyPages) {
+            if let status = Orders.guardPager() { return status }
+            Orders.closeStrangers(invocation.options)
+        }
         let missing = invocation.options.inheritedDescriptors.first { !$0.isTaken() }
         let session: Session
         do {

@@ -15,6 +15,7 @@ enum Help {
           brumate pre-dump -t PID [OPTIONS]
           brumate restore [OPTIONS]
           brumate dedup [OPTIONS]
+          brumate page-server|lazy-pages [OPTIONS]
           brumate check [--feature NAME[,NAME…]]
           brumate cpuinfo dump|check [OPTIONS]
 
@@ -23,11 +24,13 @@ enum Help {
           pre-dump       write the memory of a tree ahead of a dump; the tree runs on
           restore        bring a process tree back from image files
           dedup          drop pages from the parent images that the newest ones have anew
+          page-server    receive the pages of a dump, or give them to a lazy restore
+          lazy-pages     bring pages to tasks of a lazy restore
           check          find out whether this kernel has what we need
           cpuinfo dump   write the features of this CPU to an image file
           cpuinfo check  compare the features of this CPU with the image file
 
-        Not supported yet: page-server, lazy-pages, service, swrk.
+        Not supported yet: service, swrk.
 
         """
 

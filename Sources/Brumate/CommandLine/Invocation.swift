@@ -131,6 +131,9 @@ public struct Invocation: Sendable {
         if options.restoreSibling, !options.restoreDetached, action == .restore {
             throw Failure(.usage, "--restore-sibling needs --restore-detached")
         }
+        if options.lazyPages, options.pageServer, action == .dump {
+            throw Failure(.usage, "a dump can't both leave its pages with the tree and send them to a page server")
+        }
         if options.mountCompatibilityMode, action == .dump || action == .preDump {
             throw Failure(.usage, "--mntns-compat-mode works with 'restore' only")
         }

@@ -64,6 +64,15 @@ enum Orders {
         request.readsPages = options.preDumpMode == .read
         request.faults = session.faults
         if options.pageServer { request.pageServer = place(options) }
+        if options.lazyPages {
+            request.lazySource = (
+                place(options),
+                { (port) throws(Failure) in
+                    if options.port ?? 0 == 0 { printOutput("Listening on port \(port)\n") }
+                    try Background.sayReady(options)
+                }
+            )
+        }
         return request
     }
 

@@ -18,7 +18,7 @@ public final class Session {
     /// The faults that tests ask for by `BRUMATE_FAULT` or `CRIU_FAULT`.
     public let faults: Faults
     /// The descriptor of the log file; nil when the log is standard error.
-    private let logFile: Int32?
+    let logFile: Int32?
 
     /// Finds the directories, enters the work directory and opens the log.
     ///

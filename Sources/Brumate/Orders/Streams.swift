@@ -48,6 +48,8 @@ extension Orders {
         var request = LazyPagesRequest(images: session.imagesPath)
         if options.pageServer { request.pageServer = place(options) }
         request.restore = Background.number(of: pagerVariable)
+        let log = session.logFile ?? 2
+        request.startGuard = { () throws(Failure) in try startGuard(log) }
         try Engine.lazyPages(request, log: session.log) { () throws(Failure) in
             if request.restore != nil { Background.leave() } else { try Background.tellReady(options) }
         }
@@ -62,6 +64,35 @@ extension Orders {
             at = kept + 1
         }
         _ = try? systemCall(.close_range, Int(at), Int(Int32.max), 0)
+    }
+
+    /// The environment variable that tells the guard of a pager its socket.
+    private static let guardVariable = "BRUMATE_GUARD"
+
+    private static func startGuard(_ log: Int32) throws(Failure) -> Descriptor {
+        let (theirs, ours) = try pagerSockets()
+        let socket = Descriptor(owning: ours)
+        let end = Descriptor(owning: theirs)
+        try attempt("start the pager's guard") { () throws(SystemCallError) in
+            _ = try startProgram(
+                "/proc/self/exe", arguments: ["brumate", "lazy-pages"], environment: ["\(guardVariable)=3"],
+                streams: [2: log, 3: end.number])
+        }
+        return socket
+    }
+
+    /// Guards a pager if that is what this process was started for. Returns its exit status then.
+    static func guardPager() -> Int32? {
+        guard let number = Background.number(of: guardVariable) else { return nil }
+        _ = try? systemCall(.close_range, Int(number) + 1, Int(Int32.max), 0)
+        _ = try? systemCall(.setsid)
+        do throws(Failure) {
+            try Engine.guardPager(Descriptor(owning: number))
+            return 0
+        } catch {
+            printError(error)
+            return 1
+        }
     }
 
     /// The environment variable that tells a pager of ours its socket.
@@ -188,13 +219,18 @@ enum Background {
                 try writeAll(Array("\(TaskID.current)".utf8), to: file.number)
             }
         }
+        try sayReady(options)
+        if descriptor != nil { leave() }
+    }
+
+    /// Says so by descriptor.
+    static func sayReady(_ options: Options) throws(Failure) {
         for number in [options.statusDescriptor, descriptor].compactMap({ $0 }) {
             try attempt("say by descriptor \(number) that we are ready", code: .usage, advice: "Check --status-fd") {
                 () throws(SystemCallError) in try writeAll([0], to: number)
             }
             _ = try? systemCall(.close, Int(number))
         }
-        if descriptor != nil { leave() }
     }
 
     /// Leaves the session and the standard streams of whoever started us.

@@ -17,6 +17,8 @@ public final class Pager {
     private var restore: Descriptor?
     private let signals: Descriptor
     private let requester: PageRequester?
+    private let startGuard: (() throws(Failure) -> Descriptor)?
+    private var link: GuardLink?
     private var located: [Int32: [PagePiece]] = [:]
     private var memories: [LazyMemory] = []
     /// What was asked for, in order.
@@ -29,6 +31,7 @@ public final class Pager {
     /// A task to be killed if its pages are lost.
     private final class Target {
         let id: TaskID, handle: Descriptor
+        var isAlive: Bool { (try? systemCall(.pidfd_send_signal, Int(handle.number), 0, 0, 0)) != nil }
         init(_ id: TaskID, _ handle: consuming Descriptor) {
             self.id = id
             self.handle = handle
@@ -47,12 +50,15 @@ public final class Pager {
     /// - Parameters:
     ///   - restore: the connection with it.
     ///   - requester: a page server's, nil if the pages are in the images.
+    ///   - startGuard: starts a ``PagerGuard``, and connects to it.
     public init(
-        _ restore: consuming Descriptor, _ images: ImageSet, from requester: PageRequester?, log: Logger
+        _ restore: consuming Descriptor, _ images: ImageSet, from requester: PageRequester?, log: Logger,
+        startGuard: (() throws(Failure) -> Descriptor)? = nil
     ) throws(Failure) {
         self.images = images
         self.log = log
         self.requester = requester
+        self.startGuard = startGuard
         self.restore = consume restore
         // SIGHUP, SIGINT, SIGTERM: our end would be zeros for those who wait.
         var set: UInt64 = 1 << 0 | 1 << 1 | 1 << 14
@@ -63,10 +69,7 @@ public final class Pager {
             }
             return Descriptor(owning: Int32(number))
         }
-        // Whoever needs memory shall not take it from the one who brings it.
-        if let file = try? openFile("/proc/self/oom_score_adj", .writeOnly) {
-            _ = try? writeAll(Array("-1000".utf8), to: file.number)
-        }
+        PagerGuard.protectFromOutOfMemory()
     }
 
     /// Serves until the end.
@@ -79,6 +82,7 @@ public final class Pager {
                 try step()
             }
             try requester?.finish()
+            link?.finish()
         } catch {
             if isRestored || !memories.isEmpty {
                 log.error("\(error)")
@@ -140,6 +144,7 @@ public final class Pager {
         for memory in done {
             total.bytes += memory.broughtBytes
             total.faults += memory.faultCount
+            link?.remove(memory)
             log.debug("\(memory.name): \(memory.isGone ? "it has ended" : "all pages are there")")
         }
         if !done.isEmpty { memories.removeAll { memory in done.contains { $0 === memory } } }
@@ -163,7 +168,7 @@ public final class Pager {
             }
         }
         let watched = memories
-        for (memory, entry) in zip(watched, entries) where entry.2 != 0 { memories += try memory.readEvents() }
+        for (memory, entry) in zip(watched, entries) where entry.2 != 0 { try hearEvents(memory) }
         if entries[count - 3].2 != 0 { throw Failure(.denied, "the pager was told to end by a signal") }
         if entries[count - 2].2 != 0 { try hearRestore() }
         if entries[count - 1].2 != 0 || requester?.hasPending == true { try receive() }
@@ -176,6 +181,12 @@ public final class Pager {
         }
         isRestored = true
         restore = nil
+        // Not before: its pid could be one that the tree needs.
+        do throws(Failure) {
+            link = try startGuard.map { (start) throws(Failure) in GuardLink(try start()) }
+        } catch { log.warning("nobody guards this pager: \(error)") }
+        for task in tasks { link?.add(task.id) }
+        for memory in memories { link?.add(memory) }
         log.debug("the tasks run")
     }
 
@@ -264,7 +275,14 @@ public final class Pager {
         _ = try? withAddress(of: &entry) { (address) throws(SystemCallError) in
             try systemCall(.poll, address, 1, 1)
         }
-        memories += try memory.readEvents()
+        try hearEvents(memory)
+    }
+
+    private func hearEvents(_ memory: LazyMemory) throws(Failure) {
+        for child in try memory.readEvents() {
+            link?.add(child)
+            memories.append(child)
+        }
     }
 
     // MARK: loss
@@ -273,28 +291,18 @@ public final class Pager {
     private func lose() {
         if !isRestored { return }  // Then the restore ends them.
         log.error("the pages that are missing can't be had any more: the tasks are killed")
-        var doomed: [TaskID] = tasks.map(\.id)
-        var next = 0
-        while next < doomed.count {
-            let id = doomed[next]
-            let threads = ((try? listNumbers("/proc/\(id.rawValue)/task")) ?? []).map { TaskID($0) }
-            doomed += listChildren(of: id, threads: threads).filter { !doomed.contains($0) }
-            next += 1
-        }
-        for task in tasks { _ = try? systemCall(.pidfd_send_signal, Int(task.handle.number), 9, 0, 0) }
-        for id in doomed where !tasks.contains(where: { $0.id == id }) {
-            _ = try? systemCall(.kill, Int(id.rawValue), 9)
-        }
+        PagerGuard.kill(tasks.filter(\.isAlive).map(\.id))
         while !memories.isEmpty {
             for memory in memories { _ = try? poison(memory) }
             memories.removeAll { $0.isComplete }
         }
+        link?.finish()
     }
 
     private func poison(_ memory: LazyMemory) throws(Failure) {
         memory.waiting = []
         do throws(Failure) {
-            memories += try memory.readEvents()
+            try hearEvents(memory)
             for extent in memory.requested.all { memory.missing.insert(extent) }
             memory.requested = Extents()
             for extent in memory.missing.all where try memory.poison(extent.range) == extent.range.length {

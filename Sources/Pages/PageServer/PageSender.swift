@@ -23,6 +23,7 @@ public final class PageSender: PageReceiver {
     /// CRIU can't read a record that belongs to two things.
     public var keepsRunsApart: Bool { connection.keepsRecords }
 
+    /// Begins a page map.
     public func begin(_ owner: PageOwner) throws(Failure) -> Bool {
         self.owner = owner.wire
         try send(PageMessage(.open, owner: self.owner))
@@ -30,8 +31,10 @@ public final class PageSender: PageReceiver {
         return try answer(UInt8.self) != 0
     }
 
+    /// Sends a run.
     public func append(_ run: PageRun) throws(Failure) { try send(PageMessage(.add, run, owner: owner)) }
 
+    /// Sends pages of the last run.
     public func append(pagesFrom address: Int, count: Int) throws(Failure) {
         if connection.keepsRecords { return try connection.send(from: address, count: count) }
         if waiting + count > BounceBuffer.size { try flush() }
@@ -39,6 +42,7 @@ public final class PageSender: PageReceiver {
         copy(from: address, count)
     }
 
+    /// Ends, and waits until the server has stored everything.
     public func finish() throws(Failure) {
         try send(PageMessage(isPassed ? .forcedClose : .close))
         try flush()

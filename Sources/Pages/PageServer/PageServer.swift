@@ -235,6 +235,7 @@ public final class ImagePages: PageProvider {
         return pieces
     }
 
+    /// How many bytes there are from the start of a range on.
     public func available(_ process: Int32, _ range: AddressRange) throws(Failure) -> UInt64 {
         let pieces = try pieces(process)
         var at = range.start
@@ -246,6 +247,7 @@ public final class ImagePages: PageProvider {
         return at.rawValue - range.start.rawValue
     }
 
+    /// Reads pages that are available.
     public func read(_ process: Int32, _ range: AddressRange, into address: Int) throws(Failure) {
         let pieces = try pieces(process)
         var at = range.start
