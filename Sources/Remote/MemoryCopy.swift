@@ -39,10 +39,11 @@ public final class MemoryCopy {
         self.tracee = tracee
     }
 
-    /// Lets it close its files, which it has in common with the process until then, and cleans its memory. The process may
-    /// run already.
+    /// Lets it close its files, which it has in common with the process until then, leave its group and session, and cleans
+    /// its memory. The process may run already.
     public func detach() throws(Failure) {
-        for _ in 0..<2 {
+        // The beginning and end of close_range and setsid.
+        for _ in 0..<4 {
             try attempt("detach the copy of memory") { () throws(SystemCallError) in try tracee.resumeToCall() }
             let stop = try tracee.wait()
             guard case .signal(5) = stop else {

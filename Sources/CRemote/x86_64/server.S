@@ -185,7 +185,8 @@ brumate_server_thread:          // rbx: runway
     RESTORE thread
 
 // A child of the task, which shares its memory and stays only if the controller holds it: makes a child with a copy of the
-// memory, and ends. That one lets go of all files, and ends as well.
+// memory, and ends. That one lets go of all files, of group and session, and
+// ends as well.
 child:
     mov $56, %eax               // clone(CLONE_PTRACE | CLONE_FILES | CLONE_FS)
     mov $0x2600, %edi
@@ -200,6 +201,8 @@ child:
     xor %edi, %edi
     mov $-1, %esi
     mov $2, %edx
+    syscall
+    mov $112, %eax              // setsid: out of the program's process group and session
     syscall
 1:  mov $231, %eax              // exit_group
     xor %edi, %edi
