@@ -29,6 +29,8 @@ public struct DumpRequest: Sendable {
     public var tracksMemory = false
     /// The images of the last dump of this tree, relative to the new ones (`--prev-images-dir`).
     public var previous: FilePath?
+    /// The tree goes on before its pages are written, from a copy (`--live`). It is left running.
+    public var isLive = false
     /// The images tell that pages were read, not spliced (`--pre-dump-mode read`).
     public var readsPages = false
     /// Pages that these images have anew are taken out of the previous ones (`--auto-dedup`).
@@ -61,7 +63,11 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
     raiseDescriptorLimit()
     let images = try ImageDirectory(request.images)
     try images.begin()
+    guard !request.isLive || request.lazySource == nil else {
+        throw Failure(.usage, "--live and --lazy-pages exclude each other: a lazy source stands still")
+    }
     var policy = request.policy
+    policy.isLive = request.isLive
     policy.leaveRunning = request.afterwards != .killed
     policy.leavesPages = request.lazySource != nil
     policy.removesLinkRemaps = request.afterwards == .running
@@ -88,7 +94,8 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
             guard order.isHealing else {
                 // Nothing more is needed of a tree that goes on, unless a script wants to see it stand still.
                 let isLetGoEarly =
-                    request.afterwards == .running && request.scripts.isEmpty && request.lazySource == nil
+                    request.isLive
+                    || request.afterwards == .running && request.scripts.isEmpty && request.lazySource == nil
                 do throws(Failure) {
                     try order.run(request)
                     if !isLetGoEarly { try order.complete(request, started: started) }
@@ -101,7 +108,11 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
                 if request.afterwards == .killed { FileDump.part(context) } else { order.files.letGo() }
                 tree.thaw(request.afterwards)
                 if request.afterwards == .killed { FileDump.gone(context) }
-                if isLetGoEarly { try order.complete(request, started: started) }
+                if isLetGoEarly {
+                    context.statistics[.frozen] = ContinuousClock.now - started
+                    try MemoryDump.writePages(context)
+                    try order.complete(request, started: started)
+                }
                 tracking.keep(request.root)
                 if request.deduplicates { try deduplicate(request.images, log: log) }
                 return context.statistics
@@ -228,9 +239,6 @@ struct DumpOrder {
     /// Makes the image complete.
     func complete(_ request: DumpRequest, started: ContinuousClock.Instant) throws(Failure) {
         let images = context.images
-        if request.afterwards == .running, request.scripts.isEmpty {
-            context.statistics[.frozen] = ContinuousClock.now - started
-        }
         try files.write()
         try images.writeOut()
         try images.pageReceiver?.finish()
@@ -349,6 +357,9 @@ struct DumpOrder {
         let tracking = MemoryTracking.of(context)
         do throws(Failure) {
             if tracking.needsDescriptor(process, context) { try tracking.open(process, server) }
+            if context.policy.isLive, case .success = outcome {
+                try MemoryCopies.of(context).make(of: process, server, context)
+            }
         } catch {
             try server.cure(memory: process.memory)
             throw error

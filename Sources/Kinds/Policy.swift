@@ -22,6 +22,8 @@ public struct DumpPolicy: Sendable {
     public var recordsBuildIDs = true
     /// The tree goes on after the dump, so nothing on disk that it needs may be moved.
     public var leaveRunning = false
+    /// The tree goes on before its pages are written, which are read from copies of its memory (`--live`).
+    public var isLive = false
     /// Resources that stay outside, as `type[id]` or `type[id]:key` (`--external`).
     public var external = ExternalResources()
     /// Datagram sockets may be connected to named ones outside of the tree (`--ext-unix-sk`).

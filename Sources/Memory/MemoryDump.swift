@@ -335,8 +335,10 @@ public enum MemoryDump {
     /// Pages of a process that were found and wait to be written.
     private struct PagePlan {
         let process: DumpedProcess
-        let stretches: [PageStretch]
+        var stretches: [PageStretch]
         let pagemap: Pagemap
+        /// Where the pages are, if not in the process.
+        var copy: MemoryCopy?
     }
 
     private final class PagePlans {
@@ -348,7 +350,13 @@ public enum MemoryDump {
     private static func dumpPages(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) -> [AddressRange] {
         // A page server knows no pages of relatives.
         let sharesPages = context.images.pageReceiver == nil && !context.policy.leavesPages
-        let (plan, guards) = try findPages(process, context, sharesPages: sharesPages)
+        var (plan, guards) = try findPages(process, context, sharesPages: sharesPages)
+        if let copy = MemoryCopies.of(context).take(process.id) {
+            plan.copy = copy
+            for index in plan.stretches.indices { plan.stretches[index].isReadable = false }
+            PagePlans.of(context).all.append(plan)
+            return guards
+        }
         try context.faults.pass(.dumpPages)
         try write(plan, .task(process.id, memory: process.memory.number), context)
         return guards
@@ -363,13 +371,20 @@ public enum MemoryDump {
     /// Writes the pages of running processes that were found before.
     public static func writePages(_ context: DumpContext) throws(Failure) {
         let plans = PagePlans.of(context)
-        for plan in plans.all {
+        for plan in plans.all { try plan.copy?.detach() }
+        if !plans.all.isEmpty { try context.faults.pass(.dumpPages) }
+        while !plans.all.isEmpty {
+            // A copy ends as soon as it is written.
+            let plan = plans.all.removeFirst()
             let process = plan.process
             try during(.dumping(process.id, process.name)) { () throws(Failure) in
-                try write(plan, .running(process.id, memory: process.memory.number), context)
+                if let copy = plan.copy {
+                    try write(plan, .task(copy.id, memory: copy.memory.number), context)
+                } else {
+                    try write(plan, .running(process.id, memory: process.memory.number), context)
+                }
             }
         }
-        plans.all = []
     }
 
     private static func write(_ plan: PagePlan, _ source: PageSource, _ context: DumpContext) throws(Failure) {

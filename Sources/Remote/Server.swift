@@ -178,12 +178,7 @@ public struct Server: ~Copyable {
         memory.storeShared(0, at: Server.goOn)
         let loaded = try load(batch, block: 0)
         wake(0)
-        let started = ContinuousClock.now
-        var number = loaded.value(opened, memory)
-        while number == .min, ContinuousClock.now - started < .seconds(1) {
-            clinux_relax()
-            number = loaded.value(opened, memory)
-        }
+        let number = try answer(opened, of: loaded)
         let outcome: Result<Int32, SystemCallError>
         do throws(SystemCallError) {
             if number < 0 { throw SystemCallError(call, Errno(rawValue: Int32(clamping: 0 - max(number, -4095)))) }
@@ -198,6 +193,66 @@ public struct Server: ~Copyable {
         }
         return try attempt("open a descriptor in task \(leader.id)") { () throws(SystemCallError) in
             Descriptor(owning: try outcome.get())
+        }
+    }
+
+    /// Waits for what one call of a batch answers, while the batch goes on.
+    private borrowing func answer(_ slot: Batch.Slot, of loaded: borrowing LoadedBatch) throws(Failure) -> Int {
+        var spins = 0
+        while memory.loadShared(at: 4) == 0 {
+            let value = loaded.value(slot, memory)
+            if value != .min { return value }
+            spins += 1
+            if spins < 20_000 {
+                clinux_relax()
+                continue
+            }
+            if case .ended = try leader.poll() {
+                throw Failure(.vanished, "task \(leader.id) ended while we looked at it")
+            }
+            pause(nanoseconds: 10_000)
+        }
+        return loaded.value(slot, memory)
+    }
+
+    /// Makes a copy of the process's memory: a task that never runs, which is nobody's child that the process could see, and
+    /// which ends with us at the latest.
+    ///
+    /// The leader makes a helper that shares its memory, and waits for its end. The helper, which from then on dies with us,
+    /// makes the copy, which inherits that. If we die before, both end by themselves.
+    ///
+    /// - Parameters:
+    ///   - first: calls to make before, `last` after it, in any case.
+    /// - Returns: nil if the process can't be copied at this moment.
+    public borrowing func copyMemory(
+        first: [(call: SystemCall, arguments: [Int])], last: [(call: SystemCall, arguments: [Int])]
+    ) throws(Failure) -> MemoryCopy? {
+        var batch = Batch()
+        Server.add(first, to: &batch)
+        // CLONE_VM | CLONE_PTRACE | CLONE_FILES | CLONE_FS, no signal at its end
+        let cloned = batch.add(
+            .clone, .value(0x2700), .value(0), .value(0), .value(0), .value(0), doing: "copy memory", mayFail: true)
+        // P_PID, which refuses what is no pid; WEXITED | __WCLONE
+        batch.add(
+            .waitid, .value(1), .result(cloned), .value(0), .value(0x8000_0004), .value(0), doing: "copy memory",
+            mayFail: true)
+        Server.add(last, to: &batch)
+        let loaded = try load(batch, block: 0)
+        wake(0)
+        let number = try answer(cloned, of: loaded)
+        let outcome: Result<MemoryCopy?, Failure>
+        do throws(Failure) {
+            outcome = .success(number > 0 ? try MemoryCopy(helper: TaskID(Int32(clamping: number)), code: code) : nil)
+        } catch { outcome = .failure(error) }
+        _ = try answers(loaded, block: 0, by: leader)
+        return try outcome.get()
+    }
+
+    private static func add(_ calls: [(call: SystemCall, arguments: [Int])], to batch: inout Batch) {
+        for (call, arguments) in calls where arguments.count == 3 {
+            batch.add(
+                call, .value(arguments[0]), .value(arguments[1]), .value(arguments[2]), doing: "copy memory",
+                mayFail: true)
         }
     }
 

@@ -239,6 +239,19 @@ public final class Tracee {
         }
     }
 
+    /// What came with the event of the present stop (`PTRACE_GETEVENTMSG`): of a clone, the new task.
+    func eventMessage() throws(SystemCallError) -> Int {
+        var message = 0
+        try withAddress(of: &message) { (address) throws(SystemCallError) in try ptrace(0x4201, 0, address) }
+        return message
+    }
+
+    /// Lets it run to the beginning or end of its next system call (`PTRACE_SYSCALL`).
+    func resumeToCall() throws(SystemCallError) {
+        try ptrace(24)
+        isStopped = false
+    }
+
     /// Changes `PTRACE_O_*` options.
     public func setOptions(_ options: Int) throws(SystemCallError) { try ptrace(0x4200, 0, options) }
 }
@@ -247,6 +260,8 @@ public final class Tracee {
 public enum TraceOptions {
     /// The kernel kills the task when its tracer dies.
     public static let killOnExit = 0x0010_0000
+    /// A stop at `clone`, and the new task is traced as well.
+    static let clones = 0x8
     /// Seccomp filters don't act while we trace.
     public static let suspendSeccomp = 0x0020_0000
 }

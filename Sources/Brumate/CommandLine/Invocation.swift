@@ -137,6 +137,12 @@ public struct Invocation: Sendable {
         if options.mountCompatibilityMode, action == .dump || action == .preDump {
             throw Failure(.usage, "--mntns-compat-mode works with 'restore' only")
         }
+        if options.live {
+            guard action == .dump else { throw Failure(.usage, "--live works with 'dump' only") }
+            guard options.ending != .stopped else {
+                throw Failure(.usage, "--live and --leave-stopped exclude each other")
+            }
+        }
         if !options.inheritedDescriptors.isEmpty, action != .restore {
             throw Failure(.usage, "--inherit-fd works with 'restore' only")
         }

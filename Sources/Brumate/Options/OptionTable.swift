@@ -33,6 +33,9 @@ extension Option {
         .flag("leave-running", "R", .general, .ours, "Let the tasks run on after the dump.") {
             $0.ending = $1 ? .running : $0.ending == .running ? .default : $0.ending
         },
+        .flag(
+            "live", nil, .general, "Dump: let the tasks run on at once, and write their memory from a copy."
+        ) { $0.live = $1 },
         .value("images-dir", "D", "DIR", .general, "Where the images are; default: the working directory.") {
             $0.imagesDirectory = $1.path
         },

@@ -16,6 +16,8 @@ public struct Options: Sendable, Equatable {
     public var tree: TaskID?
     /// What becomes of the tasks after the order (`--leave-running`, `--leave-stopped`).
     public var ending: Ending = .default
+    /// Let the tree go on before its pages are written, from a copy (`--live`).
+    public var live = false
     /// Exit as soon as the tree runs, or go into the background (`--restore-detached`, `--daemon`).
     public var restoreDetached = false
     /// The restored root becomes a child of our parent (`--restore-sibling`).

@@ -51,13 +51,14 @@ enum Orders {
         case nil: break
         }
         switch options.ending {
-        case .default: request.afterwards = .killed
+        case .default: request.afterwards = options.live ? .running : .killed
         case .running: request.afterwards = .running
         case .stopped: request.afterwards = .stopped
         }
         if options.timeout > .zero { request.timeout = options.timeout } else { request.timeout = .seconds(1 << 30) }
         request.scripts = Scripts(paths: options.actionScripts.map { FilePath(bytes: $0.bytes) })
         request.plugins = options.libraryDirectory
+        request.isLive = options.live
         request.tracksMemory = options.trackMemory
         request.previous = options.previousImagesDirectory
         request.deduplicates = options.autoDeduplication

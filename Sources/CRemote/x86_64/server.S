@@ -23,6 +23,7 @@
     .macro RUN
     mov 24(%r13), %rbp
 1:  mov (%rbp), %rax
+    mov %rax, %r12
     mov 8(%rbp), %rdi
     mov 16(%rbp), %rsi
     mov 24(%rbp), %rdx
@@ -30,7 +31,11 @@
     mov 40(%rbp), %r8
     mov 48(%rbp), %r9
     syscall
-    mov %rax, 56(%rbp)
+    test %rax, %rax
+    jnz 8f
+    cmp $56, %r12               // clone
+    je child
+8:  mov %rax, 56(%rbp)
     mov 64(%rbp), %rcx
     jrcxz 2f
     mov %rax, (%rcx)
@@ -178,6 +183,31 @@ brumate_server_thread:          // rbx: runway
     jmp 5b
 7:  lock decl 20(%rbx)
     RESTORE thread
+
+// A child of the task, which shares its memory and stays only if the controller holds it: makes a child with a copy of the
+// memory, and ends. That one lets go of all files, of group and session, and
+// ends as well.
+child:
+    mov $56, %eax               // clone(CLONE_PTRACE | CLONE_FILES | CLONE_FS)
+    mov $0x2600, %edi
+    xor %esi, %esi
+    xor %edx, %edx
+    xor %r10d, %r10d
+    xor %r8d, %r8d
+    syscall
+    test %rax, %rax
+    jnz 1f
+    mov $436, %eax              // close_range(0, all, CLOSE_RANGE_UNSHARE)
+    xor %edi, %edi
+    mov $-1, %esi
+    mov $2, %edx
+    syscall
+    mov $112, %eax              // setsid: out of the program's process group and session
+    syscall
+1:  mov $231, %eax              // exit_group
+    xor %edi, %edi
+    syscall
+    hlt
     .balign 8
 nap:
     .quad 0, 50000

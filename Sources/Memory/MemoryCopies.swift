@@ -1,0 +1,74 @@
+public import Diagnostics
+public import Kinds
+internal import Linux
+internal import Logging
+internal import Procfs
+public import Remote
+
+/// Copies of the memory of a tree that goes on before its pages are written (`dump --live`; kernel-facts, section 4).
+///
+/// A copy is a fork, so both share all pages until the process writes to them. What a fork would not have is written while
+/// the tree stands still: shared memory, and the private memory of processes that can't be copied.
+public final class MemoryCopies {
+    private var made: [TaskID: MemoryCopy] = [:]
+    /// Processes of the tree that become the parents of orphans below them.
+    private var reapers: Set<TaskID> = []
+
+    /// Of one dump.
+    public static func of(_ context: DumpContext) -> MemoryCopies {
+        context.state(MemoryCopies.self) { MemoryCopies() }
+    }
+
+    /// Copies a stopped process that runs a server. Where that can't be, its pages are written while it stands still.
+    public func make(
+        of process: DumpedProcess, _ server: borrowing Server, _ context: DumpContext
+    ) throws(Failure) {
+        if let reason = try obstacle(process, server) {
+            context.log.notice("the memory of task \(process.id) is written while it stands still: \(reason)")
+            return
+        }
+        var (first, last): ([(SystemCall, [Int])], [(SystemCall, [Int])]) = ([], [])
+        for mapping in process.mappings where !mapping.isShared && !mapping.isOfKernel {
+            let (start, length) = (Int(bitPattern: UInt(mapping.range.start.rawValue)), Int(mapping.range.length))
+            // MADV_DONTFORK and MADV_DOFORK, MADV_WIPEONFORK and MADV_KEEPONFORK
+            for (flag, on, off) in [("dc", 10, 11), ("wf", 18, 19)] as [(StaticString, Int, Int)]
+            where mapping.flags.contains(flag) {
+                first.append((.madvise, [start, length, off]))
+                last.append((.madvise, [start, length, on]))
+            }
+        }
+        let copy: MemoryCopy?
+        do throws(Failure) { copy = try server.copyMemory(first: first, last: last) } catch {
+            if error.code == .vanished { throw error }
+            context.log.warning("\(error)")
+            copy = nil
+        }
+        guard let copy else {
+            context.log.warning(
+                "task \(process.id) can't be copied, its memory is written while it stands still; is a limit reached?")
+            return
+        }
+        made[process.id] = copy
+    }
+
+    private func obstacle(_ process: DumpedProcess, _ server: borrowing Server) throws(Failure) -> String? {
+        var batch = Batch()
+        let answer = batch.reserve(4)
+        // PR_GET_CHILD_SUBREAPER
+        batch.add(.prctl, .value(37), .buffer(answer), doing: "ask whether it adopts orphans")
+        let results = try server.run(batch)
+        if results.value(Int32.self, answer) != 0 || process.id.rawValue == 1 || reapers.contains(process.frozen.parent) {
+            // It would see the end of a copy.
+            reapers.insert(process.id)
+            return "it, or a parent in the tree, adopts orphans (PR_SET_CHILD_SUBREAPER)"
+        }
+        for mapping in process.mappings {
+            if mapping.isAioRing { return "it has an AIO ring" }
+            if !mapping.isShared, mapping.hugePageSize != nil { return "it has huge pages of its own (hugetlb)" }
+        }
+        return nil
+    }
+
+    /// Gives a copy away, to who writes it.
+    func take(_ process: TaskID) -> MemoryCopy? { made.removeValue(forKey: process) }
+}
