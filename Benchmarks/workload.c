@@ -15,6 +15,15 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+// Sends back what one client sends.
+static void echo(int listener) {
+    char data[4096];
+    for (int client = accept(listener, NULL, NULL);;) {
+        ssize_t got = read(client, data, sizeof data);
+        if (got <= 0 || write(client, data, got) != got) exit(1);
+    }
+}
+
 static void *wait_for_ever(void *unused) {
     for (;;) pause();
     return unused;
@@ -23,6 +32,7 @@ static void *wait_for_ever(void *unused) {
 int main(int argc, char **argv) {
     if (argc != 4) return 2;
     long count = atol(argv[3]);
+    int listener = -1, port = 0;
     char ready[4096];
     if (!realpath(".", ready)) return 2;
     int out = open(argv[1], O_WRONLY | O_CREAT | O_TRUNC, 0600);
@@ -80,12 +90,12 @@ int main(int argc, char **argv) {
         setrlimit(RLIMIT_NOFILE, &limit);
         struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
         socklen_t length = sizeof address;
-        int listener = socket(AF_INET, SOCK_STREAM, 0);
-        if (bind(listener, (struct sockaddr *)&address, length) || listen(listener, 1)) return 1;
-        getsockname(listener, (struct sockaddr *)&address, &length);
+        int server = socket(AF_INET, SOCK_STREAM, 0);
+        if (bind(server, (struct sockaddr *)&address, length) || listen(server, 1)) return 1;
+        getsockname(server, (struct sockaddr *)&address, &length);
         for (long i = 0; i < count; i++) {
             int end = socket(AF_INET, SOCK_STREAM, 0);
-            if (end < 0 || connect(end, (struct sockaddr *)&address, length) || accept(listener, NULL, NULL) < 0) return 1;
+            if (end < 0 || connect(end, (struct sockaddr *)&address, length) || accept(server, NULL, NULL) < 0) return 1;
         }
     } else if (!strcmp(argv[2], "mappings")) {
         for (long i = 0; i < count; i++) {
@@ -93,15 +103,24 @@ int main(int argc, char **argv) {
             if (page == MAP_FAILED) return 1;
             *page = 1;
         }
-    } else if (!strcmp(argv[2], "memory")) {
+    } else if (!strcmp(argv[2], "memory") || !strcmp(argv[2], "echo")) {
         size_t size = (size_t)count << 20;
         char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (memory == MAP_FAILED) return 1;
         for (size_t i = 0; i < size; i += 8) *(size_t *)(memory + i) = i * 0x9e3779b97f4a7c15;
     }
+    if (!strcmp(argv[2], "echo")) {
+        struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        socklen_t size = sizeof address;
+        listener = socket(AF_INET, SOCK_STREAM, 0);
+        if (bind(listener, (struct sockaddr *)&address, size) || listen(listener, 1)) return 1;
+        getsockname(listener, (struct sockaddr *)&address, &size);
+        port = ntohs(address.sin_port);
+    }
     char text[32];
-    int length = snprintf(text, sizeof text, "%d\n", getpid());
+    int length = snprintf(text, sizeof text, "%d %d\n", getpid(), port);
     if (write(3, text, length) != length) return 1;
     close(3);
+    if (listener >= 0) echo(listener);
     wait_for_ever(NULL);
 }

@@ -4,12 +4,13 @@ internal import Kinds
 internal import Linux
 internal import Logging
 internal import Netlink
+internal import Synchronization
 
 /// The TCP connections of a dump. They are read together once all files are known, under the network's lock.
 final class Connections {
     /// One end of a connection.
-    private struct End {
-        let file: OpenFile, connection: Connection, inode: UInt32
+    fileprivate struct End {
+        let file: OpenFile, connection: Connection, kind: SocketKind, inode: UInt32
         /// It was over when it was dumped; then nobody waits for an answer.
         let isOver: Bool
     }
@@ -32,10 +33,11 @@ final class Connections {
     }
 
     /// Notes an end of a connection, whose entry is completed later.
-    func add(_ file: OpenFile, _ connection: Connection, _ entry: InetSkEntry) {
+    func add(_ file: OpenFile, _ connection: Connection, _ kind: SocketKind, _ entry: InetSkEntry) {
         ends.append(
             End(
-                file: file, connection: connection, inode: entry.ino, isOver: entry.state == TCPState.closed.rawValue))
+                file: file, connection: connection, kind: kind, inode: entry.ino,
+                isOver: entry.state == TCPState.closed.rawValue))
     }
 
     /// Locks the connections and reads them.
@@ -47,7 +49,7 @@ final class Connections {
         if !context.policy.tcpEstablished {
             let all = Set(ends.map(\.connection.plain)).union(waiting.inside)
             for end in ends where !all.contains(end.connection.reversed.plain) && !end.isOver {
-                try inside(end) { () throws(Failure) in throw TCPPolicy.refusal(end.connection) }
+                try inside(Place(end)) { () throws(Failure) in throw TCPPolicy.refusal(end.connection) }
             }
         }
         // A connection that is over needs no lock.
@@ -58,29 +60,44 @@ final class Connections {
         for (place, entry) in context.files.enumerated() where entry.hasIsk { places[entry.id] = place }
         // A death of ours in repair mode would leave it on, so signals have to wait.
         let before = try attempt("block signals") { () throws(SystemCallError) in try Connections.setSignalMask(.max) }
-        let outcome = Result { () throws(Failure) in
-            for end in ends {
-                try read(end, &context.files[places[end.file.id] ?? 0], context)
-            }
-        }
+        let outcome = Result { () throws(Failure) in try readAll(SocketDefaults.of(context)) }
         _ = try? Connections.setSignalMask(before)
-        try outcome.get()
+        for (index, stream, more) in try outcome.get() {
+            let end = ends[index]
+            guard let place = places[end.file.id] else { throw Failure(.bug, "a connection without its file") }
+            try stream.write(end.inode, to: context.images)
+            context.files[place].isk.state = stream.state.rawValue
+            if !more.isEmpty { context.files[place].isk.opts.more = more }
+        }
         if context.policy.leaveRunning { lock.drop(context.log) }
     }
 
-    private func read(_ end: End, _ entry: inout FileEntry, _ context: DumpContext) throws(Failure) {
-        try inside(end) { () throws(Failure) in
-            let stream = try TCPStream(reading: end.file.handle.number)
-            try stream.write(end.inode, to: context.images)
-            guard entry.hasIsk, entry.id == end.file.id else { throw Failure(.bug, "a connection without its file") }
-            entry.isk.state = stream.state.rawValue
+    private typealias Found = (index: Int, stream: TCPStream, more: [BrumateSocketOptionEntry])
+
+    /// Reads all ends, in any order.
+    private func readAll(_ defaults: SocketDefaults) throws(Failure) -> [Found] {
+        let jobs = ends.map { (number: $0.file.handle.number, place: Place($0), usual: defaults.values($0.kind)) }
+        let dealer = Dealer(jobs.count)
+        let found = Mutex<[Found]>([])
+        try Workers.run(jobs.count < TCPStream.fewConnections ? 1 : Workers.count) { () throws(Failure) in
+            while let index = dealer.take() {
+                let (number, place, usual) = jobs[index]
+                try inside(place) { () throws(Failure) in
+                    let more = SocketOptions.more(number, usual, isConnected: true)
+                    let stream = try TCPStream(reading: number)
+                    found.withLock { $0.append((index, stream, more)) }
+                }
+            }
         }
+        return found.withLock { $0 }
     }
 
-    private func inside<R>(_ end: End, _ body: () throws(Failure) -> R) throws(Failure) -> R {
-        let owner = end.file.owner
-        return try during(.dumping(owner.id, owner.name)) { () throws(Failure) in
-            try during(.descriptor(end.file.number), body)
+    /// Where an end is, for messages.
+    fileprivate struct Place: Sendable {
+        let task: TaskID, name: String, number: Int32
+
+        fileprivate init(_ end: End) {
+            (task, name, number) = (end.file.owner.id, end.file.owner.name, end.file.number)
         }
     }
 
@@ -161,5 +178,12 @@ enum TCPPolicy {
             advice:
                 "Pass --tcp-established to keep it (its packets are held up until the restore, which has to be where "
                 + "this address is), --tcp-close to let it break and restore it closed, or close it first")
+    }
+}
+
+/// What is done with a descriptor of a task.
+private func inside<R>(_ place: Connections.Place, _ body: () throws(Failure) -> R) throws(Failure) -> R {
+    try during(.dumping(place.task, place.name)) { () throws(Failure) in
+        try during(.descriptor(place.number), body)
     }
 }

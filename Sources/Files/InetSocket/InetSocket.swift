@@ -51,13 +51,15 @@ enum InetSocket: FileKind {
         let isConnected = kind.type == stream && there != nil
         try InternetOptions.dump(number, kind, &entry)
         entry.opts = try SocketOptions.dump(file, context)
-        try SocketOptions.dumpNetwork(&entry.opts, file, kind, isConnected: isConnected, context)
+        let isRead = here != nil && isConnected && !context.policy.tcpClose
+        try SocketOptions.dumpNetwork(
+            &entry.opts, file, kind, isConnected: isConnected, omitsMore: isRead, context)
         if kind.type != stream {
             let groups = context.state(Memberships.self) { Memberships() }
             entry.memberships = groups.dump(number, family: kind.family)
         }
         if let here, let there, kind.type == stream {
-            Connections.of(context).add(file, Connection(here: here, there: there), entry)
+            Connections.of(context).add(file, Connection(here: here, there: there), kind, entry)
         }
         var whole = FileEntry(.inetsk, file.id)
         whole.isk = entry
@@ -525,14 +527,24 @@ enum InetSocket: FileKind {
             restored.lock.drop(context.log)
             NetworkLock.release(restored.dumped, restored.method, id: restored.id, context.log)
             restored.dumped = []
+            try letGoOn(context)
         }
-        let socket = entry.isk
-        guard isConnection(socket), !context.policy.tcpClose, !context.inherits("socket:[\(socket.ino)]") else {
-            return
+    }
+
+    /// Switches the repair mode of all connections off.
+    private static func letGoOn(_ context: RestoreContext) throws(Failure) {
+        var ends: [(number: Int32, reuse: Bool)] = []
+        for entry in context.entries.values where restores(entry) && makesConnection(entry.isk, context) {
+            ends.append((try context.files.number(entry.id), entry.isk.opts.reuseaddr))
         }
-        let number = try context.files.number(entry.id)
-        try attempt("let the connection go on") { () throws(SystemCallError) in
-            try Repair.endWithProbe(number, reuse: socket.opts.reuseaddr)
+        let dealer = Dealer(ends.count)
+        let all = ends
+        try Workers.run(all.count < TCPStream.fewConnections ? 1 : Workers.count) { () throws(Failure) in
+            while let index = dealer.take() {
+                try attempt("let the connection go on") { () throws(SystemCallError) in
+                    try Repair.endWithProbe(all[index].number, reuse: all[index].reuse)
+                }
+            }
         }
     }
 }

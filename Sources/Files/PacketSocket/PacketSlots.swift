@@ -148,6 +148,15 @@ struct PacketSlots: ~Copyable {
     private static let protocolNumber: UInt16 = 0x88b5
 
     private func advance(_ turns: Int) throws(Failure) {
+        // Another restore may do the same at this moment: only packets that begin with our number are heard. The filter
+        // loads the first word of the packet's payload (SKF_NET_OFF), compares, and takes all or one byte.
+        let word = UInt32.random(in: 0 ... .max)
+        try SocketFilter.restore(
+            [
+                0x20 << 48 | 0xfff0_0000, 0x15 << 48 | 1 << 32 | UInt64(word), 6 << 48 | (isBlocks ? 0xffff_ffff : 1),
+                6 << 48,
+            ], on: socket)
+        defer { _ = try? setSocketOption(socket, 27, 0) }  // SO_DETACH_FILTER; its own comes later.
         try attempt("bring the socket's ring to its position", advice: "Set the device lo up") {
             () throws(SystemCallError) in
             // AF_PACKET, SOCK_DGRAM | SOCK_CLOEXEC
@@ -161,7 +170,8 @@ struct PacketSlots: ~Copyable {
             // With a block taken, even the one that it has begun, the kernel stops there.
             let next = turns % count
             if isBlocks { memory.storeShared(1, at: statusOffset(next)) }
-            let data = [UInt8](repeating: 0, count: isBlocks ? min(60000, size / 2) : 1)
+            let data =
+                [UInt8](bytesOf: word.bigEndian) + [UInt8](repeating: 0, count: isBlocks ? min(60000, size / 2) - 4 : 0)
             var sent = 0
             while isBlocks ? try statistics().drops == 0 : sent < turns {
                 guard sent < 64 * count + (1 << 20) else { throw SystemCallError(.sendto, .ETIMEDOUT) }

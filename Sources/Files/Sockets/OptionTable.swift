@@ -1,10 +1,11 @@
 internal import Diagnostics
 internal import ImageFormat
 internal import ImageMessages
+internal import Kinds
 internal import Linux
 
 /// A socket option that has no field in CRIU's images. It is noted where it differs from a new socket's.
-struct SocketOption {
+struct SocketOption: Sendable {
     let level: Int, number: Int, name: String
     /// The most bytes that its value has; 4 for numbers.
     let size: Int
@@ -161,7 +162,7 @@ struct SocketOption {
 }
 
 /// What decides which options a socket has.
-struct SocketKind: Hashable {
+struct SocketKind: Hashable, Sendable {
     /// `AF_*`, `SOCK_*`, `IPPROTO_*`.
     var family: Int32, type: Int32, code: Int32
 
@@ -200,10 +201,12 @@ final class SocketDefaults {
     typealias Default = (option: SocketOption, value: [UInt8])
     private var known: [SocketKind: [Default]] = [:]
 
-    /// The values of a new socket's options; nil if none can be made.
-    func values(_ kind: SocketKind) -> [Default]? {
+    static func of(_ context: DumpContext) -> SocketDefaults { context.state(SocketDefaults.self) { SocketDefaults() } }
+
+    /// The values of a new socket's options; none if it can't be made.
+    func values(_ kind: SocketKind) -> [Default] {
         if let values = known[kind] { return values }
-        guard let fresh = try? kind.make() else { return nil }
+        guard let fresh = try? kind.make() else { return [] }
         let values = SocketOption.all(kind).compactMap { option in
             option.value(of: fresh.number).map { (option, $0) }
         }

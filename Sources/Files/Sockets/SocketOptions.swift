@@ -77,8 +77,11 @@ enum SocketOptions {
     }
 
     /// What only sockets of a network have: device, linger, filter, owner; and options that CRIU does not know.
+    ///
+    /// - Parameter omitsMore: the latter come later, by `more`.
     static func dumpNetwork(
-        _ entry: inout SkOptsEntry, _ file: OpenFile, _ kind: SocketKind, isConnected: Bool, _ context: DumpContext
+        _ entry: inout SkOptsEntry, _ file: OpenFile, _ kind: SocketKind, isConnected: Bool, omitsMore: Bool = false,
+        _ context: DumpContext
     ) throws(Failure) {
         let number = file.handle.number
         var linger: (isOn: Int32, seconds: Int32) = (0, 0)
@@ -97,13 +100,22 @@ enum SocketOptions {
         if (try? socketOption(number, 44)) == 1 { entry.locksFilter = true }
         entry.uid = file.facts.status.uid
         entry.gid = file.facts.status.gid
-        guard let defaults = context.state(SocketDefaults.self, { SocketDefaults() }).values(kind) else { return }
+        guard !omitsMore else { return }
+        entry.more = more(number, SocketDefaults.of(context).values(kind), isConnected: isConnected)
+    }
+
+    /// Options that CRIU does not know, where they differ from a new socket's. May be asked in any thread.
+    static func more(
+        _ number: Int32, _ defaults: [SocketDefaults.Default], isConnected: Bool
+    ) -> [BrumateSocketOptionEntry] {
+        var found: [BrumateSocketOptionEntry] = []
         for (option, usual) in defaults where !(isConnected && option.isForUnconnected) {
             guard !option.has(usual, on: number), let value = option.value(of: number) else { continue }
             var more = BrumateSocketOptionEntry()
             (more.level, more.number, more.value) = (UInt32(option.level), UInt32(option.number), imageBytes(value))
-            entry.more.append(more)
+            found.append(more)
         }
+        return found
     }
 
     /// The device that a socket is bound to (`SO_BINDTODEVICE`), empty if there is none.
