@@ -54,6 +54,10 @@ enum PacketSocket: FileKind {
                 number, entry.rxRing, sending: entry.hasTxRing ? entry.txRing : nil, version: entry.version)
             slots.dump(&entry)
         }
+        if entry.hasTxRing {
+            let frames = try SendingRing(number, entry)
+            frames.dump(&entry)
+        }
         if !entry.hasRxRing, SocketKind.hasData(number) {
             context.log.warning("packets that wait to be received on a packet socket are lost")
         }
@@ -150,6 +154,10 @@ enum PacketSocket: FileKind {
             let slots = try PacketSlots(
                 number, entry.rxRing, sending: entry.hasTxRing ? entry.txRing : nil, version: entry.version)
             try slots.restore(entry)
+        }
+        if entry.hasTxRing, entry.sendPosition != 0 || !entry.sendSlots.isEmpty {
+            let frames = try SendingRing(number, entry)
+            try frames.restore(entry)
         }
     }
 

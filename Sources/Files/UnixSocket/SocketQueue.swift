@@ -73,9 +73,13 @@ struct SocketQueue {
         }
     }
 
-    /// Whether a packet waits, if only an empty one.
+    /// Whether a packet may wait, if only an empty one. A look at it would count as the first, and be the last.
     private var hasPacket: Bool {
-        (try? systemCall(.recvfrom, Int(number), 0, 0, 0x42, 0, 0)) != nil  // PEEK | DONTWAIT
+        var question: (Int32, Int16, Int16) = (number, 1, 0)  // POLLIN
+        _ = try? withAddress(of: &question) { (question) throws(SystemCallError) in
+            try systemCall(.poll, question, 1, 0)
+        }
+        return question.2 & 1 != 0
     }
 
     private func walk(_ total: Int) throws(Failure) -> [QueuedPacket] {

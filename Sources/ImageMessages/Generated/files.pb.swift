@@ -6183,6 +6183,21 @@ public nonisolated struct PacketSockEntry: @unchecked Sendable {
     set {_uniqueStorage()._slots = newValue}
   }
 
+  /// Which frame of the sending ring the kernel looks at next, and what is in the frames.
+  public var sendPosition: UInt32 {
+    get {_storage._sendPosition ?? 0}
+    set {_uniqueStorage()._sendPosition = newValue}
+  }
+  /// Returns true if `sendPosition` has been explicitly set.
+  public var hasSendPosition: Bool {_storage._sendPosition != nil}
+  /// Clears the value of `sendPosition`. Subsequent reads from it will return its default value.
+  public mutating func clearSendPosition() {_uniqueStorage()._sendPosition = nil}
+
+  public var sendSlots: [BrumatePacketSlotEntry] {
+    get {_storage._sendSlots}
+    set {_uniqueStorage()._sendSlots = newValue}
+  }
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -13063,7 +13078,7 @@ nonisolated extension PacketRing: SwiftProtobuf.Message, SwiftProtobuf._MessageI
 
 nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "PacketSockEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}type\0\u{1}protocol\0\u{1}flags\0\u{1}ifindex\0\u{1}fown\0\u{1}opts\0\u{1}version\0\u{1}reserve\0\u{3}aux_data\0\u{3}orig_dev\0\u{3}vnet_hdr\0\u{1}loss\0\u{1}timestamp\0\u{3}copy_thresh\0\u{1}mclist\0\u{1}fanout\0\u{3}rx_ring\0\u{3}tx_ring\0\u{3}ns_id\0\u{2}T\u{f}position\0\u{1}slots\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}type\0\u{1}protocol\0\u{1}flags\0\u{1}ifindex\0\u{1}fown\0\u{1}opts\0\u{1}version\0\u{1}reserve\0\u{3}aux_data\0\u{3}orig_dev\0\u{3}vnet_hdr\0\u{1}loss\0\u{1}timestamp\0\u{3}copy_thresh\0\u{1}mclist\0\u{1}fanout\0\u{3}rx_ring\0\u{3}tx_ring\0\u{3}ns_id\0\u{2}T\u{f}position\0\u{1}slots\0\u{3}send_position\0\u{3}send_slots\0")
 
   fileprivate class _StorageClass {
     var _id: UInt32? = nil
@@ -13088,6 +13103,8 @@ nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._Mes
     var _nsID: UInt32? = nil
     var _position: UInt32? = nil
     var _slots: [BrumatePacketSlotEntry] = []
+    var _sendPosition: UInt32? = nil
+    var _sendSlots: [BrumatePacketSlotEntry] = []
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -13120,6 +13137,8 @@ nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._Mes
       _nsID = source._nsID
       _position = source._position
       _slots = source._slots
+      _sendPosition = source._sendPosition
+      _sendSlots = source._sendSlots
     }
   }
 
@@ -13153,6 +13172,7 @@ nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._Mes
       if let v = _storage._rxRing, !v.isInitialized {return false}
       if let v = _storage._txRing, !v.isInitialized {return false}
       if !SwiftProtobuf.Internal.areAllInitialized(_storage._slots) {return false}
+      if !SwiftProtobuf.Internal.areAllInitialized(_storage._sendSlots) {return false}
       return true
     }
   }
@@ -13187,6 +13207,8 @@ nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._Mes
         case 20: try { try decoder.decodeSingularUInt32Field(value: &_storage._nsID) }()
         case 1000: try { try decoder.decodeSingularUInt32Field(value: &_storage._position) }()
         case 1001: try { try decoder.decodeRepeatedMessageField(value: &_storage._slots) }()
+        case 1002: try { try decoder.decodeSingularUInt32Field(value: &_storage._sendPosition) }()
+        case 1003: try { try decoder.decodeRepeatedMessageField(value: &_storage._sendSlots) }()
         default: break
         }
       }
@@ -13265,6 +13287,12 @@ nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._Mes
       if !_storage._slots.isEmpty {
         try visitor.visitRepeatedMessageField(value: _storage._slots, fieldNumber: 1001)
       }
+      try { if let v = _storage._sendPosition {
+        try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1002)
+      } }()
+      if !_storage._sendSlots.isEmpty {
+        try visitor.visitRepeatedMessageField(value: _storage._sendSlots, fieldNumber: 1003)
+      }
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -13296,6 +13324,8 @@ nonisolated extension PacketSockEntry: SwiftProtobuf.Message, SwiftProtobuf._Mes
         if _storage._nsID != rhs_storage._nsID {return false}
         if _storage._position != rhs_storage._position {return false}
         if _storage._slots != rhs_storage._slots {return false}
+        if _storage._sendPosition != rhs_storage._sendPosition {return false}
+        if _storage._sendSlots != rhs_storage._sendSlots {return false}
         return true
       }
       if !storagesAreEqual {return false}
