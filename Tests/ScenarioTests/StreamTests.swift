@@ -108,6 +108,51 @@ struct `Pages travel` {
         #expect(try program.run(["sh", "-c", ended]) != 0)
     }
 
+    @Test func `by a socket that is passed to both ends`() throws {
+        let program = try Program(`Pages travel`.script)
+        let script = """
+            import os, socket, subprocess, sys
+            binary, tree, images = sys.argv[1:]
+            a, b = socket.socketpair()
+            def run(end, *words):
+                words = [binary, *words, '-D', images, '--ps-socket', str(end.fileno())]
+                process = subprocess.Popen(words, pass_fds=[end.fileno()])
+                end.close()
+                return process
+            server = run(b, 'page-server', '-o', 'server.log')
+            dump = run(a, 'dump', '-t', tree, '--page-server', '-o', 'dump.log')
+            sys.exit(dump.wait() or server.wait())
+            """
+        #expect(try program.run(["python3", "-c", script, Program.binary, "\(program.id)", program.images]) == 0)
+        program.reap()
+        #expect(try program.restore() == 0)
+        #expect(program.ask() == "ok")
+    }
+
+    @Test func `not even named, if the server's parent images have them`() throws {
+        let program = try Program("serve(lambda: None)")
+        #expect(try program.dump(["-R"]) == 0)
+        let sender = """
+            import socket, struct, sys
+            data = open('\(program.images)/pagemap-\(program.id).img', 'rb').read()
+            at = 8 + 4 + struct.unpack_from('<I', data, 8)[0] + 5  # past magic, head, and the first field's tag
+            first = sum((data[at + i] & 0x7f) << 7 * i for i in range(10) if all(b & 0x80 for b in data[at:at + i]))
+            c = socket.create_connection(('127.0.0.1', int(sys.argv[1])))
+            c.send(struct.pack('<IIQQQ', 4, 0, 0, 0, \(program.id) << 8 | 1)); assert c.recv(1) == b'\\1'
+            c.send(struct.pack('<IIQQQ', 6 | 1 << 16, 0, 1, first + int(sys.argv[2]), \(program.id) << 8 | 1))
+            c.send(struct.pack('<IIQQQ', 0x1023, 0, 0, 0, 0)); answer = c.recv(4)
+            sys.exit(0 if answer == bytes(4) else 3)
+            """
+        for (offset, outcome) in [("0", 0), ("-4096", 3)] as [(String, Int32)] {
+            let store = program.work + "/store" + offset
+            #expect(mkdir(store, 0o700) == 0)
+            let port = try start(["page-server", "-D", store, "--prev-images-dir", "../images"], program)
+            #expect(try program.run(["python3", "-c", sender, port, offset]) == outcome)
+            let kept = try program.run(["sh", "-c", "sleep 0.1; ls \(store)/pagemap-*.img"])
+            #expect((kept == 0) == (outcome == 0))
+        }
+    }
+
     @Test func `under TLS, unless the other end can't be trusted`() throws {
         let program = try Program(`Pages travel`.script)
         let keys = """
@@ -165,22 +210,50 @@ struct `Pages travel` {
         #expect(wait(for: "the client has all that it needs", in: "images/server.log", program))
     }
 
-    @Test func `from a page server that is lost: the program is killed and reads no zeros`() throws {
-        let program = try Program(`Pages travel`.script)
+    /// Restores a program whose pager gets 2 MiB of its pages from a server, and then nothing more.
+    ///
+    /// - Parameter ending: what then happens, in Python between pager and server, and in the shell.
+    private func interrupt(_ program: Program, python: String = "", shell: String = "") throws {
         #expect(try program.dump() == 0)
-        let server = """
-            import socket, sys, struct
+        let port = try start(["page-server", "--lazy-pages", "-D", program.images, "-o", "server.log"], program)
+        let proxy = """
+            import socket, sys, threading
             s = socket.create_server(('127.0.0.1', 0))
-            open(sys.argv[1] + '/port', 'w').write(str(s.getsockname()[1]))
-            c, _ = s.accept(); c.recv(32, socket.MSG_WAITALL)
+            open('port', 'w').write(str(s.getsockname()[1]))
+            c, _ = s.accept(); server = socket.create_connection(('127.0.0.1', \(port)))
+            def requests():
+                while data := c.recv(1 << 16): server.send(data)
+                server.close()
+            threading.Thread(target=requests).start()
+            left = 2 << 20
+            while left: data = server.recv(min(left, 1 << 16)); left -= len(data); c.send(data)
+            \(python)
             """
         let script = """
-            python3 -c "$0" \(program.work) & while [ ! -s \(program.work)/port ]; do sleep 0.01; done
-            exec \(Program.binary) restore -D \(program.images) -o restore.log -v4 -d --lazy-pages \\
-                --page-server --address 127.0.0.1 --port $(cat \(program.work)/port)
+            cd \(program.work); python3 -c "$0" & while [ ! -s port ]; do sleep 0.01; done
+            \(Program.binary) lazy-pages -D images -o lazy-pages.log -v4 --page-server --daemon --pidfile ../pager \\
+                --address 127.0.0.1 --port $(cat port) || exit 1
+            \(Program.binary) restore -D images -o restore.log -v4 -d --lazy-pages || exit 1
+            \(shell)
             """
-        _ = try program.run(["sh", "-c", script, server])
-        #expect(wait(for: "Error", in: "images/lazy-pages.log", program))
+        #expect(try program.run(["sh", "-c", script, proxy]) == 0)
+        #expect(wait(for: "the tasks run", in: "images/lazy-pages.log", program))
+    }
+
+    @Test func `from a page server that is lost: the program is killed and reads no zeros`() throws {
+        let program = try Program(`Pages travel`.script)
+        try interrupt(program, python: "c.shutdown(2)")
+        #expect(wait(for: "the tasks are killed", in: "images/lazy-pages.log", program))
+        #expect(program.isGone)
+    }
+
+    @Test func `by a pager that is killed: the program is killed, too`() throws {
+        let program = try Program(`Pages travel`.script)
+        // Its guard was told of everything before the log says so.
+        let running = "grep -q 'the tasks run' images/lazy-pages.log"
+        let kill = "until \(running); do sleep 0.01; done; kill -9 $(cat pager)"
+        try interrupt(program, shell: kill)
+        #expect(wait(for: "pager was killed", in: "images/lazy-pages.log", program))
         #expect(program.isGone)
     }
 
@@ -225,7 +298,7 @@ struct `Pages travel` {
             """
         let (dumped, _) = try migrate(program, restoring: "python3 -c \"\(client)\" $port 8>&-")
         #expect(dumped == 1)
-        #expect(program.text("images/dump.log").contains("before it had all pages"))
+        #expect(program.text("images/dump.log").contains("Error: "))
         #expect(program.text("images/inventory.img").isEmpty)
         #expect(program.ask() == "ok")
     }
