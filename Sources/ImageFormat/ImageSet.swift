@@ -58,7 +58,8 @@ public final class ImageSet {
     public func checkComplete() throws(Failure) {
         guard (try? openFile(ImageSet.incompleteMark, [.path], in: directory.number)) == nil else {
             throw Failure(
-                .corruptImage, "pages of the images in \(path.string) were dropped, because later images have them anew",
+                .corruptImage,
+                "pages of the images in \(path.string) were dropped, because later images have them anew",
                 advice: "Restore the images that refer to these")
         }
     }
