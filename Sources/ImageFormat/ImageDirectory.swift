@@ -198,7 +198,7 @@ public final class ImageDirectory {
     ///
     /// - Parameter inheriting: who refers to the previous images; from then on through the parent of our making.
     public func share(
-        _ pagemaps: [(name: ImageName, pagemap: Pagemap)], inheriting: [(name: ImageName, runs: [PageRun])]
+        _ pagemaps: [(name: ImageName, pagemap: Pagemap)], inheriting: [(name: ImageName, runs: [PageRun])] = []
     ) {
         shared += pagemaps
         if !shared.isEmpty { self.inheriting += inheriting }
