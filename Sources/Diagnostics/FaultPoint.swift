@@ -8,6 +8,8 @@ public enum FaultPoint: String, CaseIterable, Sendable {
     case dumpPlanted = "dump-planted"
     /// Dump: the task runs the server.
     case dumpConnected = "dump-connected"
+    /// Dump: the memory of a task is copied, the task still runs the server (`--live`).
+    case dumpCopied = "dump-copied"
     /// Dump: all tasks are cured and rest in their stop.
     case dumpCured = "dump-cured"
     /// Dump: descriptors are dumped.

@@ -79,7 +79,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
         try Preflight.check(request.root, policy, context.plugins)
         let tracking = try MemoryTracking(
             request.root, continues: request.tracksMemory && request.afterwards != .killed, previous: request.previous,
-            images: images, log: log)
+            images: images, waitsForRequests: true, log: log)
         tracking.serve(context)
         images.previous = tracking.parent
         try images.connect(to: request.pageServer)
@@ -270,11 +270,11 @@ struct DumpOrder {
 
     /// Reads what /proc tells of the whole tree.
     ///
-    /// - Parameter onlyMemory: nothing but memory will be dumped.
-    func collect(onlyMemory: Bool = false) throws(Failure) {
+    /// - Parameter foresight: nothing but memory will be dumped, and this was seen of it before.
+    func collect(_ foresight: Foresight? = nil) throws(Failure) {
         try context.faults.pass(.dumpFrozen)
         context.log.debug("stopped \(tree.count) processes")
-        for frozen in tree where !frozen.isZombie { context.processes.append(try collect(frozen, onlyMemory)) }
+        for frozen in tree where !frozen.isZombie { context.processes.append(try collect(frozen, foresight)) }
         context.log.debug("collected what /proc tells")
     }
 
@@ -287,14 +287,17 @@ struct DumpOrder {
     }
 
     /// Reads what /proc tells of a stopped process.
-    private func collect(_ frozen: FrozenProcess, _ onlyMemory: Bool) throws(Failure) -> DumpedProcess {
+    private func collect(_ frozen: FrozenProcess, _ foresight: Foresight?) throws(Failure) -> DumpedProcess {
         let status = try TaskStatus.read(of: frozen.id)
         return try during(.dumping(frozen.id, status.name)) { () throws(Failure) in
             let pidfd = try attempt("open a pidfd") { () throws(SystemCallError) in
                 Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(frozen.id.rawValue), 0)))
             }
+            var mappings: [VMA]? = nil
+            if let foresight { mappings = try foresight.mappings(of: frozen.id) }
+            if mappings == nil { mappings = try VMA.read(of: frozen.id) }
             let process = DumpedProcess(
-                frozen, status: status, stat: try TaskStat.read(of: frozen.id), mappings: try VMA.read(of: frozen.id),
+                frozen, status: status, stat: try TaskStat.read(of: frozen.id), mappings: mappings ?? [],
                 memory: try TaskMemory(frozen.id), pidfd: pidfd)
             for tracee in frozen.threads {
                 let own = tracee.id == frozen.id ? status : try TaskStatus.read(of: frozen.id, thread: tracee.id)
@@ -310,7 +313,7 @@ struct DumpOrder {
                 process.threads.append(
                     DumpedThread(tracee, of: process, status: own, registers: registers, signalMask: mask))
             }
-            if onlyMemory { return process }
+            if foresight != nil { return process }
             try MemoryDump.check(process, context)
             for thread in process.threads { try TaskDump.prepare(thread) }
             return process

@@ -24,20 +24,22 @@ public func preDump(_ request: DumpRequest, log: Logger) throws(Failure) -> Stat
     do throws(Failure) {
         try Preflight.checkTree(request.root)
         let tracking = try MemoryTracking(
-            request.root, continues: true, previous: request.previous, images: images, log: log)
+            request.root, continues: true, previous: request.previous, images: images,
+            waitsForRequests: false, log: log)
         tracking.serve(context)
         images.previous = tracking.parent
         try images.connect(to: request.pageServer)
         Server.prepare()
         Heap.reserve(512 << 10)
         try request.scripts.run(.preDump, images: images.directory.number, root: request.root)
+        let foresight = Foresight(request.root)
         let started = ContinuousClock.now
         while true {
             let tree = try FrozenTree.freeze(request.root, deadline: started + request.timeout)
             context.statistics[.freezing] = ContinuousClock.now - started
             let order = DumpOrder(context: context, tree: tree.processes, files: FileDump(context))
             do throws(Failure) {
-                try order.collect(onlyMemory: true)
+                try order.collect(foresight)
                 if !order.isHealing {
                     try order.findPages()
                     tree.thaw(.running)
@@ -105,7 +107,7 @@ extension DumpOrder {
                     try server.cure(memory: process.memory)
                     try outcome.get()
                 }
-                try MemoryDump.findPages(process, context)
+                try MemoryDump.notePages(process, context)
             }
         }
     }

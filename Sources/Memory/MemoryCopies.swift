@@ -49,6 +49,7 @@ public final class MemoryCopies {
             return
         }
         made[process.id] = copy
+        try context.faults.pass(.dumpCopied)
     }
 
     private func obstacle(_ process: DumpedProcess, _ server: borrowing Server) throws(Failure) -> String? {
@@ -57,7 +58,8 @@ public final class MemoryCopies {
         // PR_GET_CHILD_SUBREAPER
         batch.add(.prctl, .value(37), .buffer(answer), doing: "ask whether it adopts orphans")
         let results = try server.run(batch)
-        if results.value(Int32.self, answer) != 0 || process.id.rawValue == 1 || reapers.contains(process.frozen.parent) {
+        if results.value(Int32.self, answer) != 0 || process.id.rawValue == 1 || reapers.contains(process.frozen.parent)
+        {
             // It would see the end of a copy.
             reapers.insert(process.id)
             return "it, or a parent in the tree, adopts orphans (PR_SET_CHILD_SUBREAPER)"

@@ -188,7 +188,8 @@ public enum MemoryDump {
             }
             try context.images.write(.memory(process.id.rawValue), [layout])
         }
-        SharedPages.of(context).finish(context)
+        // Those who run on are not written yet.
+        if PagePlans.of(context).all.isEmpty { SharedPages.of(context).finish(context) }
         try SystemVSegments.of(context).finish(context)
     }
 
@@ -332,13 +333,18 @@ public enum MemoryDump {
         }
     }
 
-    /// Pages of a process that were found and wait to be written.
+    /// Pages of a process that wait to be written.
     private struct PagePlan {
         let process: DumpedProcess
-        var stretches: [PageStretch]
-        let pagemap: Pagemap
         /// Where the pages are, if not in the process.
         var copy: MemoryCopy?
+        /// Nil as long as they were not found.
+        var pages: FoundPages?
+    }
+
+    private struct FoundPages {
+        var stretches: [PageStretch]
+        let pagemap: Pagemap
     }
 
     private final class PagePlans {
@@ -348,27 +354,30 @@ public enum MemoryDump {
 
     /// Writes the private pages. Returns the guard pages.
     private static func dumpPages(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) -> [AddressRange] {
-        // A page server knows no pages of relatives.
-        let sharesPages = context.images.pageReceiver == nil && !context.policy.leavesPages
-        var (plan, guards) = try findPages(process, context, sharesPages: sharesPages)
         if let copy = MemoryCopies.of(context).take(process.id) {
-            plan.copy = copy
-            for index in plan.stretches.indices { plan.stretches[index].isReadable = false }
-            PagePlans.of(context).all.append(plan)
-            return guards
+            // Only the process itself knows what was written to it, all else can be found in the copy later.
+            guard MemoryTracking.of(context).isConcerned(process) else {
+                PagePlans.of(context).all.append(PagePlan(process: process, copy: copy))
+                return try findGuards(process)
+            }
+            let found = try findPages(process, context)
+            PagePlans.of(context).all.append(PagePlan(process: process, copy: copy, pages: found.pages))
+            return found.guards
         }
+        let found = try findPages(process, context)
         try context.faults.pass(.dumpPages)
-        try write(plan, .task(process.id, memory: process.memory.number), context)
-        return guards
+        try write(found.pages, of: process, .task(process.id, memory: process.memory.number), context)
+        return found.guards
     }
 
     /// Finds the private pages of a stopped process, for `writePages` to write when it runs again. What is written then may
     /// be newer, but such pages count as written.
-    public static func findPages(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) {
-        PagePlans.of(context).all.append(try findPages(process, context, sharesPages: false).plan)
+    public static func notePages(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) {
+        let found = try findPages(process, context, sharesPages: false)
+        PagePlans.of(context).all.append(PagePlan(process: process, pages: found.pages))
     }
 
-    /// Writes the pages of running processes that were found before.
+    /// Writes the pages of running processes.
     public static func writePages(_ context: DumpContext) throws(Failure) {
         let plans = PagePlans.of(context)
         for plan in plans.all { try plan.copy?.detach() }
@@ -378,35 +387,62 @@ public enum MemoryDump {
             let plan = plans.all.removeFirst()
             let process = plan.process
             try during(.dumping(process.id, process.name)) { () throws(Failure) in
-                if let copy = plan.copy {
-                    try write(plan, .task(copy.id, memory: copy.memory.number), context)
+                var pages: FoundPages
+                if let found = plan.pages {
+                    pages = found
                 } else {
-                    try write(plan, .running(process.id, memory: process.memory.number), context)
+                    pages = try findPages(process, context, in: plan.copy).pages
                 }
+                guard let copy = plan.copy else {
+                    return try write(pages, of: process, .running(process.id, memory: process.memory.number), context)
+                }
+                for index in pages.stretches.indices { pages.stretches[index].isReadable = false }
+                try write(pages, of: process, .task(copy.id, memory: copy.memory.number), context)
             }
         }
+        SharedPages.of(context).finish(context)
     }
 
-    private static func write(_ plan: PagePlan, _ source: PageSource, _ context: DumpContext) throws(Failure) {
+    private static func write(
+        _ pages: FoundPages, of process: DumpedProcess, _ source: PageSource, _ context: DumpContext
+    ) throws(Failure) {
         let writing = ContinuousClock.now
         try storePages(
-            plan.pagemap, of: .process(plan.process.id.rawValue), plan.stretches, from: source, to: context.images)
-        context.statistics.pagesWritten += plan.pagemap.presentPages
+            pages.pagemap, of: .process(process.id.rawValue), pages.stretches, from: source, to: context.images)
+        context.statistics.pagesWritten += pages.pagemap.presentPages
         context.statistics[.memoryWrite] += ContinuousClock.now - writing
     }
 
-    /// Finds the private pages of a stopped process, and the guard pages.
-    private static func findPages(
-        _ process: DumpedProcess, _ context: DumpContext, sharesPages: Bool
-    ) throws(Failure) -> (plan: PagePlan, guards: [AddressRange]) {
-        let started = ContinuousClock.now
+    /// Mappings whose pages or guard pages are the process's own.
+    private static func own(_ process: DumpedProcess) -> [AddressRange] {
         // Shared memory is written elsewhere, but guard pages in it are each process's own.
         let own = process.mappings.filter {
             (!$0.isShared || $0.flags.contains("gu")) && !$0.isOfKernel && !$0.isDevice && !$0.isSocket
         }
+        return own.map(\.range)
+    }
+
+    /// Finds only the guard pages of a stopped process, which is much faster.
+    private static func findGuards(_ process: DumpedProcess) throws(Failure) -> [AddressRange] {
         var scan = try PagemapScan(process.id)
+        let found = try scan.scan(own(process), onlyGuards: true).guards
+        var guards: [AddressRange] = []
+        var next = 0
+        for mapping in process.mappings
+        where !mapping.isOfKernel && !mapping.isDevice && !mapping.isAioRing && !mapping.flags.contains("dp") {
+            guards += parts(of: found, in: mapping.range, from: &next)
+        }
+        return guards
+    }
+
+    /// Finds the private pages of a stopped process, and the guard pages.
+    private static func findPages(
+        _ process: DumpedProcess, _ context: DumpContext, in copy: MemoryCopy? = nil, sharesPages: Bool = true
+    ) throws(Failure) -> (pages: FoundPages, guards: [AddressRange]) {
+        let started = ContinuousClock.now
+        var scan = try PagemapScan(copy?.id ?? process.id)
         let tracking = MemoryTracking.of(context)
-        let findings = try scan.scan(own.map(\.range), findsUnwritten: tracking.tells(process))
+        let findings = try scan.scan(own(process), findsUnwritten: tracking.tells(process))
         var stretches: [PageStretch] = []
         var runs: [PageRun] = []
         var guards: [AddressRange] = []
@@ -439,7 +475,8 @@ public enum MemoryDump {
         }
         let id = context.images.newPagesID()
         runs = tracking.divide(runs, of: process, unwritten: findings.unwritten)
-        if sharesPages, context.processes.count > 1 {
+        // A page server knows no pages of relatives.
+        if sharesPages, context.processes.count > 1, context.images.pageReceiver == nil, !context.policy.leavesPages {
             runs = try SharedPages.of(context).divide(runs, of: process, pagesID: id, scan)
         }
         if context.policy.leavesPages {
@@ -454,8 +491,6 @@ public enum MemoryDump {
         context.statistics.pagesSkippedParent += runs.reduce(0) { $0 + ($1.isInParent ? $1.pages : 0) }
         try tracking.arm(process, &scan)
         context.statistics[.memoryDump] += ContinuousClock.now - started
-        return (
-            PagePlan(process: process, stretches: stretches, pagemap: Pagemap(pagesID: id, runs: runs)), guards
-        )
+        return (FoundPages(stretches: stretches, pagemap: Pagemap(pagesID: id, runs: runs)), guards)
     }
 }

@@ -93,5 +93,8 @@ final class SharedPages {
     }
 
     /// Writes the page maps of those who refer to a base.
-    func finish(_ context: DumpContext) { context.images.share(referring, inheriting: inheriting) }
+    func finish(_ context: DumpContext) {
+        context.images.share(referring, inheriting: inheriting)
+        (referring, inheriting) = ([], [])
+    }
 }

@@ -76,6 +76,14 @@
     syscall
     .endm
 
+    .macro TELL
+    mov $202, %eax              // futex(robust word, FUTEX_WAKE, all): the kernel woke only one of those who wait
+    lea 64(%rbx), %rdi
+    mov $1, %esi
+    mov $0x7fffffff, %edx
+    syscall
+    .endm
+
     .macro RESTORE state
     mov $14, %eax               // rt_sigprocmask(SIG_SETMASK)
     mov $2, %edi
@@ -148,6 +156,7 @@ run:
     mov $1500, %r15d
     jmp wait
 orphaned:
+    TELL
     mov $20000, %r15d
 1:  cmpl $0, 20(%rbx)           // a further thread is on its way out
     je unmap
@@ -181,7 +190,8 @@ brumate_server_thread:          // rbx: runway
     jmp 5b
 6:  RUN
     jmp 5b
-7:  lock decl 20(%rbx)
+7:  TELL
+    lock decl 20(%rbx)
     RESTORE thread
 
 // A child of the task, which shares its memory and stays only if the controller holds it: makes a child with a copy of the

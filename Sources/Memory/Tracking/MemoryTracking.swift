@@ -15,8 +15,8 @@ public import SystemPackage
 /// (`UFFD_FEATURE_WP_ASYNC`). Between two orders a holder keeps these descriptors; the tasks don't have them. A page
 /// counts as unchanged only if it lies in a mapping that this order found registered with the descriptor of the previous
 /// one, the kernel says that it was not written, and the previous images have it. Everything else is written anew: new and
-/// moved mappings, children of a fork, shared memory, address spaces of several processes, tasks with a userfaultfd of
-/// their own.
+/// moved mappings, children of a fork, shared memory, address spaces of several processes, tasks with a userfaultfd or an
+/// io_uring of their own.
 public final class MemoryTracking {
     /// Whether writes are noted from this order on.
     public let continues: Bool
@@ -26,21 +26,27 @@ public final class MemoryTracking {
     public private(set) var parent: FilePath?
     private var kept: [TaskID: TrackedMemory] = [:]
     private var tracked: [TaskID: TrackedMemory] = [:]
-    private var handling: Set<TaskID> = []
+    /// Tasks that are left alone.
+    private var exempt: Set<TaskID> = []
+    /// Whether no request that would write to memory unnoticed is under way when pages are found.
+    private let waitsForRequests: Bool
     private var above: [TaskID: [AddressRange]] = [:]
     private let log: Logger?
 
     /// Tracks nothing.
-    init() { (continues, generation, log) = (false, [], nil) }
+    init() { (continues, generation, log, waitsForRequests) = (false, [], nil, true) }
 
     /// Takes over what the previous order left, before anything is stopped.
     ///
     /// - Parameters:
     ///   - continues: writes are noted from this order on, for a later one.
     ///   - previous: the previous images, relative to the new ones.
+    ///   - waitsForRequests: asynchronous requests (AIO) are over when pages are found, as those of a dump are.
     public init(
-        _ root: TaskID, continues: Bool, previous: FilePath?, images: ImageDirectory, log: Logger
+        _ root: TaskID, continues: Bool, previous: FilePath?, images: ImageDirectory, waitsForRequests: Bool,
+        log: Logger
     ) throws(Failure) {
+        self.waitsForRequests = waitsForRequests
         self.continues = continues
         self.log = log
         var random = [UInt8](repeating: 0, count: 16)
@@ -57,7 +63,7 @@ public final class MemoryTracking {
         }
         for memory in parcel?.memories ?? [] { kept[memory.process] = memory }
         if let previous { connect(to: previous, parcel, images) }
-        if continues || parent != nil { findHandlers(root) }
+        if continues || parent != nil { findExempt(root) }
     }
 
     /// Of one dump.
@@ -110,28 +116,33 @@ public final class MemoryTracking {
         }
     }
 
-    /// Tasks that have a userfaultfd are left alone: their own could not be registered where ours is.
-    private func findHandlers(_ root: TaskID) {
+    /// Finds tasks that can't be tracked: those with a userfaultfd, whose own could not be registered where ours is, and with
+    /// an io_uring, which writes to registered buffers unnoticed.
+    private func findExempt(_ root: TaskID) {
+        let names = ["anon_inode:[userfaultfd]", "anon_inode:[io_uring]"]
         var queue = [root]
         var seen: Set<TaskID> = [root]
         while let task = queue.popLast() {
             let path = "/proc/\(task.rawValue)/fd/"
             for number in (try? listNumbers(path)) ?? [] {
-                if let target = try? linkTarget(path + "\(number)"),
-                    target.starts(with: "anon_inode:[userfaultfd]".utf8)
-                {
-                    handling.insert(task)
-                    break
-                }
+                guard let target = try? linkTarget(path + "\(number)"),
+                    let name = names.first(where: { target.starts(with: $0.utf8) })
+                else { continue }
+                exempt.insert(task)
+                log?.warning("task \(task) has an \(name): all of its memory is written")
+                break
             }
             let threads = ((try? listNumbers("/proc/\(task.rawValue)/task")) ?? []).map { TaskID($0) }
             for child in listChildren(of: task, threads: threads) where seen.insert(child).inserted {
                 queue.append(child)
             }
         }
-        if let first = handling.first {
-            log?.warning("task \(first) has a userfaultfd of its own: its memory is not tracked")
-        }
+    }
+
+    private func isExempt(_ process: DumpedProcess, _ context: DumpContext) -> Bool {
+        exempt.contains(process.id)
+            || process.mappings.contains { $0.isRing || ($0.isAioRing && !waitsForRequests) }
+            || context.processes.contains { $0 !== process && $0.ids.vmID == process.ids.vmID }
     }
 
     // MARK: while the tree stands still
@@ -139,9 +150,7 @@ public final class MemoryTracking {
     /// Registers new mappings of a process with the descriptor of the previous order. Returns whether it needs a new
     /// descriptor, which only a server can bring.
     public func needsDescriptor(_ process: DumpedProcess, _ context: DumpContext) -> Bool {
-        guard continues || parent != nil, !handling.contains(process.id) else { return false }
-        let shares = context.processes.contains { $0 !== process && $0.ids.vmID == process.ids.vmID }
-        guard !shares else { return false }
+        guard continues || parent != nil, !isExempt(process, context) else { return false }
         if let memory = kept[process.id], memory.mark == MemoryMark(process.stat), register(process, memory) {
             tracked[process.id] = memory
             return false
@@ -203,6 +212,9 @@ public final class MemoryTracking {
 
     /// Whether the scan of a process is to tell which pages were written.
     func tells(_ process: DumpedProcess) -> Bool { above[process.id] != nil && tracked[process.id] != nil }
+
+    /// Whether the memory of a process is tracked before or after this order.
+    func isConcerned(_ process: DumpedProcess) -> Bool { tracked[process.id] != nil }
 
     /// Divides the pages of a process into those that the previous images have and the others.
     ///

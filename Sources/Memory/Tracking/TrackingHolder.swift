@@ -119,6 +119,7 @@ public enum TrackingHolder {
     public static func hold() -> Int32 {
         _ = try? systemCall(.close_range, Int(root) + 1, Int(UInt32.max), 0)
         _ = try? systemCall(.setsid)
+        _ = try? withCString("brumate") { (name) throws(SystemCallError) in try systemCall(.prctl, 15, name) }
         _ = try? withCString("/") { (path) throws(SystemCallError) in try systemCall(.chdir, path) }
         while true {
             var events = [UInt64(UInt32(listener)) | 1 << 32, UInt64(UInt32(root)) | 1 << 32]  // POLLIN

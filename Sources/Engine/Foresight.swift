@@ -1,0 +1,38 @@
+internal import Diagnostics
+internal import Linux
+internal import Procfs
+
+/// The mappings of a tree as they were shortly before it was stopped.
+///
+/// Only smaps tells flags and page sizes of mappings, and it looks at every page for that: 40 ms for each GiB. Where a
+/// mapping is the same as before in what maps tells, a pre-dump takes those from here: it only wants to know what kind of
+/// memory it is.
+struct Foresight {
+    private var known: [TaskID: [AddressRange: VMA]] = [:]
+
+    /// Looks at a running tree. Tasks that are not there any more don't matter.
+    init(_ root: TaskID) {
+        var queue = [root]
+        while let task = queue.popLast() {
+            guard known[task] == nil, let mappings = try? VMA.read(of: task) else { continue }
+            known[task] = Dictionary(mappings.map { ($0.range, $0) }) { $1 }
+            let threads = ((try? listNumbers("/proc/\(task.rawValue)/task")) ?? []).map { TaskID($0) }
+            queue += listChildren(of: task, threads: threads)
+        }
+    }
+
+    /// The mappings of a stopped task; nil if there are new ones.
+    func mappings(of task: TaskID) throws(Failure) -> [VMA]? {
+        guard let known = known[task] else { return nil }
+        var found: [VMA] = []
+        for mapping in try VMA.readPlain(of: task) {
+            guard let before = known[mapping.range], before.isShared == mapping.isShared, before.name == mapping.name,
+                before.inode == mapping.inode, before.major == mapping.major, before.minor == mapping.minor
+            else { return nil }
+            var merged = before
+            (merged.protection, merged.offset) = (mapping.protection, mapping.offset)
+            found.append(merged)
+        }
+        return found
+    }
+}
