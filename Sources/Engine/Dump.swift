@@ -210,19 +210,25 @@ struct DumpOrder {
         let server = LateServer(context)
         context.server = server
         context.fileDumper = files
+        var answers: [LeaderAnswer] = []
         for process in context.processes {
             try during(.dumping(process.id, process.name)) { () throws(Failure) in
-                let memory = try infect(process)
+                answers.append(try infect(process))
                 log.debug("cured task \(process.id)")
-                try MemoryDump.dump(memory.question, memory.results, process, context)
             }
         }
-        log.debug("cured all processes, their memory is written")
+        log.debug("cured all processes")
         try context.faults.pass(.dumpCured)
         for process in context.processes {
             try during(.dumping(process.id, process.name)) { () throws(Failure) in
                 if process.ownsFiles { try files.dumpTable(of: process) }
                 try files.dumpDirectories(of: process)
+            }
+        }
+        // After the files: no request of an io_uring is in flight any more that would still bring something to memory.
+        for (process, answer) in zip(context.processes, answers) {
+            try during(.dumping(process.id, process.name)) { () throws(Failure) in
+                try MemoryDump.dump(answer.question, answer.results, process, context)
             }
         }
         log.debug("dumped \(context.files.count) files")

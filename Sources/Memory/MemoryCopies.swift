@@ -66,6 +66,8 @@ public final class MemoryCopies {
         }
         for mapping in process.mappings {
             if mapping.isAioRing { return "it has an AIO ring" }
+            // What its requests are still to bring would be missing in a copy.
+            if mapping.isRing { return "it has an io_uring" }
             if !mapping.isShared, mapping.hugePageSize != nil { return "it has huge pages of its own (hugetlb)" }
         }
         return nil
