@@ -12,12 +12,11 @@ struct Foresight {
 
     /// Looks at a running tree. Tasks that are not there any more don't matter.
     init(_ root: TaskID) {
-        var queue = [root]
-        while let task = queue.popLast() {
-            guard known[task] == nil, let mappings = try? VMA.read(of: task) else { continue }
-            known[task] = Dictionary(mappings.map { ($0.range, $0) }) { $1 }
-            let threads = ((try? listNumbers("/proc/\(task.rawValue)/task")) ?? []).map { TaskID($0) }
-            queue += listChildren(of: task, threads: threads)
+        forEachProcess(of: root) { task in
+            if let mappings = try? VMA.read(of: task) {
+                known[task] = Dictionary(mappings.map { ($0.range, $0) }) { $1 }
+            }
+            return true
         }
     }
 

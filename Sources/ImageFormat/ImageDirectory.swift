@@ -3,7 +3,6 @@ public import FoundationEssentials
 public import ImageMessages
 public import Linux
 public import SwiftProtobuf
-internal import Synchronization
 public import SystemPackage
 
 /// An image directory under construction.
@@ -349,19 +348,12 @@ public final class ImageWriter {
             for message in messages { try append(message) }
             return
         }
-        let chunks = (messages.count + size - 1) / size
-        let encoded = Mutex([[UInt8]](repeating: [], count: chunks))
-        let dealer = Dealer(chunks)
-        try Workers.run(Workers.count) { () throws(Failure) in
-            while let chunk = dealer.take() {
-                var bytes: [UInt8] = []
-                for message in messages[(chunk * size)..<min(messages.count, (chunk + 1) * size)] {
-                    try ImageWriter.encode(message, name, into: &bytes)
-                }
-                encoded.withLock { $0[chunk] = bytes }
-            }
+        let encoded = try Workers.map(messages.count, share: size) { (range) throws(Failure) in
+            var bytes: [UInt8] = []
+            for message in messages[range] { try ImageWriter.encode(message, name, into: &bytes) }
+            return bytes
         }
-        for bytes in encoded.withLock({ $0 }) { try append(raw: bytes) }
+        for bytes in encoded { try append(raw: bytes) }
     }
 
     /// Appends raw bytes.

@@ -1,7 +1,6 @@
 public import Diagnostics
 public import Linux
 public import SwiftProtobuf
-internal import Synchronization
 public import SystemPackage
 
 /// A finished set of images, opened for reading. Nothing in it is trusted.
@@ -149,12 +148,18 @@ public final class ImageReader {
     public func next<M: Message>(_ type: M.Type) throws(Failure) -> M? {
         if offset == size { return nil }
         let head = try take(4)
-        guard let length = window.load(UInt32.self, at: head).map({ Int($0) }), length <= ImageReader.longest else {
-            throw Failure(.corruptImage, "\(name.fileName) has a message of impossible length at byte \(offset - 4)")
-        }
+        let length = try length(in: window, at: head, offset - 4)
         let start = offset
         let from = try take(length)
         return try ImageReader.decode(window, from..<(from + length), name, at: start)
+    }
+
+    /// The length of the message whose head is at a place in `bytes`, and at another in the file.
+    private func length(in bytes: [UInt8], at place: Int, _ offset: Int) throws(Failure) -> Int {
+        guard let length = bytes.load(UInt32.self, at: place).map({ Int($0) }), length <= ImageReader.longest else {
+            throw Failure(.corruptImage, "\(name.fileName) has a message of impossible length at byte \(offset)")
+        }
+        return length
     }
 
     private static func decode<M: Message>(
@@ -182,10 +187,7 @@ public final class ImageReader {
         var ranges: [Range<Int>] = []
         var at = 0
         while at < bytes.count {
-            guard let length = bytes.load(UInt32.self, at: at).map({ Int($0) }), length <= ImageReader.longest else {
-                throw Failure(
-                    .corruptImage, "\(name.fileName) has a message of impossible length at byte \(first + at)")
-            }
+            let length = try length(in: bytes, at: at, first + at)
             guard length <= bytes.count - at - 4 else {
                 throw Failure(
                     .corruptImage, "\(name.fileName) is truncated: a message at byte \(first + at) is not whole")
@@ -193,22 +195,15 @@ public final class ImageReader {
             ranges.append((at + 4)..<(at + 4 + length))
             at += 4 + length
         }
-        let chunks = (ranges.count + ImageReader.share - 1) / ImageReader.share
-        let decoded = Mutex([[M]](repeating: [], count: chunks))
-        let dealer = Dealer(chunks)
         let (all, name) = (ranges, name)
-        try Workers.run(Workers.count) { () throws(Failure) in
-            while let chunk = dealer.take() {
-                let start = chunk * ImageReader.share
-                var messages: [M] = []
-                for range in all[start..<min(start + ImageReader.share, all.count)] {
-                    messages.append(try ImageReader.decode(bytes, range, name, at: first + range.lowerBound))
-                }
-                let made = messages
-                decoded.withLock { $0[chunk] = made }
+        let decoded = try Workers.map(all.count, share: ImageReader.share) { (part) throws(Failure) in
+            var messages: [M] = []
+            for range in all[part] {
+                messages.append(try ImageReader.decode(bytes, range, name, at: first + range.lowerBound))
             }
+            return messages
         }
-        return decoded.withLock { Array($0.joined()) }
+        return Array(decoded.joined())
     }
 
     /// Raw bytes.

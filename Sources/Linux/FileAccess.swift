@@ -97,6 +97,17 @@ public func socketOption(_ socket: Int32, level: Int = 1, _ option: Int) throws(
     return value.0
 }
 
+/// What is true of a descriptor, of `events` (`POLL*`) and of what is always told: errors and hang-ups (`poll(2)`).
+///
+/// - Parameter milliseconds: how long to wait until something is, -1 for ever. 0, the default, only looks.
+public func poll(_ number: Int32, for events: Int16, milliseconds: Int = 0) throws(SystemCallError) -> Int16 {
+    var question: (number: Int32, events: Int16, found: Int16) = (number, events, 0)  // struct pollfd
+    try withAddress(of: &question) { (question) throws(SystemCallError) in
+        try systemCall(.poll, question, 1, milliseconds)
+    }
+    return question.found
+}
+
 /// Sets an option of a socket that is a number (`setsockopt(2)`).
 public func setSocketOption(_ socket: Int32, level: Int = 1, _ option: Int, _ value: Int32) throws(SystemCallError) {
     var value = value

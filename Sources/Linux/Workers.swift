@@ -51,6 +51,26 @@ public enum Workers {
     }
 }
 
+extension Workers {
+    /// Cuts 0 to `count` - 1 into shares, has each share made something of by one of `threads` threads, and returns what
+    /// was made in order. The first failure is thrown.
+    public static func map<R: Sendable, E: Error>(
+        _ count: Int, share: Int = 1, threads: Int = Workers.count,
+        _ body: @escaping @Sendable (Range<Int>) throws(E) -> R
+    ) throws(E) -> [R] {
+        let shares = (count + share - 1) / share
+        let dealer = Dealer(shares)
+        let made = Mutex([R?](repeating: nil, count: shares))
+        try run(threads) { () throws(E) in
+            while let index = dealer.take() {
+                let result = try body((index * share)..<min(count, (index + 1) * share))
+                made.withLock { $0[index] = result }
+            }
+        }
+        return made.withLock { $0.compactMap { $0 } }
+    }
+}
+
 /// The failure that stops all workers.
 private final class FirstFailure<E: Error>: Sendable {
     private let failure = Mutex<E?>(nil)

@@ -135,11 +135,7 @@ public final class Connection {
 
 /// Waits until a descriptor can be read (`poll(2)`). Returns whether it can.
 func wait(for number: Int32, milliseconds: Int) -> Bool {
-    var entry: (Int32, Int16, Int16) = (number, 1, 0)
-    let ready = try? withAddress(of: &entry) { (address) throws(SystemCallError) in
-        try systemCall(.poll, address, 1, milliseconds)
-    }
-    return ready == 1
+    ((try? poll(number, for: 1, milliseconds: milliseconds)) ?? 0) != 0
 }
 
 /// A socket that waits for one connection.

@@ -146,9 +146,11 @@ struct `Pages travel` {
         for (offset, outcome) in [("0", 0), ("-4096", 3)] as [(String, Int32)] {
             let store = program.work + "/store" + offset
             #expect(mkdir(store, 0o700) == 0)
-            let port = try start(["page-server", "-D", store, "--prev-images-dir", "../images"], program)
+            let words = ["page-server", "-D", store, "--prev-images-dir", "../images", "--pidfile", store + "/pid"]
+            let port = try start(words, program)
             #expect(try program.run(["python3", "-c", sender, port, offset]) == outcome)
-            let kept = try program.run(["sh", "-c", "sleep 0.1; ls \(store)/pagemap-*.img"])
+            let ended = "while [ -e /proc/$(cat \(store)/pid) ]; do sleep 0.01; done; ls \(store)/pagemap-*.img"
+            let kept = try program.run(["sh", "-c", ended])
             #expect((kept == 0) == (outcome == 0))
         }
     }

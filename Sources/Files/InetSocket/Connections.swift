@@ -4,7 +4,6 @@ internal import Kinds
 internal import Linux
 internal import Logging
 internal import Netlink
-internal import Synchronization
 
 /// The TCP connections of a dump. They are read together once all files are known, under the network's lock.
 final class Connections {
@@ -62,8 +61,7 @@ final class Connections {
         let before = try attempt("block signals") { () throws(SystemCallError) in try Connections.setSignalMask(.max) }
         let outcome = Result { () throws(Failure) in try readAll(SocketDefaults.of(context)) }
         _ = try? Connections.setSignalMask(before)
-        for (index, stream, more) in try outcome.get() {
-            let end = ends[index]
+        for (end, (stream, more)) in zip(ends, try outcome.get()) {
             guard let place = places[end.file.id] else { throw Failure(.bug, "a connection without its file") }
             try stream.write(end.inode, to: context.images)
             context.files[place].isk.state = stream.state.rawValue
@@ -72,24 +70,19 @@ final class Connections {
         if context.policy.leaveRunning { lock.drop(context.log) }
     }
 
-    private typealias Found = (index: Int, stream: TCPStream, more: [BrumateSocketOptionEntry])
-
-    /// Reads all ends, in any order.
-    private func readAll(_ defaults: SocketDefaults) throws(Failure) -> [Found] {
+    /// Reads all ends.
+    private func readAll(
+        _ defaults: SocketDefaults
+    ) throws(Failure) -> [(stream: TCPStream, more: [BrumateSocketOptionEntry])] {
         let jobs = ends.map { (number: $0.file.handle.number, place: Place($0), usual: defaults.values($0.kind)) }
-        let dealer = Dealer(jobs.count)
-        let found = Mutex<[Found]>([])
-        try Workers.run(jobs.count < TCPStream.fewConnections ? 1 : Workers.count) { () throws(Failure) in
-            while let index = dealer.take() {
-                let (number, place, usual) = jobs[index]
-                try inside(place) { () throws(Failure) in
-                    let more = SocketOptions.more(number, usual, isConnected: true)
-                    let stream = try TCPStream(reading: number)
-                    found.withLock { $0.append((index, stream, more)) }
-                }
+        let threads = jobs.count < TCPStream.fewConnections ? 1 : Workers.count
+        return try Workers.map(jobs.count, threads: threads) { (range) throws(Failure) in
+            let (number, place, usual) = jobs[range.lowerBound]
+            return try inside(place) { () throws(Failure) in
+                let more = SocketOptions.more(number, usual, isConnected: true)
+                return (try TCPStream(reading: number), more)
             }
         }
-        return found.withLock { $0 }
     }
 
     /// Where an end is, for messages.

@@ -23,7 +23,7 @@ enum Datagrams {
     static func dump(_ file: OpenFile, _ kind: SocketKind, _ context: DumpContext) throws(Failure) {
         let number = file.handle.number
         // Asking would take an error that waits.
-        guard !hasError(number) else {
+        guard !SocketKind.hasError(number) else {
             return context.log.warning("an error waits on a socket, and what waits behind it to be received is lost")
         }
         // IPV6_RECVPKTINFO, IP_PKTINFO: what each was sent to.
@@ -53,66 +53,43 @@ enum Datagrams {
         }
     }
 
+    /// One message, and what it was sent from and to.
     private struct Room {
-        var bytes = [UInt8](repeating: 0, count: 1 << 16)
-        var control = [UInt8](repeating: 0, count: 1024)
-        var name = [UInt8](repeating: 0, count: 32)
+        var message = MessageRoom(bytes: 1 << 16, control: 1024, name: 32)
         var sender: [UInt8] = []
         var destination: InetAddress?
     }
 
-    private static func hasError(_ number: Int32) -> Bool {
-        var question: (Int32, Int16, Int16) = (number, 0, 0)
-        _ = try? withAddress(of: &question) { (question) throws(SystemCallError) in
-            try systemCall(.poll, question, 1, 0)
-        }
-        return question.2 & 0x8 != 0  // POLLERR
-    }
-
     /// The next datagram, or those that were received as one (`UDP_GRO`); nil at the end.
     private static func next(_ number: Int32, _ room: inout Room) throws(SystemCallError) -> [[UInt8]]? {
-        var head: [UInt64] = [0, 32, 0, 1, 0, UInt64(room.control.count), 0]
-        var got = 0
+        let arrival: MessageRoom.Arrival
         do throws(SystemCallError) {
-            got = try room.bytes.withAddress { (data, count) throws(SystemCallError) in
-                var vector = (UInt64(data), UInt64(count))
-                return try withAddress(of: &vector) { (vector) throws(SystemCallError) in
-                    try room.control.withAddress { (control, _) throws(SystemCallError) in
-                        try room.name.withAddress { (name, _) throws(SystemCallError) in
-                            (head[0], head[2], head[4]) = (UInt64(name), UInt64(vector), UInt64(control))
-                            return try head.withAddress { (head, _) throws(SystemCallError) in
-                                try systemCall(.recvmsg, Int(number), head, 0x42)  // PEEK | DONTWAIT
-                            }
-                        }
-                    }
-                }
-            }
+            arrival = try room.message.receive(from: number, flags: 0x42)  // PEEK | DONTWAIT
         } catch {
             if error.errno == .EAGAIN { return nil }
             throw error
         }
-        room.sender = Array(room.name.prefix(Int(min(head[1] & 0xffff_ffff, 32))))
-        room.destination = nil
-        var each = got
-        var at = 0
-        while at + 16 <= Int(head[5]), let size = room.control.load(UInt64.self, at: at).map({ Int(clamping: $0) }),
-            size >= 16, at + size <= Int(head[5])
-        {
-            let place = at + 16
-            switch (room.control.load(Int32.self, at: at + 8), room.control.load(Int32.self, at: at + 12)) {
-            case (0, 8) where size >= 28:  // struct in_pktinfo
-                let address = Array(room.control[(place + 8)..<(place + 12)])
-                room.destination = InetAddress(family: 2, address + [UInt8](repeating: 0, count: 12), port: 0)
-            case (41, 50) where size >= 36:  // struct in6_pktinfo
-                room.destination = InetAddress(family: 10, Array(room.control[place..<(place + 16)]), port: 0)
+        let message = room.message
+        room.sender = Array(message.name.prefix(arrival.name))
+        var destination: InetAddress?
+        var each = arrival.count
+        message.forEachControl(arrival) { (level, type, place) in
+            let start = place.lowerBound
+            switch (level, type) {
+            case (0, 8) where place.count >= 12:  // struct in_pktinfo
+                let address = Array(message.control[(start + 8)..<(start + 12)])
+                destination = InetAddress(family: 2, address + [UInt8](repeating: 0, count: 12), port: 0)
+            case (41, 50) where place.count >= 20:  // struct in6_pktinfo
+                destination = InetAddress(family: 10, Array(message.control[start..<(start + 16)]), port: 0)
             case (17, 104):  // UDP_GRO
-                each = Int(max(1, room.control.load(Int32.self, at: place) ?? 1))
+                each = Int(max(1, message.control.load(Int32.self, at: start) ?? 1))
             default: break
             }
-            at += (size + 7) & ~7
         }
-        guard got > each else { return [Array(room.bytes[..<got])] }
-        return stride(from: 0, to: got, by: each).map { Array(room.bytes[$0..<min($0 + each, got)]) }
+        room.destination = destination
+        let got = arrival.count
+        guard got > each else { return [Array(message.bytes[..<got])] }
+        return stride(from: 0, to: got, by: each).map { Array(message.bytes[$0..<min($0 + each, got)]) }
     }
 
     static func finish(_ context: DumpContext) throws(Failure) {

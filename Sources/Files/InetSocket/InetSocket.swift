@@ -123,13 +123,10 @@ enum InetSocket: FileKind {
                 advice: "Close it before the dump")
         }
         // POLLRDHUP: what was shut down for receiving. Sending is told by the state.
-        var question: (Int32, Int16, Int16) = (number, 0x2000, 0)
-        try attempt("ask for the socket's state") { () throws(SystemCallError) in
-            try withAddress(of: &question) { (question) throws(SystemCallError) in
-                try systemCall(.poll, question, 1, 0)
-            }
+        let state = try attempt("ask for the socket's state") { () throws(SystemCallError) in
+            try poll(number, for: 0x2000)
         }
-        if question.2 & 0x2000 != 0 { entry.shutdown = .read }
+        if state & 0x2000 != 0 { entry.shutdown = .read }
         return waiting
     }
 

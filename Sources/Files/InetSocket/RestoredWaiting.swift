@@ -202,10 +202,7 @@ final class RestoredWaiting {
         try attempt("connect \(ends.text) to the listener") { () throws(SystemCallError) in
             do throws(SystemCallError) { try ends.there.give(to: socket, by: .connect) } catch {
                 guard error.errno == .EINPROGRESS else { throw error }
-                var question: (Int32, Int16, Int16) = (socket, 4, 0)  // POLLOUT
-                try withAddress(of: &question) { (question) throws(SystemCallError) in
-                    try systemCall(.poll, question, 1, 2000)
-                }
+                _ = try poll(socket, for: 4, milliseconds: 2000)  // POLLOUT
                 let code = try socketOption(socket, 4)  // SO_ERROR
                 if code != 0 { throw SystemCallError(.connect, Errno(rawValue: code)) }
             }

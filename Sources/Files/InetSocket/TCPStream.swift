@@ -2,7 +2,6 @@ internal import Diagnostics
 internal import ImageFormat
 internal import ImageMessages
 internal import Linux
-internal import Synchronization
 
 /// The states of TCP, by the kernel's numbers.
 enum TCPState: UInt32, Sendable {
@@ -202,17 +201,15 @@ struct TCPStream: Sendable {
     static func readAll(
         _ wanted: [(inode: UInt32, state: UInt32)], from images: ImageSet
     ) throws(Failure) -> [UInt32: TCPStream] {
-        let dealer = Dealer(wanted.count)
-        let found = Mutex<[UInt32: TCPStream]>([:])
-        try Workers.run(wanted.count < fewConnections ? 1 : Workers.count) { () throws(Failure) in
-            while let index = dealer.take() {
-                let (inode, state) = wanted[index]
-                let stream = try TCPStream(inode, state: state, from: images)
-                guard stream.received.count + stream.unacknowledged.count <= 4096 else { continue }
-                found.withLock { $0[inode] = stream }
-            }
+        let threads = wanted.count < fewConnections ? 1 : Workers.count
+        let streams = try Workers.map(wanted.count, threads: threads) { (range) throws(Failure) -> TCPStream? in
+            let (inode, state) = wanted[range.lowerBound]
+            let stream = try TCPStream(inode, state: state, from: images)
+            return stream.received.count + stream.unacknowledged.count <= 4096 ? stream : nil
         }
-        return found.withLock { $0 }
+        var found: [UInt32: TCPStream] = [:]
+        for (stream, (inode, _)) in zip(streams, wanted) { if let stream { found[inode] = stream } }
+        return found
     }
 
     /// From so many on, several threads work on them.

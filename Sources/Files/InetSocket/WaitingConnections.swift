@@ -141,12 +141,8 @@ final class WaitingConnections {
     private func take(from listener: Listener, _ image: ImageWriter, _ log: Logger) throws(Failure) {
         let number = listener.file.handle.number
         // POLLIN; the task may have left it to wait.
-        var question: (Int32, Int16, Int16) = (number, 1, 0)
         let taken = try attempt("accept a connection that waits") { () throws(SystemCallError) in
-            let ready = try withAddress(of: &question) { (question) throws(SystemCallError) in
-                try systemCall(.poll, question, 1, 0)
-            }
-            guard ready == 1 else { return Int32(-1) }
+            guard try poll(number, for: 1) != 0 else { return Int32(-1) }
             return Int32(try systemCall(.accept4, Int(number), 0, 0, 0o2000000))  // SOCK_CLOEXEC
         }
         guard taken >= 0 else { return log.warning("a connection that waited to be accepted is gone") }

@@ -13,19 +13,12 @@ public enum FilePreflight {
     /// twice.
     public static func check(_ root: TaskID, _ policy: DumpPolicy, _ plugins: Plugins) throws(Failure) {
         var look = Look(policy, plugins)
-        var queue = [root]
-        var seen: Set<TaskID> = [root]
-        while let task = queue.popLast(), look.left > 0 {
+        try forEachProcess(of: root) { (task) throws(Failure) in
             try look.check(task)
-            for child in children(of: task) where seen.insert(child).inserted { queue.append(child) }
+            return look.left > 0
         }
         // A socket that was not looked at may be the other end of a connection.
         if look.left > 0 { try look.checkConnections() }
-    }
-
-    private static func children(of task: TaskID) -> [TaskID] {
-        let threads = (try? listNumbers("/proc/\(task.rawValue)/task")) ?? []
-        return listChildren(of: task, threads: threads.map { TaskID($0) })
     }
 }
 

@@ -187,12 +187,11 @@ extension SocketKind {
     /// Whether something waits to be received. Nothing is taken away by asking, not even an error.
     static func hasData(_ socket: Int32) -> Bool {
         // POLLIN, which a socket that is shut down (POLLRDHUP) tells as well.
-        var question: (Int32, Int16, Int16) = (socket, 0x2001, 0)
-        _ = try? withAddress(of: &question) { (question) throws(SystemCallError) in
-            try systemCall(.poll, question, 1, 0)
-        }
-        return question.2 & 0x2001 == 1
+        ((try? poll(socket, for: 0x2001)) ?? 0) & 0x2001 == 1
     }
+
+    /// Whether an error waits to be told. Looking does not take it.
+    static func hasError(_ socket: Int32) -> Bool { ((try? poll(socket, for: 0)) ?? 0) & 0x8 != 0 }  // POLLERR
 }
 
 /// What new sockets have, by kind.

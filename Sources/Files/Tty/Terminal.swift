@@ -95,9 +95,7 @@ struct Terminal {
 
     /// What poll(2) says at once: its result bits.
     func poll(_ events: Int16) throws(SystemCallError) -> Int16 {
-        var request: (number: Int32, events: Int16, found: Int16) = (number, events, 0)
-        try withAddress(of: &request) { (address) throws(SystemCallError) in try systemCall(.poll, address, 1, 0) }
-        return request.found
+        try Linux.poll(number, for: events)
     }
 
     /// `POLLIN`.

@@ -445,11 +445,7 @@ final class TtyRestore {
         var left = count
         var room = [UInt8](repeating: 0, count: 512)
         while left > 0 {
-            var request: (number: Int32, events: Int16, found: Int16) = (master.number, Terminal.readable, 0)
-            let ready = try withAddress(of: &request) { (address) throws(SystemCallError) in
-                try systemCall(.poll, address, 1, 1000)
-            }
-            guard ready > 0 else { return }
+            guard try poll(master.number, for: Terminal.readable, milliseconds: 1000) != 0 else { return }
             left -= try room.withAddress { (address, _) throws(SystemCallError) in
                 try systemCall(.read, Int(master.number), address, min(left, 512))
             }

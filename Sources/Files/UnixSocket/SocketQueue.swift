@@ -41,13 +41,6 @@ struct SocketQueue {
         func close() { for number in descriptors { _ = try? systemCall(.close, Int(number)) } }
     }
 
-    /// Room for the bytes, which is used again and again.
-    private final class Room {
-        var bytes = [UInt8](repeating: 0, count: 1 << 18)
-        var control = [UInt8](repeating: 0, count: 2048)
-        var name = [UInt8](repeating: 0, count: 128)
-    }
-
     private static let largestPacket = 1 << 28
 
     /// Everything that waits.
@@ -74,16 +67,10 @@ struct SocketQueue {
     }
 
     /// Whether a packet may wait, if only an empty one. A look at it would count as the first, and be the last.
-    private var hasPacket: Bool {
-        var question: (Int32, Int16, Int16) = (number, 1, 0)  // POLLIN
-        _ = try? withAddress(of: &question) { (question) throws(SystemCallError) in
-            try systemCall(.poll, question, 1, 0)
-        }
-        return question.2 & 1 != 0
-    }
+    private var hasPacket: Bool { ((try? poll(number, for: 1)) ?? 0) & 1 != 0 }  // POLLIN
 
     private func walk(_ total: Int) throws(Failure) -> [QueuedPacket] {
-        let room = Room()
+        var room = MessageRoom(bytes: 1 << 18, control: 2048, name: 128)
         if isStream, try urgentByteWaits() {
             throw Failure(
                 .unsupported, "an urgent byte (MSG_OOB) waits in its queue, which can't be dumped",
@@ -91,11 +78,11 @@ struct SocketQueue {
         }
         var packets: [QueuedPacket] = []
         var at = 0
-        while !isStream || at < total, var piece = try next(at, room, room.bytes.count) {
+        while !isStream || at < total, var piece = try next(at, &room) {
             while piece.isCut, room.bytes.count < SocketQueue.largestPacket {
                 piece.close()
                 room.bytes = [UInt8](repeating: 0, count: 4 * room.bytes.count)
-                guard let whole = try next(at, room, room.bytes.count) else { break }
+                guard let whole = try next(at, &room) else { break }
                 piece = whole
             }
             guard !piece.isCut else {
@@ -146,7 +133,7 @@ struct SocketQueue {
     }
 
     /// What follows behind some bytes, nil at the end.
-    private func next(_ offset: Int, _ room: Room, _ count: Int) throws(Failure) -> Piece? {
+    private func next(_ offset: Int, _ room: inout MessageRoom) throws(Failure) -> Piece? {
         // Reading moves the offset on by itself, but not to where a piece is looked at again. A packet of no bytes is
         // passed over only if the offset is left alone.
         let current = try attempt("read the socket's options") { () throws(SystemCallError) in
@@ -155,54 +142,35 @@ struct SocketQueue {
         if current != Int32(clamping: offset) {
             try set(SocketQueue.peekOffset, Int32(clamping: offset))
         }
-        var head: [UInt64] = [0, 128, 0, 1, 0, UInt64(room.control.count), 0]
-        var got = 0
+        let arrival: MessageRoom.Arrival
         do throws(SystemCallError) {
-            got = try room.bytes.withAddress { (data, _) throws(SystemCallError) in
-                var vector = (UInt64(data), UInt64(count))
-                return try withAddress(of: &vector) { (vector) throws(SystemCallError) in
-                    try room.control.withAddress { (control, _) throws(SystemCallError) in
-                        try room.name.withAddress { (name, _) throws(SystemCallError) in
-                            (head[0], head[2], head[4]) = (UInt64(name), UInt64(vector), UInt64(control))
-                            return try head.withAddress { (head, _) throws(SystemCallError) in
-                                // PEEK | DONTWAIT | CMSG_CLOEXEC
-                                try systemCall(.recvmsg, Int(number), head, 0x4000_0042)
-                            }
-                        }
-                    }
-                }
-            }
+            arrival = try room.receive(from: number, flags: 0x4000_0042)  // PEEK | DONTWAIT | CMSG_CLOEXEC
         } catch {
             // ECONNRESET: nothing is left, and the error that waits is taken. EINVAL, ENOTCONN: never connected.
             if [.EAGAIN, .ECONNRESET, .EINVAL, .ENOTCONN].contains(error.errno) { return nil }
             throw Failure(.denied, "can't read the socket's queue", cause: error)
         }
         var piece = Piece()
-        let flags = head[6] & 0xffff_ffff
-        let length = Int(head[5])
+        let (got, flags) = (arrival.count, arrival.flags)
         piece.isCut = flags & 0x20 != 0 && !isStream  // MSG_TRUNC
-        var at = 0
-        while at + 16 <= length, let size = room.control.load(UInt64.self, at: at).map({ Int(clamping: $0) }),
-            size >= 16, at + size <= length
-        {
-            let level = room.control.load(Int32.self, at: at + 8)
-            switch (level, room.control.load(Int32.self, at: at + 12)) {
+        room.forEachControl(arrival) { (level, type, place) in
+            switch (level, type) {
             case (1, 1):  // SCM_RIGHTS
-                piece.descriptors += (0..<((size - 16) / 4)).compactMap {
-                    room.control.load(Int32.self, at: at + 16 + 4 * $0)
+                piece.descriptors += (0..<(place.count / 4)).compactMap {
+                    room.control.load(Int32.self, at: place.lowerBound + 4 * $0)
                 }
             case (1, 2):  // SCM_CREDENTIALS
                 piece.credentials = (
-                    room.control.load(UInt32.self, at: at + 16) ?? 0, room.control.load(UInt32.self, at: at + 20) ?? 0,
-                    room.control.load(UInt32.self, at: at + 24) ?? 0
+                    room.control.load(UInt32.self, at: place.lowerBound) ?? 0,
+                    room.control.load(UInt32.self, at: place.lowerBound + 4) ?? 0,
+                    room.control.load(UInt32.self, at: place.lowerBound + 8) ?? 0
                 )
             case (1, 4):  // SCM_PIDFD
-                if let pidfd = room.control.load(Int32.self, at: at + 16), pidfd >= 0 {
+                if let pidfd = room.control.load(Int32.self, at: place.lowerBound), pidfd >= 0 {
                     _ = try? systemCall(.close, Int(pidfd))
                 }
             default: break
             }
-            at += (size + 7) & ~7
         }
         // The end of a connection has no sender.
         if got == 0, isStream || piece.credentials == nil {
@@ -217,9 +185,8 @@ struct SocketQueue {
         }
         piece.bytes = Array(room.bytes[..<got])
         // What has descriptors ends a piece, but they show from farther ahead too.
-        if isStream, !piece.descriptors.isEmpty, got == count { piece.isCut = true }
-        let nameLength = Int(head[1] & 0xffff_ffff)
-        if nameLength > 2 { piece.sender = Array(room.name[2..<min(nameLength, room.name.count)]) }
+        if isStream, !piece.descriptors.isEmpty, got == room.bytes.count { piece.isCut = true }
+        if arrival.name > 2 { piece.sender = Array(room.name[2..<min(arrival.name, room.name.count)]) }
         return piece
     }
 }

@@ -173,7 +173,10 @@ enum UnixSocket: FileKind {
                     try describeOutside(entry, socket.text, context)
                     met.places[entry.peer] = -1
                 }
-            } else if entry.type != datagram, entry.state == established, hasError(socket.file.handle.number) {
+            } else if entry.type != datagram, entry.state == established,
+                SocketKind.hasError(socket.file.handle.number)
+            {
+                // The other end was closed with something unread.
                 context.files[index].usk.reset = true
             }
         }
@@ -185,18 +188,6 @@ enum UnixSocket: FileKind {
             }
             try image.finish()
         }
-    }
-
-    /// Whether an error waits to be told: the other end was closed with something unread. Looking does not take it.
-    private static func hasError(_ number: Int32) -> Bool {
-        var question: (Int32, Int16, Int16) = (number, 0, 0)  // struct pollfd
-        var zero: (Int, Int) = (0, 0)
-        let got = try? withAddress(of: &question) { (question) throws(SystemCallError) in
-            try withAddress(of: &zero) { (zero) throws(SystemCallError) in
-                try systemCall(.ppoll, question, 1, zero, 0, 8)
-            }
-        }
-        return got == 1 && question.2 & 0x8 != 0  // POLLERR
     }
 
     /// Notes whose connections wait to be accepted.

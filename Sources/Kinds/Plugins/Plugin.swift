@@ -182,10 +182,7 @@ public final class Plugin {
         let left = (deadline - ContinuousClock.now).components
         let milliseconds = left.seconds * 1000 + left.attoseconds / 1_000_000_000_000_000
         guard milliseconds > 0 else { throw SystemCallError(.poll, .ETIMEDOUT) }
-        var poll: (Int32, Int16, Int16) = (socket, events, 0)
-        let ready = try withAddress(of: &poll) { (poll) throws(SystemCallError) in
-            try systemCall(.poll, poll, 1, Int(milliseconds))
-        }
+        let ready = try poll(socket, for: events, milliseconds: Int(milliseconds))
         if ready == 0 { throw SystemCallError(.poll, .ETIMEDOUT) }
     }
 

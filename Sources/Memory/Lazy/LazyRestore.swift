@@ -61,12 +61,8 @@ public final class LazyRestore {
     /// Makes sure, before the tasks run, that somebody brings their pages.
     public static func check(_ context: RestoreContext) throws(Failure) {
         guard context.policy.isLazy else { return }
-        var entry: (Int32, Int16, Int16) = (try known(context).socket, 1, 0)
-        let ready = try attempt("look at the pager") { () throws(SystemCallError) in
-            try withAddress(of: &entry) { (address) throws(SystemCallError) in
-                try systemCall(.poll, address, 1, 0)
-            }
-        }
+        let socket = try known(context).socket
+        let ready = try attempt("look at the pager") { () throws(SystemCallError) in try poll(socket, for: 1) }
         guard ready == 0 else { throw Failure(.vanished, "the pager has ended", advice: "See lazy-pages.log") }
     }
 

@@ -271,10 +271,7 @@ public final class Pager {
     }
 
     private func hear(_ memory: LazyMemory) throws(Failure) {
-        var entry: (Int32, Int16, Int16) = (memory.number, 1, 0)
-        _ = try? withAddress(of: &entry) { (address) throws(SystemCallError) in
-            try systemCall(.poll, address, 1, 1)
-        }
+        _ = try? poll(memory.number, for: 1, milliseconds: 1)
         try hearEvents(memory)
     }
 

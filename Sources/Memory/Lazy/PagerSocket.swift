@@ -86,38 +86,20 @@ public enum PagerSocket {
 
     /// Sends a descriptor with a byte.
     static func send(descriptor: Int32, to socket: Int32) throws(Failure) {
-        var control = (UInt64(20), Int32(1), Int32(1), descriptor, Int32(0))  // SOL_SOCKET, SCM_RIGHTS
-        try message(&control, length: 24, socket) { (message) throws(SystemCallError) in
-            try systemCall(.sendmsg, Int(socket), message, 0x4000)
+        try attempt("exchange a userfaultfd with the pager") { () throws(SystemCallError) in
+            try SocketMessage.send([0], [descriptor], to: socket)
         }
     }
 
     /// Receives a descriptor.
     static func receiveDescriptor(from socket: Int32) throws(Failure) -> Descriptor {
-        var control = (UInt64(0), Int32(0), Int32(0), Int32(-1), Int32(0))
-        try message(&control, length: 24, socket) { (message) throws(SystemCallError) in
-            try systemCall(.recvmsg, Int(socket), message, 0x4000_0000)  // MSG_CMSG_CLOEXEC
+        let numbers = try attempt("exchange a userfaultfd with the pager") { () throws(SystemCallError) in
+            try SocketMessage.receive(1, from: socket).descriptors
         }
-        guard control.0 == 20, control.1 == 1, control.2 == 1, control.3 >= 0 else {
+        guard let number = numbers.first, numbers.count == 1 else {
+            for number in numbers { _ = try? systemCall(.close, Int(number)) }
             throw Failure(.vanished, "the restore sent no userfaultfd")
         }
-        return Descriptor(owning: control.3)
-    }
-
-    private static func message<T: BitwiseCopyable>(
-        _ control: inout T, length: Int, _ socket: Int32, _ body: (Int) throws(SystemCallError) -> Int
-    ) throws(Failure) {
-        var byte: UInt8 = 0
-        try attempt("exchange a userfaultfd with the pager") { () throws(SystemCallError) in
-            try withAddress(of: &byte) { (byte) throws(SystemCallError) in
-                try withAddress(of: &control) { (control) throws(SystemCallError) in
-                    var vector = (byte, 1)
-                    try withAddress(of: &vector) { (vector) throws(SystemCallError) in
-                        var message = (0, 0, vector, 1, control, length, 0)
-                        try withAddress(of: &message) { (message) throws(SystemCallError) in _ = try body(message) }
-                    }
-                }
-            }
-        }
+        return Descriptor(owning: number)
     }
 }

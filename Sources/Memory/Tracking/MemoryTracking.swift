@@ -120,9 +120,7 @@ public final class MemoryTracking {
     /// an io_uring, which writes to registered buffers unnoticed.
     private func findExempt(_ root: TaskID) {
         let names = ["anon_inode:[userfaultfd]", "anon_inode:[io_uring]"]
-        var queue = [root]
-        var seen: Set<TaskID> = [root]
-        while let task = queue.popLast() {
+        forEachProcess(of: root) { task in
             let path = "/proc/\(task.rawValue)/fd/"
             for number in (try? listNumbers(path)) ?? [] {
                 guard let target = try? linkTarget(path + "\(number)"),
@@ -132,10 +130,7 @@ public final class MemoryTracking {
                 log?.warning("task \(task) has an \(name): all of its memory is written")
                 break
             }
-            let threads = ((try? listNumbers("/proc/\(task.rawValue)/task")) ?? []).map { TaskID($0) }
-            for child in listChildren(of: task, threads: threads) where seen.insert(child).inserted {
-                queue.append(child)
-            }
+            return true
         }
     }
 
