@@ -61,13 +61,38 @@ public final class ImageDirectory {
         }
     }
 
-    /// Forgets an older set: removes its inventory.
+    /// Forgets an older set: removes its inventory, and all that a restore would read if it is there.
     public func begin() throws(Failure) {
         try invalidate()
+        try removeOld()
         for name in ["parent", ImageSet.incompleteMark] { do throws(SystemCallError) { try remove(name) } catch {} }
         removeSharedPages()
         _ = try createFile(ImageName(".brumate-probe", 0, isService: true))
         do throws(SystemCallError) { try remove(".brumate-probe") } catch {}
+    }
+
+    /// Images that every set has of each task, so that an old one is certain to be written over, which is faster than to
+    /// remove it and to create one.
+    private static let rewritten = ["core-", "ids-", "mm-", "fs-", "fdinfo-"]
+
+    /// Removes images of an older set that the new one may not have. Files of others stay: images show their magic.
+    private func removeOld() throws(Failure) {
+        try attempt("remove the old images in \(path.string)") { () throws(SystemCallError) in
+            for name in try listDirectory(".", in: directory.number) {
+                let text = name.string
+                // The CPU's is an order's of its own.
+                guard text.hasSuffix(".img"), text != ImageName.cpuInformation.fileName,
+                    !ImageDirectory.rewritten.contains(where: text.hasPrefix),
+                    let file = try? openFile(name, [.noFollow, .nonBlocking], in: directory.number)
+                else { continue }
+                var magic: UInt32 = 0
+                let number = Int(file.number)
+                let got = try? withAddress(of: &magic) { (address) throws(SystemCallError) in
+                    try systemCall(.pread64, number, address, 4, 0)
+                }
+                if got == 4, UInt32(littleEndian: magic) == ImageName.commonMagic { try remove(text) }
+            }
+        }
     }
 
     private func remove(_ name: String) throws(SystemCallError) {

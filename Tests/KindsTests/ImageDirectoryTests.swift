@@ -45,6 +45,24 @@ import Testing
         #expect(try Pagemap.read(.pagemap(7), from: try #require(set.parent)).runs == shared.runs)
     }
 
+    @Test func `what an older set had and the new one has not is gone, and files of others stay`() throws {
+        let path = try directory()
+        let old = try ImageDirectory(FilePath(path))
+        try old.begin()
+        try old.write(.socketQueues, [SeccompEntry()])
+        try old.write(.pagemap(7), [SeccompEntry()])
+        try old.commit(inventory, sync: .none)
+        #expect(try ImageSet(FilePath(path)).has(.socketQueues))
+        for (name, text) in [("disk.img", "no image of ours"), ("empty.img", "")] {
+            let file = try openFile(path + "/" + name, [.writeOnly, .create])
+            try writeAll(Array(text.utf8), to: file.number)
+        }
+        let new = try ImageDirectory(FilePath(path))
+        try new.begin()
+        try new.commit(inventory, sync: .none)
+        #expect(try names(path) == ["disk.img", "empty.img", "inventory.img"])
+    }
+
     @Test func `is empty again when it is discarded, also after the commit`() throws {
         let path = try directory()
         let images = try ImageDirectory(FilePath(path))

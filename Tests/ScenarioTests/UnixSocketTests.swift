@@ -424,4 +424,23 @@ struct `UNIX sockets` {
         let later = program.ask()
         #expect(later == "ok")
     }
+
+    /// The queue of the first dump was read by the restore of the second, which has none.
+    @Test func `what waited at an older dump into the same directory does not come again`() throws {
+        let program = try Program(
+            """
+            a, b = socket.socketpair(); a.sendall(b'read long ago'); b.setblocking(False)
+            asked = [0]
+            def check():
+                asked[0] += 1
+                if asked[0] == 1: return b.recv(99).decode()
+                try: return 'again: %r' % b.recv(99)
+                except BlockingIOError: pass
+            serve(check)
+            """)
+        #expect(try program.dump(["-R"]) == 0)
+        #expect(program.ask() == "read long ago")
+        let outcome = try program.cycle()
+        #expect(outcome == "ok")
+    }
 }
