@@ -71,6 +71,15 @@ int main(int argc, char **argv) {
             struct epoll_event event = {EPOLLIN, {.u64 = i}};
             if (file < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, file, &event)) return 1;
         }
+    } else if (!strcmp(argv[2], "epoll-sockets")) {
+        struct rlimit limit = {20000, 20000};
+        setrlimit(RLIMIT_NOFILE, &limit);
+        int epoll = epoll_create1(0), ends[2];
+        for (long i = 0; i < count; i++) {
+            struct epoll_event event = {EPOLLIN, {.u64 = i}};
+            if (i % 2 == 0 && socketpair(AF_UNIX, SOCK_STREAM, 0, ends)) return 1;
+            if (epoll_ctl(epoll, EPOLL_CTL_ADD, ends[i % 2], &event)) return 1;
+        }
     } else if (!strcmp(argv[2], "ptys")) {
         struct rlimit limit = {20000, 20000};
         setrlimit(RLIMIT_NOFILE, &limit);

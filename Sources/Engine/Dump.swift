@@ -66,6 +66,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
     guard !request.isLive || request.lazySource == nil else {
         throw Failure(.usage, "--live and --lazy-pages exclude each other: a lazy source stands still")
     }
+    let haste = Background { FileDump.hasten() }
     var policy = request.policy
     policy.isLive = request.isLive
     policy.leaveRunning = request.afterwards != .killed
@@ -85,11 +86,13 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
         try images.connect(to: request.pageServer)
         rehearse(context)
         try request.scripts.run(.preDump, images: images.directory.number, root: request.root)
+        haste.wait()
         let started = ContinuousClock.now
         while true {
             let tree = try FrozenTree.freeze(request.root, deadline: started + request.timeout)
             context.statistics[.freezing] = ContinuousClock.now - started
             let order = DumpOrder(context: context, tree: tree.processes, files: FileDump(context))
+            try order.files.prepare()
             try order.collect()
             guard order.isHealing else {
                 // Nothing more is needed of a tree that goes on, unless a script wants to see it stand still.
@@ -142,11 +145,16 @@ func awaitHealing(_ request: DumpRequest, _ started: ContinuousClock.Instant) th
 private func rehearse(_ context: DumpContext) {
     Server.prepare()
     Heap.reserve(512 << 10)
-    let own = DumpContext(policy: context.policy, images: context.images, log: context.log, faults: Faults())
-    let files = FileDump(own)
-    own.fileDumper = files
-    // A rehearsal that fails harms nothing.
-    _ = try? { () throws(Failure) in
+    do throws(Failure) {
+        // A program that was replaced is a ghost, whose contents would go into an image.
+        guard let program = try? readLink("/proc/self/exe"), !program.string.hasSuffix(" (deleted)") else { return }
+        // Images that are never written.
+        let images = try ImageDirectory(context.images.path)
+        var policy = context.policy
+        policy.shellJob = true
+        let own = DumpContext(policy: policy, images: images, log: context.log, faults: Faults())
+        let files = FileDump(own)
+        own.fileDumper = files
         let me = FrozenProcess.current
         let status = try TaskStatus.read(of: me.id)
         let pidfd = try attempt("open a pidfd") { () throws(SystemCallError) in
@@ -155,8 +163,15 @@ private func rehearse(_ context: DumpContext) {
         let process = DumpedProcess(
             me, status: status, stat: try TaskStat.read(of: me.id), mappings: try VMA.read(of: me.id),
             memory: try TaskMemory(me.id), pidfd: pidfd)
+        own.processes = [process]
+        try DumpOrder(context: own, tree: [me], files: files).rehearse()
+        TaskDump.rehearse()
         try MemoryDump.rehearse(process, own)
-    }()
+        try files.rehearse(process)
+    } catch {
+        // That harms nothing.
+        context.log.debug("the rehearsal failed: \(error)")
+    }
 }
 
 /// What a process's leader told.
@@ -164,6 +179,18 @@ struct LeaderAnswer {
     let question: MemoryDump.Question
     let parts: TaskDump.Answers
     let results: Results
+}
+
+/// What a further thread told.
+private struct ThreadAnswer {
+    let thread: TaskID
+    let parts: TaskDump.Answers
+    let results: Results
+
+    /// Hands it to all parts. They ask ptrace too, which needs the thread at rest.
+    func take(_ context: DumpContext) throws(Failure) {
+        try during(.thread(thread)) { () throws(Failure) in try parts.take(results, context) }
+    }
 }
 
 func startServer(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) -> Server {
@@ -242,6 +269,14 @@ struct DumpOrder {
         log.debug("collected the tree")
     }
 
+    /// Looks at a tree as `run` begins with.
+    func rehearse() throws(Failure) {
+        var sharing = ObjectSharing()
+        for process in context.processes { try sharing.identify(process) }
+        SystemVUse.prepare(tree.map(\.id), context)
+        try checkPlan()
+    }
+
     /// Makes the image complete.
     func complete(_ request: DumpRequest, started: ContinuousClock.Instant) throws(Failure) {
         let images = context.images
@@ -292,6 +327,9 @@ struct DumpOrder {
         }
     }
 
+    /// How many threads are worth a worker.
+    private static let fewThreads = 32
+
     /// Reads what /proc tells of a stopped process.
     private func collect(_ frozen: FrozenProcess, _ foresight: Foresight?) throws(Failure) -> DumpedProcess {
         let status = try TaskStatus.read(of: frozen.id)
@@ -305,8 +343,14 @@ struct DumpOrder {
             let process = DumpedProcess(
                 frozen, status: status, stat: try TaskStat.read(of: frozen.id), mappings: mappings ?? [],
                 memory: try TaskMemory(frozen.id), pidfd: pidfd)
-            for tracee in frozen.threads {
-                let own = tracee.id == frozen.id ? status : try TaskStatus.read(of: frozen.id, thread: tracee.id)
+            let (id, others) = (frozen.id, frozen.threads.map(\.id).filter { $0 != frozen.id })
+            let statuses = try Workers.map(
+                others.count, share: DumpOrder.fewThreads,
+                threads: min(Workers.count, others.count / DumpOrder.fewThreads)
+            ) { (range) throws(Failure) in
+                try others[range].map { (thread) throws(Failure) in try TaskStatus.read(of: id, thread: thread) }
+            }.joined()
+            for (tracee, own) in zip(frozen.threads, [status] + statuses) {
                 let registers = try attempt("read the registers of thread \(tracee.id)") { () throws(SystemCallError) in
                     try tracee.registers()
                 }
@@ -342,7 +386,9 @@ struct DumpOrder {
         var listed: [PlannedProcess] = []
         for frozen in tree {
             let stat = if let process = living[frozen.id] { process.stat } else { try TaskStat.read(of: frozen.id) }
-            let threads = living[frozen.id]?.threads.map(\.tracee.id) ?? [frozen.id]
+            // We have none at a rehearsal.
+            let others = living[frozen.id]?.threads.dropFirst().map(\.tracee.id) ?? []
+            let threads = [frozen.id] + others
             listed.append(
                 PlannedProcess(
                     id: frozen.id, parent: frozen === tree.first ? nil : frozen.parent, session: stat.session,
@@ -382,15 +428,14 @@ struct DumpOrder {
 
     private func question(_ process: DumpedProcess, _ server: borrowing Server) -> Result<LeaderAnswer, Failure> {
         do throws(Failure) {
-            var answer: LeaderAnswer?
-            for thread in process.threads {
-                if thread.isLeader {
-                    answer = try questionLeader(thread, server)
-                } else {
-                    try questionThread(thread, process, server)
-                }
+            guard let leader = process.threads.first(where: \.isLeader) else { throw Failure(.bug, "no leader") }
+            let answer = try questionLeader(leader, server)
+            var last: ThreadAnswer?
+            for thread in process.threads where !thread.isLeader {
+                last = try questionThread(thread, process, server, meanwhile: last)
             }
-            guard let answer else { throw Failure(.bug, "no leader") }
+            try server.giveBack()
+            try last?.take(context)
             return .success(answer)
         } catch {
             return .failure(error)
@@ -410,23 +455,26 @@ struct DumpOrder {
         return LeaderAnswer(question: memory, parts: parts, results: results)
     }
 
+    /// Asks a further thread, while the answers of the one before are taken, which rests again by then.
     private func questionThread(
-        _ thread: DumpedThread, _ process: DumpedProcess, _ server: borrowing Server
-    ) throws(Failure) {
+        _ thread: DumpedThread, _ process: DumpedProcess, _ server: borrowing Server, meanwhile before: ThreadAnswer?
+    ) throws(Failure) -> ThreadAnswer {
         try during(.thread(thread.tracee.id)) { () throws(Failure) in
+            func run(
+                _ batch: consuming Batch, meanwhile: () throws(Failure) -> Void = {}
+            ) throws(Failure) -> Results {
+                try server.run(
+                    batch, in: thread.tracee, registers: thread.registers, mask: thread.signalMask,
+                    memory: process.memory, meanwhile: meanwhile)
+            }
             var batch = Batch()
             let parts = try TaskDump.ask(thread, &batch)
-            let results = try server.run(
-                batch, in: thread.tracee, registers: thread.registers, mask: thread.signalMask, memory: process.memory)
-            try parts.take(results, context)
-            guard var search = IPCDump.search(thread, context) else { return }
-            while !search.isFinished {
-                try search.take(
-                    server.run(
-                        search.ask(), in: thread.tracee, registers: thread.registers, mask: thread.signalMask,
-                        memory: process.memory))
+            let results = try run(batch) { () throws(Failure) in try before?.take(context) }
+            if var search = IPCDump.search(thread, context) {
+                while !search.isFinished { try search.take(run(search.ask())) }
+                IPCDump.take(search, thread, context)
             }
-            IPCDump.take(search, thread, context)
+            return ThreadAnswer(thread: thread.tracee.id, parts: parts, results: results)
         }
     }
 

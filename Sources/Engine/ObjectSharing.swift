@@ -11,7 +11,13 @@ struct ObjectSharing {
     private var fs = SharingIndex(.fs)
     private var signals = SharingIndex(.signalHandlers)
     private var namespaces: [String: UInt32] = [:]
-    private var own: [String: String] = [:]
+
+    /// Ours, by kind.
+    private static let own: [String: String] = {
+        let kinds = ["pid", "net", "ipc", "uts", "time", "mnt", "user", "cgroup"]
+        return Dictionary(
+            uniqueKeysWithValues: kinds.map { ($0, (try? readLink("/proc/self/ns/\($0)"))?.string ?? "") })
+    }()
 
     /// The first id of each kind stands for the dumper's own objects, which the tree has none of.
     init() {
@@ -46,14 +52,10 @@ struct ObjectSharing {
 
     /// The id of a namespace. All must be ours until namespaces are dumped too.
     private mutating func namespace(_ kind: String, of process: DumpedProcess) throws(Failure) -> UInt32 {
-        let (theirs, ours) = try attempt("read the \(kind) namespace") { () throws(SystemCallError) in
-            (
-                try readLink("/proc/\(process.id.rawValue)/ns/\(kind)").string,
-                own[kind] == nil ? try readLink("/proc/self/ns/\(kind)").string : own[kind] ?? ""
-            )
+        let theirs = try attempt("read the \(kind) namespace") { () throws(SystemCallError) in
+            try readLink("/proc/\(process.id.rawValue)/ns/\(kind)").string
         }
-        own[kind] = ours
-        guard theirs == ours else {
+        guard theirs == ObjectSharing.own[kind] else {
             throw Failure(
                 .unsupported, "task \(process.id) (\(process.name)) is in another \(kind) namespace than we",
                 advice: "Namespaces can't be dumped yet; run the order inside the namespace")

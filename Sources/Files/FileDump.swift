@@ -28,6 +28,12 @@ public final class FileDump: FileDumper {
     /// Begins to dump the files of a tree.
     public init(_ context: DumpContext) { self.context = context }
 
+    /// Takes care, before the tree is stopped, that `prepare` will not have to wait.
+    public static func hasten() { LockedInodes.hasten() }
+
+    /// Reads what belongs to no process, as soon as the tree stands still.
+    public func prepare() throws(Failure) { try LockedInodes.of(context).read() }
+
     /// Lists the descriptors of a process and asks its leader, in as few batches as possible, which close on exec.
     public func listTable(of process: DumpedProcess, _ server: borrowing Server) throws(Failure) {
         let numbers = try numbers(in: process)
@@ -101,6 +107,14 @@ public final class FileDump: FileDumper {
         try table.finish()
     }
 
+    /// Dumps a table of ours that has one file in it.
+    public func rehearse(_ process: DumpedProcess) throws(Failure) {
+        let file = try attempt("open /dev/null") { () throws(SystemCallError) in try openFile("/dev/null") }
+        process.descriptors = [(file.number, false)]
+        LockedInodes.of(context).assumeNone()
+        try dumpTable(of: process)
+    }
+
     /// Copies of descriptors that stay open, so that others are compared with our own table, which is cheaper.
     private var kept: [OpenFile] = []
 
@@ -152,6 +166,7 @@ public final class FileDump: FileDumper {
             (facts.options, facts.owner) = (look.options, look.owner)
             if isLocked { try Locks.of(context).dump(facts, found.id, handle: ours, number, of: process, context) }
             if found.isNew {
+                if status.kind == .socket { context.socketInodes[found.id] = status.inode }
                 let file = OpenFile(id: found.id, facts: facts, handle: handle, owner: process, number: number)
                 if keeps { kept.append(file) } else { others.append(Other(file: file)) }
                 types[found.id] = try during(.file(facts.text)) { () throws(Failure) in try describe(file) }

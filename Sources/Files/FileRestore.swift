@@ -68,6 +68,9 @@ public enum FileRestore {
         try make(kinds.byID.keys.filter { !late.contains($0) }, kinds, context)
     }
 
+    /// From how many files of a kind on threads are worth their start.
+    private static let manyFiles = 512
+
     /// Makes files, those of one group together.
     private static func make(_ ids: [UInt32], _ kinds: Kinds, _ context: RestoreContext) throws(Failure) {
         var members: [(kind: Int, group: UInt64, id: UInt32)] = []
@@ -77,6 +80,13 @@ public enum FileRestore {
             members.append((kind, fileKinds[kind].group(entry, context), id))
         }
         members.sort { $0 < $1 }
+        var apart: Set<UInt32> = []
+        for (index, kind) in fileKinds.enumerated() {
+            let run = members.drop { $0.kind < index }.prefix { $0.kind == index }
+            guard run.count >= manyFiles else { continue }
+            apart.formUnion(try kind.makeApart(run.compactMap { context.entries[$0.id] }, context))
+        }
+        members.removeAll { apart.contains($0.id) }
         var start = 0
         while start < members.count {
             let (kind, group, _) = members[start]

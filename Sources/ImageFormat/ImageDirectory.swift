@@ -15,6 +15,7 @@ public final class ImageDirectory {
     /// Its path, for messages.
     public let path: FilePath
     private var written: [String] = []
+    private var old: [String: FileStatus] = [:]
     private var nextPages: UInt32
     /// Where page maps and pages go instead, nil if they go here.
     public var pageReceiver: (any PageReceiver)?
@@ -61,38 +62,49 @@ public final class ImageDirectory {
         }
     }
 
-    /// Forgets an older set: removes its inventory, and all that a restore would read if it is there.
+    /// Forgets an older set: removes its inventory, and at `commit` all that a restore would read if it is there.
     public func begin() throws(Failure) {
         try invalidate()
-        try removeOld()
+        try noteOld()
         for name in ["parent", ImageSet.incompleteMark] { do throws(SystemCallError) { try remove(name) } catch {} }
         removeSharedPages()
         _ = try createFile(ImageName(".brumate-probe", 0, isService: true))
         do throws(SystemCallError) { try remove(".brumate-probe") } catch {}
     }
 
-    /// Images that every set has of each task, so that an old one is certain to be written over, which is faster than to
-    /// remove it and to create one.
-    private static let rewritten = ["core-", "ids-", "mm-", "fs-", "fdinfo-"]
-
-    /// Removes images of an older set that the new one may not have. Files of others stay: images show their magic.
-    private func removeOld() throws(Failure) {
-        try attempt("remove the old images in \(path.string)") { () throws(SystemCallError) in
+    /// Notes the images of an older set. They are removed only when it is known which ones are not written over: for some
+    /// seconds after a removal ext4 looks at every removed inode before it gives out a new one.
+    private func noteOld() throws(Failure) {
+        try attempt("list the old images in \(path.string)") { () throws(SystemCallError) in
             for name in try listDirectory(".", in: directory.number) {
-                let text = name.string
                 // The CPU's is an order's of its own.
-                guard text.hasSuffix(".img"), text != ImageName.cpuInformation.fileName,
-                    !ImageDirectory.rewritten.contains(where: text.hasPrefix),
-                    let file = try? openFile(name, [.noFollow, .nonBlocking], in: directory.number)
+                guard name.string.hasSuffix(".img"), name.string != ImageName.cpuInformation.fileName,
+                    let status = try? FileStatus.read(name.string, in: directory.number)
+                else { continue }
+                old[name.string] = status
+            }
+        }
+    }
+
+    /// Removes what is left of an older set. Files of others stay: images show their magic; and so does what a page server
+    /// has written here meanwhile.
+    private func removeOld() throws(Failure) {
+        let ours = Set(written)
+        try attempt("remove the old images in \(path.string)") { () throws(SystemCallError) in
+            for (name, status) in old where !ours.contains(name) {
+                guard let file = try? openFile(name, [.noFollow, .nonBlocking], in: directory.number),
+                    let now = try? FileStatus.read(in: file.number),
+                    (now.inode, now.size) == (status.inode, status.size), now.modified == status.modified
                 else { continue }
                 var magic: UInt32 = 0
                 let number = Int(file.number)
                 let got = try? withAddress(of: &magic) { (address) throws(SystemCallError) in
                     try systemCall(.pread64, number, address, 4, 0)
                 }
-                if got == 4, UInt32(littleEndian: magic) == ImageName.commonMagic { try remove(text) }
+                if got == 4, UInt32(littleEndian: magic) == ImageName.commonMagic { try remove(name) }
             }
         }
+        old = [:]
     }
 
     private func remove(_ name: String) throws(SystemCallError) {
@@ -114,10 +126,24 @@ public final class ImageDirectory {
 
     /// An old file of the name is emptied: to remove it first costs a millisecond more on ext4.
     private static func createFile(
-        _ name: ImageName, in folder: Int32, _ path: FilePath
+        _ name: ImageName, in folder: Int32, _ path: FilePath, _ more: OpenFlags = .truncate
     ) throws(Failure) -> Descriptor {
         try attempt("create the image \(name.fileName) in \(path.string)") { () throws(SystemCallError) in
-            try openFile(name.fileName, [.readWrite, .create, .truncate], mode: 0o644, in: folder)
+            try openFile(name.fileName, [.readWrite, .create, more], mode: 0o644, in: folder)
+        }
+    }
+
+    /// Writes an image over an old one. It is cut to its size afterwards: what was emptied first is written to the disk by
+    /// ext4 when it is closed.
+    private static func replace(
+        _ name: ImageName, _ bytes: [UInt8], in folder: Int32, _ path: FilePath
+    ) throws(Failure) {
+        let file = try createFile(name, in: folder, path, [])
+        let number = file.number
+        try write(bytes, to: number, name)
+        try attempt("cut the image \(name.fileName)") { () throws(SystemCallError) in
+            guard try FileStatus.read(in: number).size > UInt64(bytes.count) else { return }
+            try systemCall(.ftruncate, Int(number), bytes.count)
         }
     }
 
@@ -152,13 +178,12 @@ public final class ImageDirectory {
         try Workers.run(held.count < ImageDirectory.fewFiles ? 1 : Workers.count) { () throws(Failure) in
             while let index = dealer.take() {
                 let (name, contents) = held[index]
-                let file = try ImageDirectory.createFile(name, in: folder, path)
                 switch contents {
-                case .bytes(let bytes): try ImageDirectory.write(bytes, to: file.number, name)
+                case .bytes(let bytes): try ImageDirectory.replace(name, bytes, in: folder, path)
                 case .messages(let messages):
                     var bytes = ImageWriter.start(of: name)
                     for message in messages { try ImageWriter.encode(message, name, into: &bytes) }
-                    try ImageDirectory.write(bytes, to: file.number, name)
+                    try ImageDirectory.replace(name, bytes, in: folder, path)
                 }
             }
         }
@@ -190,6 +215,7 @@ public final class ImageDirectory {
         let staging = ImageName("." + ImageName.inventory.fileName, ImageName.inventory.magic)
         try write(staging, [inventory])
         try writeOut()
+        try removeOld()
         try sync(method)
         let folder = directory.number
         try attempt("finish the image in \(path.string)") { () throws(SystemCallError) in

@@ -203,7 +203,10 @@ public final class ImageReader {
             }
             return messages
         }
-        return Array(decoded.joined())
+        var messages: [M] = []
+        messages.reserveCapacity(all.count)
+        for part in decoded { messages += part }
+        return messages
     }
 
     /// Raw bytes.

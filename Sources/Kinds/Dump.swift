@@ -48,6 +48,8 @@ public final class DumpedProcess {
     public let stat: TaskStat
     /// All mappings with their flags, ascending, without [vsyscall].
     public let mappings: [VMA]
+    /// Whether it has mapped a ring of io_uring.
+    public private(set) lazy var hasRings = mappings.contains { $0.isNamed("anon_inode:[io_uring]") }
     /// Its memory.
     public let memory: TaskMemory
     /// Its pidfd, for `pidfd_getfd` and kcmp-free identity.
@@ -122,6 +124,8 @@ public final class DumpContext {
     public var server: (any SystemCallServer)?
     /// Everything that files.img will hold.
     public var files: [FileEntry] = []
+    /// Inodes of sockets by id in files.img. No other description has the inode of a socket.
+    public var socketInodes: [UInt32: UInt64] = [:]
     /// Open file descriptions met so far, and ids for files.img.
     public var fileIndex = SharingIndex(.file)
     private var memories = Memories()

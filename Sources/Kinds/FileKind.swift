@@ -99,6 +99,9 @@ public protocol FileKind: SendableMetatype {
     static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64
     /// Whether it can be made only once the tasks exist: what lies in /proc.
     static func comesAfterTasks(_ entry: FileEntry) -> Bool
+    /// Makes some of hundreds of descriptions before all others, by several threads, and tells which: such as depend on
+    /// nothing.
+    static func makeApart(_ entries: [FileEntry], _ context: RestoreContext) throws(Failure) -> Set<UInt32>
     /// Makes the descriptions of a group and puts them into `context.files`. May depend on no other file.
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure)
     /// Who gets signals for the file, if the kind's entries say.
@@ -129,6 +132,10 @@ extension FileKind {
     public static func part(_ context: DumpContext) throws(Failure) {}
     /// Nothing.
     public static func load(_ context: RestoreContext) throws(Failure) {}
+    /// None.
+    public static func makeApart(_ entries: [FileEntry], _ context: RestoreContext) throws(Failure) -> Set<UInt32> {
+        []
+    }
     /// Nobody.
     public static func owner(_ entry: FileEntry) -> FownEntry? { nil }
     /// Yes.

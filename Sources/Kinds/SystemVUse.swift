@@ -80,6 +80,7 @@ public final class SystemVUse {
     /// Notes the tree, whose living processes are collected.
     public static func prepare(_ tree: [TaskID], _ context: DumpContext) {
         let use = context.state(SystemVUse.self) { SystemVUse(Set(tree)) }
+        use.interrupted.reserveCapacity(context.processes.count)
         for thread in context.processes.flatMap(\.threads) {
             guard let call = thread.currentCall else { continue }
             use.interrupted.insert(Call(number: call.number, id: UInt32(truncatingIfNeeded: call.argument)))

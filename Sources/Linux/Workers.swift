@@ -5,6 +5,13 @@ internal import Synchronization
 private final class Errand {
     let body: @Sendable () -> Void
     init(_ body: @escaping @Sendable () -> Void) { self.body = body }
+
+    /// The start of a thread, which takes the reference over.
+    static let run: @convention(c) (UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? = { argument in
+        guard let argument = unsafe argument else { return nil }
+        unsafe Unmanaged<Errand>.fromOpaque(argument).takeRetainedValue().body()
+        return nil
+    }
 }
 
 /// Plain threads that copy pages and write images. They touch no ptrace and no task state, so which thread does what is of
@@ -32,13 +39,7 @@ public enum Workers {
             var thread = pthread_t()
             // The new thread takes the reference over, unless there is none.
             let errand = unsafe Unmanaged.passRetained(Errand(guarded))
-            let error = unsafe pthread_create(
-                &thread, nil,
-                { argument in
-                    guard let argument = unsafe argument else { return nil }
-                    unsafe Unmanaged<Errand>.fromOpaque(argument).takeRetainedValue().body()
-                    return nil
-                }, errand.toOpaque())
+            let error = unsafe pthread_create(&thread, nil, Errand.run, errand.toOpaque())
             guard error == 0 else {
                 unsafe errand.release()
                 break
@@ -49,6 +50,25 @@ public enum Workers {
         for thread in threads { _ = pthread_join(thread, nil) }
         try failure.rethrow()
     }
+}
+
+/// Something that another thread does meanwhile. Its owner waits for its end.
+public struct Background: ~Copyable {
+    private let thread: pthread_t?
+
+    /// Begins. If there can be no more threads, it is done at once.
+    public init(_ body: @escaping @Sendable () -> Void) {
+        var thread = pthread_t()
+        let errand = unsafe Unmanaged.passRetained(Errand(body))
+        let error = unsafe pthread_create(&thread, nil, Errand.run, errand.toOpaque())
+        self.thread = error == 0 ? thread : nil
+        if error != 0 { unsafe errand.takeRetainedValue().body() }
+    }
+
+    /// Waits until it is done.
+    public consuming func wait() {}
+
+    deinit { if let thread { pthread_join(thread, nil) } }
 }
 
 extension Workers {

@@ -161,7 +161,10 @@ public enum MemoryDump {
     /// Describes the mappings of a process and forgets them.
     public static func rehearse(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) {
         try check(process, context)
+        var batch = Batch()
+        _ = (try MemoryPolicies(process, &batch), hasVsyscall)
         var layout = try layout(of: process, context)
+        layout.mmBrk = 0
         for mapping in process.mappings { layout.vmas.append(try describe(mapping, of: process, heap: 0..<0, context)) }
         let writer = context.images.create(.memory(0))
         try writer.append(layout)

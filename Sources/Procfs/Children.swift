@@ -14,16 +14,20 @@ public func forEachProcess<E: Error>(of root: TaskID, _ body: (TaskID) throws(E)
     }
 }
 
+/// How many threads are worth a worker.
+private let fewThreads = 32
+
 /// The children of a process's threads, from /proc/PID/task/TID/children. A thread that is gone has none.
 public func listChildren(of process: TaskID, threads: [TaskID]) -> [TaskID] {
-    var children: [TaskID] = []
-    for thread in threads {
-        guard let text = try? readWholeFile("/proc/\(process.rawValue)/task/\(thread.rawValue)/children") else {
-            continue
-        }
-        for word in text.split(separator: 0x20) {
-            if let number = Int32(String(decoding: word, as: UTF8.self)) { children.append(TaskID(number)) }
+    let found = Workers.map(
+        threads.count, share: fewThreads, threads: min(Workers.count, threads.count / fewThreads)
+    ) { (range) -> [TaskID] in
+        threads[range].flatMap { (thread) -> [TaskID] in
+            let text = try? readWholeFile("/proc/\(process.rawValue)/task/\(thread.rawValue)/children")
+            return (text ?? []).split(separator: 0x20).compactMap {
+                Int32(String(decoding: $0, as: UTF8.self)).map { TaskID($0) }
+            }
         }
     }
-    return children
+    return Array(found.joined())
 }

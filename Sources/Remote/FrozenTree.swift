@@ -133,17 +133,16 @@ public struct FrozenTree: ~Copyable {
                 }
                 let listed = (try? listNumbers("/proc/\(id.rawValue)/task")) ?? []
                 var fresh: [Tracee] = []
-                for number in listed where seen.insert(TaskID(number)).inserted {
-                    if number != id.rawValue, isWorker(TaskID(number), of: id) { continue }
+                for thread in withoutWorkers(listed.map { TaskID($0) }.filter { seen.insert($0).inserted }, of: id) {
                     do throws(SystemCallError) {
                         // Suspended seccomp filters can't interfere with the system calls that we run in the task.
-                        fresh.append(try FrozenTree.seize(TaskID(number)))
+                        fresh.append(try FrozenTree.seize(thread))
                     } catch {
                         // One that is about to be reaped is refused with EPERM.
-                        let stat = try? TaskStat.read(of: id, thread: TaskID(number))
+                        let stat = try? TaskStat.read(of: id, thread: thread)
                         if error.errno == .ESRCH || stat?.isEnded ?? true { continue }
                         FrozenTree.release([fresh], .running)
-                        throw refusal(TaskID(number), error)
+                        throw refusal(thread, error)
                     }
                 }
                 if fresh.isEmpty { break }
@@ -168,6 +167,18 @@ public struct FrozenTree: ~Copyable {
         }
         if leader != 0 { process.threads.swapAt(0, leader) }
         return process
+    }
+
+    /// How many threads are worth a worker of ours.
+    private static let fewThreads = 32
+
+    private static func withoutWorkers(_ threads: [TaskID], of id: TaskID) -> [TaskID] {
+        let chosen = Workers.map(
+            threads.count, share: fewThreads, threads: min(Workers.count, threads.count / fewThreads)
+        ) { (range) in
+            threads[range].filter { $0 == id || !isWorker($0, of: id) }
+        }
+        return Array(chosen.joined())
     }
 
     /// Whether a thread is a worker of io_uring: a thread of the kernel in the process's guise. To stop it would

@@ -9,6 +9,11 @@ private final class StopSignals {
     func sendAgain(to task: TaskID) { if seen { _ = try? systemCall(.kill, Int(task.rawValue), 19) } }
 }
 
+/// The further thread that ran the last batch. It was asked to stop, and has its registers and its mask to get back.
+private final class LentThread {
+    var loan: (thread: Tracee, registers: Registers, mask: UInt64)?
+}
+
 /// A live task that makes system calls for us, and that survives our death at any moment.
 ///
 /// The task runs the code of server.S in the padding behind its vdso. The owner ends it with `cure`, which leaves
@@ -23,6 +28,7 @@ public struct Server: ~Copyable {
     private let registers: Registers
     private let mask: UInt64
     private let stops: StopSignals
+    private let lent = LentThread()
     private var armed = true
 
     /// Bytes of the runway.
@@ -297,15 +303,22 @@ public struct Server: ~Copyable {
         return try loaded.results(memory, of: thread.id)
     }
 
-    /// Runs a batch in a further thread of the same process, which rests in its stop before and after.
+    /// Runs a batch in a further thread of the same process, which rests in its stop before. It does so again, as it was,
+    /// once `giveBack` has returned, or the next batch runs in a further thread, or the server ends.
+    ///
+    /// - Parameter meanwhile: done as soon as the thread runs, when the one before rests.
     public borrowing func run(
         _ batch: consuming Batch, in thread: Tracee, registers: Registers, mask: UInt64,
-        memory task: borrowing TaskMemory
+        memory task: borrowing TaskMemory, meanwhile: () throws(Failure) -> Void = {}
     ) throws(Failure) -> Results {
         let runway = runway
         let state = registers.saved(runway: runway, mask: mask).flatMap { [UInt8](bytesOf: $0) }
         let code = code
-        if batch.isEmpty { return Results(values: [], data: batch.data) }
+        try giveBack()
+        if batch.isEmpty {
+            try meanwhile()
+            return Results(values: [], data: batch.data)
+        }
         // The command is there before the thread is, which then runs it without waiting.
         let loaded = try load(batch, block: 256)
         memory.storeShared(1, at: 20)
@@ -315,17 +328,23 @@ public struct Server: ~Copyable {
             try thread.setSignalMask(.max)
             try thread.resume()
         }
+        lent.loan = (thread, registers, mask)
         let outcome: Result<Results, Failure>
-        do throws(Failure) { outcome = .success(try answers(loaded, block: 256, by: thread)) } catch {
-            outcome = .failure(error)
-        }
-        try takeBack(thread, registers, mask)
-        memory.storeShared(0, at: 20)
+        do throws(Failure) {
+            let other = Result { () throws(Failure) in try meanwhile() }
+            let results = try answers(loaded, block: 256, by: thread)
+            try other.get()
+            outcome = .success(results)
+        } catch { outcome = .failure(error) }
+        try attempt("stop thread \(thread.id)") { () throws(SystemCallError) in try thread.interrupt() }
         return try outcome.get()
     }
 
-    private borrowing func takeBack(_ thread: Tracee, _ registers: Registers, _ mask: UInt64) throws(Failure) {
-        try attempt("stop thread \(thread.id)") { () throws(SystemCallError) in try thread.interrupt() }
+    /// Waits until the further thread that ran the last batch rests, and gives it its registers and its mask back.
+    public borrowing func giveBack() throws(Failure) {
+        guard let (thread, registers, mask) = lent.loan else { return }
+        lent.loan = nil
+        defer { memory.storeShared(0, at: 20) }
         guard case .event = try thread.wait() else {
             throw Failure(.vanished, "thread \(thread.id) ended or was disturbed while we looked at it")
         }
@@ -337,6 +356,8 @@ public struct Server: ~Copyable {
 
     /// Ends the server: no runway, no code left in the task, and the leader in its resting stop as it was.
     public consuming func cure(memory task: borrowing TaskMemory) throws(Failure) {
+        // Only after a failure there is still something to give.
+        _ = try? giveBack()
         armed = false
         let (registers, mask, code, leader, stops) = (registers, mask, code, leader, stops)
         memory.storeShared(2, at: 0)
@@ -380,6 +401,7 @@ public struct Server: ~Copyable {
 
     deinit {
         guard armed else { return }
+        _ = try? giveBack()
         // A failure on the way: the task unmaps the runway and heals itself; whoever owns the frozen tree lets it go.
         memory.storeShared(2, at: 0)
         wake(0)

@@ -22,7 +22,7 @@ enum Rings: TaskPart {
     static func ask(_ thread: DumpedThread, _ batch: inout Batch) throws(Failure) -> Question {
         var question = Question()
         let process = thread.process
-        guard process.mappings.contains(where: { $0.isNamed("anon_inode:[io_uring]") }) else { return question }
+        guard process.hasRings else { return question }
         let folder = "/proc/\(process.id.rawValue)/fd"
         for number in (try? listNumbers(folder)) ?? [] where question.rings.count < mostRings {
             guard let link = try? readLink("\(folder)/\(number)").bytes,

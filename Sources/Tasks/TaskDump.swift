@@ -31,6 +31,12 @@ public enum TaskDump {
         try Registrations.abortSequence(thread)
     }
 
+    /// Sets up what parts set up at first use.
+    public static func rehearse() {
+        _ = taskParts.count
+        _ = try? ExtendedState.entry([UInt8](repeating: 0, count: 4096))
+    }
+
     /// Adds what all parts ask of a thread. The returned closures take the answers.
     public static func ask(_ thread: DumpedThread, _ batch: inout Batch) throws(Failure) -> Answers {
         var answers = Answers()

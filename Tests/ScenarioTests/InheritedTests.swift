@@ -118,8 +118,8 @@ struct `A restored program gets descriptors that we pass` {
     @Test func `but not where the descriptor is not open`() throws {
         let program = try Program("serve(lambda: None)")
         #expect(try program.dump() == 0)
-        #expect(try program.restore(["--inherit-fd", "fd[3]:some/file"]) == 1)
-        #expect(program.lastLine("restore.log").contains("descriptor 3, passed for some/file, is not open"))
+        #expect(try program.restore(["--inherit-fd", "fd[973]:some/file"]) == 1)
+        #expect(program.lastLine("restore.log").contains("descriptor 973, passed for some/file, is not open"))
         #expect(try program.restore() == 0)
     }
 }

@@ -93,8 +93,11 @@ enum Epoll: FileKind {
             (entry.id, entry.tfd) = (file.id, watched.number)
             (entry.events, entry.data) = (watched.events, watched.data)
             (entry.dev, entry.inode, entry.pos) = (watched.device, watched.inode, watched.position)
-            // Mostly the number still means what was watched. Else the file lives on under another one.
-            if let id = file.owner.files[number], try SharingIndex.isWatched(file.owner.id, number, by: place) {
+            // Mostly the number still means what was watched. Else the file lives on under another one. To compare them costs
+            // the kernel a walk through all that is watched, and is not needed of sockets.
+            let likely = file.owner.files[number]
+            let isSocket = likely.map { context.socketInodes[$0] == watched.inode } ?? false
+            if let id = likely, try isSocket ? true : SharingIndex.isWatched(file.owner.id, number, by: place) {
                 entry.fileID = id
             } else if let id = try context.fileIndex.id(of: place, inode: watched.inode) {
                 entry.fileID = id

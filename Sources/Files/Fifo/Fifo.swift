@@ -52,7 +52,7 @@ enum Fifo: FileKind {
             let both = try attempt("open the fifo") { () throws(SystemCallError) in
                 try openFile(FilePath(bytes: place), [.readWrite, .nonBlocking])
             }
-            try RegularFile.check(path, both.number, context)
+            try RegularFile.check(path, both.number, context.policy)
             try PipeContents.of(context).restore(first.fifo.pipeID, isFifo: true, writing: both.number)
             for member in members {
                 let entry = try self.path(of: member, context)

@@ -83,6 +83,9 @@ struct TCPStream: Sendable {
 
     // MARK: dump
 
+    /// How often a connection is looked at again whose queues change.
+    private static let mostLooks = 20
+
     /// Reads a connection. It is in repair mode meanwhile and not before and after.
     init(reading socket: Int32) throws(Failure) {
         let reuse = try attempt("read the connection") { () throws(SystemCallError) in
@@ -90,7 +93,13 @@ struct TCPStream: Sendable {
             try Repair.begin(socket)
             return reuse
         }
-        let outcome = Result { () throws(Failure) in try TCPStream(repairing: socket) }
+        var outcome = Result { () throws(Failure) in try TCPStream(repairing: socket) }
+        // Between the count of a queue and the look into it a packet may have come: no lock holds up the connections of a
+        // client whose peer nobody has accepted.
+        for _ in 0..<TCPStream.mostLooks {
+            guard case .failure(let failure) = outcome, failure.cause?.errno == .EMSGSIZE else { break }
+            outcome = Result { () throws(Failure) in try TCPStream(repairing: socket) }
+        }
         try attempt("end the repair mode of the connection") { () throws(SystemCallError) in
             try Repair.end(socket, reuse: reuse)
         }

@@ -134,7 +134,7 @@ final class Locks {
     /// Dumps locks of descriptions that no descriptor refers to any more, only mappings. The kernel names no holders, so
     /// what nobody shows in fdinfo is taken to be the tree's.
     private func dumpMapped(_ mapped: [MappedFile], _ context: DumpContext) throws(Failure) {
-        var left = try locks(context).filter { (lock) in
+        var left = try LockedInodes.of(context).all().filter { (lock) in
             lock.kind != .posix && mapped.contains { lock.isOn($0) }
         }
         for lock in known.keys.map(\.lock) { if let index = left.firstIndex(of: lock) { left.remove(at: index) } }
@@ -172,12 +172,6 @@ final class Locks {
     /// Whether our /proc shows all processes: whether we are in the first pid namespace (`PROC_PID_INIT_INO`).
     private static var seesEverybody: Bool {
         (try? FileStatus.read("/proc/self/ns/pid", in: currentDirectory, followsLink: true))?.inode == 0xefff_fffc
-    }
-
-    /// All locks of the system, as far as they can be seen from here.
-    private func locks(_ context: DumpContext) throws(Failure) -> [FileLock] {
-        let text = try attempt("read /proc/locks") { () throws(SystemCallError) in try readWholeFile("/proc/locks") }
-        return text.split(separator: 0x0a).compactMap { FileLock($0) }
     }
 
     /// The locks that descriptors of other processes show.

@@ -114,7 +114,7 @@ enum RegularFile: FileKind {
                 let unnamed = try remaps.unnamedFile(of: entry)
                 let made = if let unnamed { unnamed } else { try open(entry, at: path) }
                 try lent?()
-                try check(entry, made.number, context)
+                try check(entry, made.number, context.policy)
                 try context.files.add(member.id, made)
             }
         }
@@ -142,7 +142,7 @@ enum RegularFile: FileKind {
         }
     }
 
-    private static func open(_ entry: RegFileEntry, at path: [UInt8]) throws(Failure) -> Descriptor {
+    static func open(_ entry: RegFileEntry, at path: [UInt8]) throws(Failure) -> Descriptor {
         guard path.first == 0x2f, !path.contains(0) else { throw Failure(.corruptImage, "its path makes no sense") }
         // Flags that act only at open, or that could harm the file, are not repeated.
         let once: UInt32 = 0o100 | 0o200 | 0o1000 | 0o2000000
@@ -164,13 +164,13 @@ enum RegularFile: FileKind {
     }
 
     /// Compares an opened file with what the image expects.
-    static func check(_ entry: RegFileEntry, _ number: Int32, _ context: RestoreContext) throws(Failure) {
+    static func check(_ entry: RegFileEntry, _ number: Int32, _ policy: RestorePolicy) throws(Failure) {
         if !entry.hasMode && !entry.hasSize || entry.name.starts(with: "/proc/".utf8) { return }
         let status = try attempt("look at the file") { () throws(SystemCallError) in try FileStatus.read(in: number) }
         if entry.hasMode, status.mode & 0o170000 != entry.mode & 0o170000 {
             throw Failure(.conflict, "the file is of another type than at the dump", advice: "Put the old file back")
         }
-        if entry.hasMode, context.policy.checksPermissions, status.mode != entry.mode {
+        if entry.hasMode, policy.checksPermissions, status.mode != entry.mode {
             throw Failure(
                 .conflict,
                 "the file has the mode \(String(status.mode, radix: 8)), expected \(String(entry.mode, radix: 8))",
@@ -181,7 +181,7 @@ enum RegularFile: FileKind {
                 .conflict, "the file has \(status.size) bytes, expected \(entry.size): it was changed after the dump",
                 advice: "Put the old file back")
         }
-        if !entry.buildID.isEmpty, context.policy.checksBuildIDs, status.kind == .regular {
+        if !entry.buildID.isEmpty, policy.checksBuildIDs, status.kind == .regular {
             // As CRIU does: a file that has lost its id is judged by its size.
             guard let words = BuildID(of: number)?.words, words != entry.buildID else { return }
             throw Failure(

@@ -58,6 +58,9 @@ final class RestoredRemaps {
     /// Whether an entry is only the path of another one and not a file to be opened.
     func isOnlyPath(_ id: UInt32) -> Bool { onlyPaths.contains(id) }
 
+    /// Whether an entry is a file to be opened by its path, as it is there.
+    func isByItself(_ id: UInt32) -> Bool { remaps[id] == nil && !isOnlyPath(id) }
+
     /// The file that is made again for an unlinked inode.
     func ghost(device: UInt32, inode: UInt64) -> UInt32? { inodes[Inode(device: device, inode: inode)] }
 

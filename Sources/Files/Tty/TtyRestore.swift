@@ -174,7 +174,7 @@ final class TtyRestore {
             try setStatusFlags(made.number, member.tty.flags)
             return made
         }
-        try RegularFile.check(path, made.number, context)
+        try RegularFile.check(path, made.number, context.policy)
         let number = made.number
         let status = try attempt("look at the terminal") { () throws(SystemCallError) in
             try FileStatus.read(in: number)
