@@ -47,6 +47,7 @@ struct Looks: ~Copyable {
             }
             return
         }
+        Descriptor.makeRoom(for: numbers.count + Workers.count)
         let taken = Mutex(looks)
         let outcome = Result { () throws(Failure) in
             let dealer = Dealer((numbers.count + Looks.share - 1) / Looks.share)

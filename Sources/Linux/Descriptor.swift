@@ -24,6 +24,13 @@ public struct Descriptor: ~Copyable, Sendable {
         return raw
     }
 
+    /// Makes the table large enough for so many further descriptors. Where several threads use it, the kernel waits for an RCU
+    /// grace period, 6 to 16 ms, each time that it grows.
+    public static func makeRoom(for count: Int) {
+        guard let file = try? openFile("/dev/null") else { return }
+        _ = try? file.duplicate(atLeast: file.number + Int32(clamping: min(count, 1 << 20)))
+    }
+
     /// A second descriptor of the same open file description, close-on-exec (`F_DUPFD_CLOEXEC`).
     public borrowing func duplicate(atLeast lowest: Int32 = 3) throws(SystemCallError) -> Descriptor {
         Descriptor(owning: Int32(try systemCall(.fcntl, Int(number), 1030, Int(lowest))))

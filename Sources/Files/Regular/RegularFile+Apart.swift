@@ -17,6 +17,7 @@ extension RegularFile {
         }
         let policy = context.policy
         let made = Mutex([Int32?](repeating: nil, count: plain.count))
+        Descriptor.makeRoom(for: plain.count)
         let outcome = Result { () throws(Failure) in
             let dealer = Dealer((plain.count + share - 1) / share)
             try Workers.run(Workers.count) { () throws(Failure) in
