@@ -328,6 +328,7 @@ enum InetSocket: FileKind {
         restored.streams = [:]
         let dealer = Dealer(members.count)
         let made = Mutex<[(id: UInt32, number: Int32)]>([])
+        Descriptor.makeRoom(for: members.count + Workers.count)
         let outcome = Result { () throws(Failure) in
             try Workers.run(members.count < TCPStream.fewConnections ? 1 : Workers.count) { () throws(Failure) in
                 while let index = dealer.take() {
