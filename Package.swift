@@ -37,6 +37,9 @@ let package = Package(
         .target(name: "CLinux"),
         .target(
             name: "CTransportSecurity", linkerSettings: [.linkedLibrary("ssl"), .linkedLibrary("crypto")]),
+        .target(
+            name: "CPacking",
+            linkerSettings: [.linkedLibrary("lz4"), .linkedLibrary("zstd"), .linkedLibrary("xxhash")]),
         // Floor 1: typed system calls and owners of kernel resources.
         .target(name: "Linux", dependencies: ["CLinux", system], swiftSettings: strict),
         // Floor 2: failures, log, statistics, fault points.
@@ -45,7 +48,8 @@ let package = Package(
         .target(name: "Procfs", dependencies: ["Linux", "Diagnostics"], swiftSettings: strict),
         .target(name: "ImageMessages", dependencies: [protobuf], exclude: ["Protos"], swiftSettings: generated),
         .target(
-            name: "ImageFormat", dependencies: ["CLinux", "Linux", "Diagnostics", "ImageMessages", protobuf, system],
+            name: "ImageFormat",
+            dependencies: ["CLinux", "CPacking", "Linux", "Diagnostics", "ImageMessages", protobuf, system],
             swiftSettings: strict),
         .target(name: "Netlink", dependencies: ["Linux"], swiftSettings: strict),
         .target(

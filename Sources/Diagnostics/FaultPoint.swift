@@ -32,6 +32,12 @@ public enum FaultPoint: String, CaseIterable, Sendable {
     case restoreSealed = "restore-sealed"
     /// Restore: the tree no longer dies with us, but nothing runs yet. Who dies here leaves a whole tree.
     case restoreReleasing = "restore-releasing"
+    /// Unpack: the new files are beside the old ones.
+    case unpackWritten = "unpack-written"
+    /// Unpack: the inventory tells of no hashes.
+    case unpackBare = "unpack-bare"
+    /// Unpack: the inventory tells of new hashes, the old files are still there.
+    case unpackSealed = "unpack-sealed"
 }
 
 /// Something that tests take away, to see that an order gets by without it.

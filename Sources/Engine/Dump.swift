@@ -1,7 +1,7 @@
 public import Diagnostics
 internal import Files
 internal import IPC
-internal import ImageFormat
+public import ImageFormat
 internal import ImageMessages
 public import Kinds
 public import Linux
@@ -35,6 +35,10 @@ public struct DumpRequest: Sendable {
     public var readsPages = false
     /// Pages that these images have anew are taken out of the previous ones (`--auto-dedup`).
     public var deduplicates = false
+    /// How page data is compressed (`--compress`); nil for not at all, as CRIU wants it.
+    public var compression: Compression?
+    /// The images get the hashes of all of them (`--checksum`).
+    public var keepsSums = false
     /// How long stopping the tree may take.
     public var timeout: Duration = .seconds(10)
     /// Action scripts.
@@ -61,8 +65,7 @@ public struct DumpRequest: Sendable {
 /// If it throws, the tree runs on as before and the directory holds no valid image.
 public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statistics {
     raiseDescriptorLimit()
-    let images = try ImageDirectory(request.images)
-    try images.begin()
+    let images = try newImages(request)
     guard !request.isLive || request.lazySource == nil else {
         throw Failure(.usage, "--live and --lazy-pages exclude each other: a lazy source stands still")
     }
@@ -129,6 +132,19 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
         images.discard()
         throw error
     }
+}
+
+/// Begins a set of images.
+func newImages(_ request: DumpRequest) throws(Failure) -> ImageDirectory {
+    guard request.compression == nil || request.pageServer == nil else {
+        throw Failure(
+            .usage, "--compress has nothing to compress: all pages go to the page server",
+            advice: "Pass --compress to the page server instead")
+    }
+    let images = try ImageDirectory(request.images)
+    (images.compression, images.keepsSums) = (request.compression, request.keepsSums)
+    try images.begin()
+    return images
 }
 
 /// Gives tasks a moment to cure themselves after the death of another controller.

@@ -14,6 +14,8 @@ public struct LazyPagesRequest: Sendable {
     public var pageServer: PageServerPlace?
     /// A socket that a restore is connected to already; nil: one connects in the working directory.
     public var restore: Int32?
+    /// Pages are compared with the hashes that the images have (off with `--no-verify`).
+    public var verifies = true
     /// Starts a process that calls ``guardPager(_:)``, and returns the socket to it.
     public var startGuard: (@Sendable () throws(Failure) -> Descriptor)?
 
@@ -27,7 +29,7 @@ public struct LazyPagesRequest: Sendable {
 public func lazyPages(
     _ request: LazyPagesRequest, log: Logger, ready: () throws(Failure) -> Void
 ) throws(Failure) {
-    let images = try ImageSet(request.images)
+    let images = try ImageSet(request.images, verifies: request.verifies)
     let requester = try request.pageServer.map { (place) throws(Failure) in try PageRequester(place.connect()) }
     let restore: Descriptor
     if let number = request.restore {

@@ -1,5 +1,5 @@
 public import Diagnostics
-internal import ImageFormat
+public import ImageFormat
 internal import Linux
 public import Logging
 internal import Pages
@@ -74,6 +74,11 @@ public struct PageServerRequest: Sendable {
     /// What is received is on the disk before the sender is told (off with `--no-sync`).
     public var isSynced = true
 
+    /// How pages that are received are compressed (`--compress`).
+    public var compression: Compression?
+    /// Pages that are given are compared with the hashes that the images have (off with `--no-verify`).
+    public var verifies = true
+
     /// An order with CRIU's defaults.
     public init(images: FilePath) { self.images = images }
 }
@@ -87,12 +92,15 @@ public func pageServer(
     _ request: PageServerRequest, log: Logger, ready: (UInt16) throws(Failure) -> Void
 ) throws(Failure) {
     if request.givesPages {
-        let pages = ImagePages(try ImageSet(request.images))
+        let images = try ImageSet(request.images, verifies: request.verifies)
+        if images.has(.inventory) { try images.verify(pages: false) }
+        let pages = ImagePages(images)
         let connection = try request.place.accept(ready: ready)
         return try PageServer.serve(connection, from: pages, log: log, finished: { () throws(Failure) in })
     }
     // Beside a dump into the same directory, whose pages files are numbered from 1.
     let images = try ImageDirectory(request.images, firstPagesID: 1 << 16)
+    images.compression = request.compression
     if let previous = request.previousImages { try link(previous, in: images) }
     do throws(Failure) {
         let connection = try request.place.accept(ready: ready)

@@ -18,8 +18,7 @@ internal import Tasks
 /// what is newer than that: the next dump has all of it anew.
 public func preDump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statistics {
     raiseDescriptorLimit()
-    let images = try ImageDirectory(request.images)
-    try images.begin()
+    let images = try newImages(request)
     let context = DumpContext(policy: request.policy, images: images, log: log, faults: request.faults)
     do throws(Failure) {
         try Preflight.checkTree(request.root)
@@ -80,6 +79,9 @@ public func preDump(_ request: DumpRequest, log: Logger) throws(Failure) -> Stat
 public func deduplicate(_ images: FilePath, log: Logger) throws(Failure) {
     var deduplication = try Deduplication(try ImageSet(images))
     let freed = try deduplication.run()
+    for name in deduplication.packed {
+        log.warning("nothing is taken out of \(name), because it is packed: run 'brumate unpack' there first")
+    }
     log.notice("took \(freed >> 10) KiB out of the parents of \(images)")
 }
 

@@ -24,6 +24,8 @@ public struct RestoreRequest: Sendable {
     public var leaveStopped = false
     /// A file to write the root's pid to.
     public var pidFile: FilePath?
+    /// The images are compared with the hashes that they have, before any task is made (off with `--no-verify`).
+    public var verifies = true
     /// Action scripts.
     public var scripts = Scripts()
     /// Where plugins are, if the user says (`--libdir`).
@@ -54,11 +56,14 @@ public func restore(_ request: RestoreRequest, log: Logger) throws(Failure) -> R
     var policy = request.policy
     policy.isLazy = request.pager != nil
     let context = RestoreContext(
-        policy: policy, images: try ImageSet(request.images), log: log, faults: request.faults)
+        policy: policy, images: try ImageSet(request.images, verifies: request.verifies), log: log,
+        faults: request.faults)
     defer { context.plugins.end() }
     let order = RestoreOrder(context: context, request: request)
     do throws(Failure) {
         try context.images.checkComplete()
+        // A lazy restore compares pages when they are read.
+        try context.images.verify(pages: !policy.isLazy)
         return try order.run()
     } catch {
         order.abandon()

@@ -3,6 +3,7 @@ public import FoundationEssentials
 public import ImageMessages
 public import Linux
 public import SwiftProtobuf
+internal import Synchronization
 public import SystemPackage
 
 /// An image directory under construction.
@@ -19,6 +20,11 @@ public final class ImageDirectory {
     private var nextPages: UInt32
     /// Where page maps and pages go instead, nil if they go here.
     public var pageReceiver: (any PageReceiver)?
+    /// How pages are compressed; nil for not at all.
+    public var compression: Compression?
+    /// Whether the set gets an integrity image: the hashes of all its files.
+    public var keepsSums = false
+    private var sums: [String: FileSums] = [:]
     private var held: [(name: ImageName, contents: Contents)] = []
     private var heldBytes = 0
     private var shared: [(name: ImageName, pagemap: Pagemap)] = []
@@ -30,6 +36,7 @@ public final class ImageDirectory {
     /// What waits in memory. Messages are encoded only when they are written.
     private enum Contents: Sendable {
         case bytes([UInt8])
+        case pages([UInt8])
         case messages([any Message])
     }
 
@@ -101,7 +108,12 @@ public final class ImageDirectory {
                 let got = try? withAddress(of: &magic) { (address) throws(SystemCallError) in
                     try systemCall(.pread64, number, address, 4, 0)
                 }
-                if got == 4, UInt32(littleEndian: magic) == ImageName.commonMagic { try remove(name) }
+                // Pages show none, but a program that does not know packed ones would read the old.
+                if got == 4 && UInt32(littleEndian: magic) == ImageName.commonMagic
+                    || name.hasPrefix("pages-") && ours.contains("packed-" + name.dropFirst(6))
+                {
+                    try remove(name)
+                }
             }
         }
         old = [:]
@@ -117,8 +129,26 @@ public final class ImageDirectory {
         return nextPages
     }
 
+    /// Creates a pages file.
+    public func createPages(_ id: UInt32) throws(Failure) -> PagesFileWriter {
+        let name = pagesName(id)
+        return PagesFileWriter(name, try createFile(name), compression, keepsSums: keepsSums)
+    }
+
+    /// Ends a pages file.
+    public func finish(_ pages: PagesFileWriter) throws(Failure) { note(try pages.finish()) }
+
+    private func pagesName(_ id: UInt32) -> ImageName { compression == nil ? .pages(id) : .packedPages(id) }
+
+    private func note(_ sum: FileSums) { if keepsSums { sums[sum.name] = sum } }
+
+    /// Removes the pages of an older set that a reader would take for those of a pages file.
+    public func removeOther(_ id: UInt32) {
+        _ = try? remove((compression == nil ? ImageName.packedPages(id) : .pages(id)).fileName)
+    }
+
     /// Creates a file for raw contents.
-    public func createFile(_ name: ImageName) throws(Failure) -> Descriptor {
+    func createFile(_ name: ImageName) throws(Failure) -> Descriptor {
         let file = try ImageDirectory.createFile(name, in: directory.number, path)
         if !name.isService { written.append(name.fileName) }
         return file
@@ -139,11 +169,14 @@ public final class ImageDirectory {
         _ name: ImageName, _ bytes: [UInt8], in folder: Int32, _ path: FilePath
     ) throws(Failure) {
         let file = try createFile(name, in: folder, path, [])
-        let number = file.number
-        try write(bytes, to: number, name)
+        try write(bytes, to: file.number, name)
+        try cut(file.number, name, to: UInt64(bytes.count))
+    }
+
+    static func cut(_ file: Int32, _ name: ImageName, to size: UInt64) throws(Failure) {
         try attempt("cut the image \(name.fileName)") { () throws(SystemCallError) in
-            guard try FileStatus.read(in: number).size > UInt64(bytes.count) else { return }
-            try systemCall(.ftruncate, Int(number), bytes.count)
+            guard try FileStatus.read(in: file).size > size else { return }
+            try systemCall(.ftruncate, Int(file), Int(size))
         }
     }
 
@@ -158,6 +191,11 @@ public final class ImageDirectory {
     /// Keeps the contents of an image in memory until `writeOut`.
     public func hold(_ name: ImageName, _ bytes: [UInt8]) throws(Failure) {
         try hold(name, .bytes(bytes), bytes.count)
+    }
+
+    /// Keeps pages in memory until `writeOut`.
+    public func hold(pages id: UInt32, _ bytes: [UInt8]) throws(Failure) {
+        try hold(pagesName(id), .pages(bytes), bytes.count)
     }
 
     private func hold(_ name: ImageName, _ contents: Contents, _ count: Int) throws(Failure) {
@@ -175,18 +213,34 @@ public final class ImageDirectory {
         heldBytes = 0
         for (name, _) in held where !name.isService { written.append(name.fileName) }
         let dealer = Dealer(held.count)
+        let (compression, keepsSums) = (compression, keepsSums)
+        let found = Mutex<[FileSums]>([])
         try Workers.run(held.count < ImageDirectory.fewFiles ? 1 : Workers.count) { () throws(Failure) in
+            let coder = ChunkCoder()
             while let index = dealer.take() {
                 let (name, contents) = held[index]
+                var bytes: [UInt8]
                 switch contents {
-                case .bytes(let bytes): try ImageDirectory.replace(name, bytes, in: folder, path)
+                case .bytes(let ready): bytes = ready
                 case .messages(let messages):
-                    var bytes = ImageWriter.start(of: name)
+                    bytes = ImageWriter.start(of: name)
                     for message in messages { try ImageWriter.encode(message, name, into: &bytes) }
-                    try ImageDirectory.replace(name, bytes, in: folder, path)
+                case .pages(let pages):
+                    let file = try ImageDirectory.createFile(name, in: folder, path, [])
+                    let writer = PagesFileWriter(name, file, compression, keepsSums: keepsSums)
+                    try writer.write(pages, with: coder)
+                    let sum = try writer.finish()
+                    found.withLock { $0.append(sum) }
+                    continue
+                }
+                try ImageDirectory.replace(name, bytes, in: folder, path)
+                if keepsSums {
+                    let sum = FileSums(name.fileName, bytes)
+                    found.withLock { $0.append(sum) }
                 }
             }
         }
+        for sum in found.withLock({ $0 }) { note(sum) }
     }
 
     fileprivate static func write(_ bytes: [UInt8], to file: Int32, _ name: ImageName) throws(Failure) {
@@ -213,7 +267,9 @@ public final class ImageDirectory {
     ///   this returns.
     public func commit(_ inventory: InventoryEntry, sync method: SyncMethod) throws(Failure) {
         let staging = ImageName("." + ImageName.inventory.fileName, ImageName.inventory.magic)
-        try write(staging, [inventory])
+        try writeOut()
+        let integrity = keepsSums ? try writeIntegrity() : nil
+        try hold(staging, try SealedInventory.bytes(of: inventory, integrity: integrity))
         try writeOut()
         try removeOld()
         try sync(method)
@@ -227,6 +283,44 @@ public final class ImageDirectory {
             if method != .none { try systemCall(.fsync, Int(folder)) }
         }
         written.append(ImageName.inventory.fileName)
+    }
+
+    /// Writes the integrity image. Returns its hash.
+    private func writeIntegrity() throws(Failure) -> Checksum {
+        var files = try ownSums()
+        for var file in try sharedSet?.ownSums() ?? [] {
+            file.name = ImageDirectory.sharedFolder + "/" + file.name
+            files.append(file)
+        }
+        let bytes = try ImageDirectory.integrity(of: files, pagesElsewhere: pageReceiver != nil)
+        try hold(.integrity, bytes)
+        return Checksum(bytes)
+    }
+
+    /// The contents of an integrity image.
+    static func integrity(of files: [FileSums], pagesElsewhere: Bool) throws(Failure) -> [UInt8] {
+        var bytes = ImageWriter.start(of: .integrity)
+        var head = IntegrityHead()
+        head.pagesElsewhere = pagesElsewhere
+        try ImageWriter.encode(head, .integrity, into: &bytes)
+        for file in files { for entry in file.entries { try ImageWriter.encode(entry, .integrity, into: &bytes) } }
+        return bytes
+    }
+
+    /// The hashes of all files that were written. Most are known; images that became too large to wait in memory are read.
+    private func ownSums() throws(Failure) -> [FileSums] {
+        let names = Set(written).sorted()
+        let (unknown, folder) = (names.filter { sums[$0] == nil }, directory.number)
+        let read = try Workers.map(unknown.count, threads: min(unknown.count, Workers.count)) {
+            (range) throws(Failure) in
+            let coder = ChunkCoder()
+            var found: [FileSums] = []
+            for index in range {
+                if let sum = try FileSums(reading: unknown[index], in: folder, with: coder) { found.append(sum) }
+            }
+            return found
+        }
+        return names.compactMap { sums[$0] } + read.flatMap { $0 }
     }
 
     /// Brings all files of the set to the disk.
@@ -250,7 +344,7 @@ public final class ImageDirectory {
     }
 
     /// Where pages lie that several processes share: a parent image of our own making.
-    private static let sharedFolder = "shared-pages"
+    static let sharedFolder = "shared-pages"
 
     /// Makes a parent image that consists of page maps whose pages are in this directory, at `writeOut`.
     ///
@@ -290,16 +384,20 @@ public final class ImageDirectory {
             }
         }
         let parent = try ImageDirectory(path.appending(ImageDirectory.sharedFolder))
+        parent.keepsSums = keepsSums
         let there = Int(parent.directory.number)
         var linked: Set<UInt32> = []
         for (name, pagemap) in shared {
             try pagemap.write(name, to: parent)
             guard linked.insert(pagemap.pagesID).inserted else { continue }
             try attempt("link shared pages in \(path.string)") { () throws(SystemCallError) in
-                try withCString(ImageName.pages(pagemap.pagesID).fileName) { (file) throws(SystemCallError) in
+                try withCString(pagesName(pagemap.pagesID).fileName) { (file) throws(SystemCallError) in
                     try systemCall(.linkat, here, file, there, file, 0)
                 }
             }
+            let name = pagesName(pagemap.pagesID).fileName
+            parent.note(FileSums(name: name, size: 0, isLink: true))
+            parent.written.append(name)
         }
         if let previous {
             // Page maps without pages of their own need a pages file all the same.
@@ -323,7 +421,7 @@ public final class ImageDirectory {
 
     /// Removes what was written: the dump failed. The inventory goes first.
     public func discard() {
-        (held, heldBytes, shared, inheriting, sharedSet, previous) = ([], 0, [], [], nil, nil)
+        (held, heldBytes, shared, inheriting, sharedSet, previous, sums) = ([], 0, [], [], nil, nil, [:])
         for name in written.reversed() { do throws(SystemCallError) { try remove(name) } catch {} }
         do throws(SystemCallError) { try remove("parent") } catch {}
         removeSharedPages()

@@ -27,6 +27,8 @@ public struct ImageName: Hashable, Sendable {
 
     /// `inventory.img`, written last.
     public static let inventory = ImageName("inventory.img", 0x5831_3116)
+    /// `integrity.img`, our own: the hashes of all other images.
+    public static let integrity = ImageName("integrity.img", 0x494e_5447)
     /// `pstree.img`.
     public static let processTree = ImageName("pstree.img", 0x5027_3030)
     /// `files.img`: every open file.
@@ -85,6 +87,8 @@ public struct ImageName: Hashable, Sendable {
     public static func sharedPagemap(_ id: UInt64) -> ImageName { ImageName("pagemap-shmem-\(id).img", 0x5608_4025) }
     /// `pages-N.img`, raw pages.
     public static func pages(_ id: UInt32) -> ImageName { ImageName("pages-\(id).img", 0) }
+    /// `packed-N.img`, our own: what `pages-N.img` holds, compressed.
+    public static func packedPages(_ id: UInt32) -> ImageName { ImageName("packed-\(id).img", 0x5041_434b) }
     /// `ghost-file-ID.img`, in hexadecimal.
     public static func ghost(_ id: UInt32) -> ImageName {
         ImageName("ghost-file-\(String(id, radix: 16)).img", 0x5258_3605)

@@ -1,6 +1,7 @@
 public import Diagnostics
 public import Linux
 public import SwiftProtobuf
+internal import Synchronization
 public import SystemPackage
 
 /// A finished set of images, opened for reading. Nothing in it is trusted.
@@ -11,31 +12,53 @@ public final class ImageSet: Sendable {
     public let path: FilePath
     /// The set that pages marked as `in parent` are in.
     public let parent: ImageSet?
+    /// Whether what is read is compared with the hashes that the set has.
+    let verifies: Bool
+    /// The hashes; nil if it has none, or they are not wanted.
+    let integrity: Integrity?
+    private let verified = Atomic(false)
 
     /// Longest chain of parents that is followed.
     static let deepest = 1024
 
     /// Opens the images in a directory.
-    public convenience init(_ path: FilePath) throws(Failure) {
+    ///
+    /// - Parameter verifies: what is read is compared with the hashes that the images, and their parents, have.
+    public convenience init(_ path: FilePath, verifies: Bool = false) throws(Failure) {
         let directory = try attempt("open the image directory \(path.string)", advice: "Check --images-dir") {
             () throws(SystemCallError) in try openFile(path, [.directory])
         }
-        try self.init(directory, path, depth: 0)
+        try self.init(directory, path, verifies: verifies, below: nil, depth: 0)
     }
 
-    private init(_ directory: consuming Descriptor, _ path: FilePath, depth: Int) throws(Failure) {
-        parent = try ImageSet.above(directory.number, path, depth: depth)
+    private init(
+        _ directory: consuming Descriptor, _ path: FilePath, verifies: Bool, below: Integrity?, depth: Int
+    ) throws(Failure) {
+        let folder = directory.number
+        var integrity: Integrity?
+        if verifies {
+            // The folder of shared pages is a part of the set below it.
+            let isPart = (try? openFile(ImageName.inventory.fileName, [.path], in: folder)) == nil
+            integrity = isPart ? below?.ofSharedPages : try Integrity(in: folder, path)
+        }
+        self.integrity = integrity
+        self.verifies = verifies
+        parent = try ImageSet.above(folder, path, verifies: verifies, integrity, depth: depth)
         self.directory = directory
         self.path = path
     }
 
-    private static func above(_ folder: Int32, _ path: FilePath, depth: Int) throws(Failure) -> ImageSet? {
+    private static func above(
+        _ folder: Int32, _ path: FilePath, verifies: Bool, _ below: Integrity?, depth: Int
+    ) throws(Failure) -> ImageSet? {
         guard depth < ImageSet.deepest else { throw Failure(.corruptImage, "the chain of parent images is endless") }
         switch Result(catching: { () throws(SystemCallError) in
             try openFile("parent", [.directory], in: folder).release()
         }) {
         case .success(let number):
-            return try ImageSet(Descriptor(owning: number), path.appending("parent"), depth: depth + 1)
+            return try ImageSet(
+                Descriptor(owning: number), path.appending("parent"), verifies: verifies, below: below,
+                depth: depth + 1)
         case .failure(let error):
             if error.errno == .ENOENT { return nil }
             throw Failure(.corruptImage, "can't open the parent images of \(path.string)", cause: error)
@@ -62,6 +85,26 @@ public final class ImageSet: Sendable {
         }
     }
 
+    /// What to do about images that are not as they were written.
+    static let damageAdvice = "Use another copy of the images; --no-verify takes what is there"
+
+    /// Whether the pages of the set are known to be as they were written.
+    var isVerified: Bool {
+        get { verified.load(ordering: .relaxed) }
+        set { verified.store(newValue, ordering: .relaxed) }
+    }
+
+    /// Largest image that is read at once.
+    private static let largest: UInt64 = 1 << 30
+
+    /// The contents of a file; nil if there is no such file.
+    static func contents(of name: String, in folder: Int32) -> [UInt8]? {
+        guard let file = try? openFile(name, [.noFollow, .nonBlocking], in: folder),
+            let status = try? FileStatus.read(in: file.number), status.kind == .regular, status.size <= largest
+        else { return nil }
+        return try? readToEnd(file)
+    }
+
     /// Whether an image is there.
     public func has(_ name: ImageName) -> Bool {
         do throws(SystemCallError) {
@@ -79,6 +122,12 @@ public final class ImageSet: Sendable {
     /// Opens an image and checks its magic.
     public func open(_ name: ImageName) throws(Failure) -> ImageReader {
         let folder = directory.number
+        if let integrity, !integrity.lists(name.fileName), has(name) {
+            throw Failure(
+                .corruptImage,
+                "\(name.fileName) in \(path.string) does not belong to the images that were dumped there",
+                advice: "Remove it, or use another copy of the images; --no-verify takes it")
+        }
         switch Result(catching: { () throws(SystemCallError) in
             try openFile(name.fileName, [.noFollow], in: folder).release()
         }) {

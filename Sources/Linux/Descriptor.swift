@@ -214,10 +214,10 @@ extension Array {
 
     /// Calls `body` with the address and the size in bytes of the elements, for a system call to read.
     @discardableResult
-    public func withConstantAddress<R>(_ body: (Int, Int) throws(SystemCallError) -> R) throws(SystemCallError) -> R
+    public func withConstantAddress<R, E: Error>(_ body: (Int, Int) throws(E) -> R) throws(E) -> R
     where Element: BitwiseCopyable {
-        let outcome: Result<R, SystemCallError> = unsafe withUnsafeBytes { buffer in
-            do throws(SystemCallError) {
+        let outcome: Result<R, E> = unsafe withUnsafeBytes { buffer in
+            do throws(E) {
                 return .success(try body(Int(bitPattern: buffer.baseAddress), buffer.count))
             } catch {
                 return .failure(error)

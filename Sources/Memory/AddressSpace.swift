@@ -309,7 +309,7 @@ struct AddressSpace {
                 if quick { fresh += mine } else { written += mine }
                 continue
             }
-            compare(mine, theirs.pieces(in: area.range), &written, &drops)
+            try compare(mine, theirs.pieces(in: area.range), &written, &drops)
         }
         context.statistics.pagesRestored += (written + fresh).reduce(0) { $0 + $1.range.length / pageSize }
         return (written, fresh, drops)
@@ -317,7 +317,8 @@ struct AddressSpace {
 
     private func compare(
         _ mine: [PagePiece], _ theirs: [PagePiece], _ written: inout [PagePiece], _ drops: inout [AddressRange]
-    ) {
+    ) throws(Failure) {
+        let comparison = PageComparison()
         var index = 0
         func drop(_ start: Address, _ end: Address) {
             guard start < end else { return }
@@ -328,9 +329,7 @@ struct AddressSpace {
             }
         }
         func write(_ piece: PagePiece, _ range: AddressRange) {
-            if let last = written.last, last.range.end == range.start,
-                last.source + Int(last.range.length) == piece.part(in: range).source
-            {
+            if let last = written.last, last.isFollowed(by: piece.part(in: range)) {
                 written[written.count - 1] = written[written.count - 1].extended(to: range.end)
             } else {
                 written.append(piece.part(in: range))
@@ -353,7 +352,7 @@ struct AddressSpace {
                 let next = at + pageSize
                 if index < theirs.count, theirs[index].range.contains(at) {
                     context.statistics.pagesCompared += 1
-                    if piece.equals(theirs[index], at: at) {
+                    if try comparison.areEqual(piece, theirs[index], at: at) {
                         context.statistics.pagesSkippedCopyOnWrite += 1
                     } else {
                         write(piece, AddressRange(start: at, end: next))

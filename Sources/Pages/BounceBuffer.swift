@@ -1,10 +1,11 @@
 internal import Diagnostics
+internal import ImageFormat
 internal import Linux
 
 /// A buffer for copying that stays in the cache.
 struct BounceBuffer: ~Copyable {
-    /// Bytes of one; measured as the best size here.
-    static let size = 256 << 10
+    /// Bytes of one; measured as the best size here. What one holds is also a chunk of a pages file.
+    static let size = PagesFileWriter.chunkSize
     private let memory: Mapping
     var address: Int { memory.address }
 

@@ -18,6 +18,9 @@ public struct Deduplication: ~Copyable {
     /// Pages that a later set has.
     private var covered: [String: [AddressRange]] = [:]
 
+    /// Files that could give something back, and can't because they are packed.
+    public private(set) var packed: [String] = []
+
     /// Finds out what a complete set needs.
     public init(_ images: ImageSet) throws(Failure) {
         self.images = images
@@ -25,8 +28,7 @@ public struct Deduplication: ~Copyable {
             let pagemap = try Pagemap.read(name, from: images)
             covered[name.fileName] = pagemap.runs.filter(\.isPresent).map(\.range)
             for piece in try PageLocator(images, name, pagemap).pieces {
-                let status = try attempt("look at a pages file") { () throws(SystemCallError) in try piece.status() }
-                needed[File(device: status.device, inode: status.inode), default: []].append(piece.place)
+                needed[File(device: piece.file.device, inode: piece.file.inode), default: []].append(piece.place)
             }
         }
         for file in needed.keys { needed[file] = Deduplication.joined(needed[file] ?? []) }
@@ -62,7 +64,12 @@ public struct Deduplication: ~Copyable {
             offset += range.length
         }
         guard !places.isEmpty else { return 0 }
-        let (pages, folder) = (ImageName.pages(pagemap.pagesID).fileName, set.directory.number)
+        let image = set.pagesName(pagemap.pagesID)
+        guard image == .pages(pagemap.pagesID) else {
+            packed.append("\(set.path)/\(image.fileName)")
+            return 0
+        }
+        let (pages, folder) = (image.fileName, set.directory.number)
         return try attempt("take pages out of \(pages) in \(set.path)") { () throws(SystemCallError) in
             let file = try openFile(pages, [.readWrite, .noFollow], in: folder)
             let status = try FileStatus.read(in: file.number)

@@ -21,7 +21,7 @@ public func storePages(
     to images: ImageDirectory
 ) throws(Failure) {
     guard let receiver = images.pageReceiver else {
-        try writePages(stretches, from: source, to: images, .pages(pagemap.pagesID))
+        try writePages(stretches, from: source, to: images, pagemap.pagesID)
         return try pagemap.write(owner.image, to: images)
     }
     let hasParent = try receiver.begin(owner)
@@ -53,32 +53,34 @@ public func storePages(
 
 /// Copies pages of a source to a pages file, in order and without gaps.
 ///
-/// Few pages wait in memory until the directory is written out. Of many, several threads work in parallel with buffers that stay in the cache: reading and writing at fixed places of a
-/// preallocated file is faster than splicing or mapping (kernel-facts, section 3).
+/// Few pages wait in memory until the directory is written out. Of many, several threads work in parallel with buffers that
+/// stay in the cache: reading and writing at fixed places of a preallocated file is faster than splicing or mapping
+/// (kernel-facts, section 3). They compress them, too, if the directory wants that.
 ///
 /// - Parameters:
 ///   - stretches: what to copy, ascending.
-///   - name: the pages file.
+///   - id: the number of the pages file.
 /// - Throws: a full disk, or `vanished` if the task dies.
-public func writePages(
-    _ stretches: [PageStretch], from source: PageSource, to images: ImageDirectory, _ name: ImageName
+private func writePages(
+    _ stretches: [PageStretch], from source: PageSource, to images: ImageDirectory, _ id: UInt32
 ) throws(Failure) {
     let total = stretches.reduce(0) { $0 + $1.range.length }
     guard total <= UInt64(ImageDirectory.largestHeld), images.canHold(Int(total)) else {
-        let image = try images.createFile(name)
-        try reserve(image.number, total)
-        return try copy(stretches, total, from: source, to: image.number)
+        let pages = try images.createPages(id)
+        if !pages.isPacked { try reserve(pages.number, total) }
+        try copy(stretches, total, from: source, to: pages)
+        return try images.finish(pages)
     }
     var bytes = [UInt8](repeating: 0, count: Int(total))
     let chunks = Chunk.cut(stretches.map(\.range.length), size: Int(total))
     try bytes.withAddress { (address, _) throws(Failure) in
         for chunk in chunks { try fill(address + Int(chunk.offset), chunk, stretches, source) }
     }
-    try images.hold(name, bytes)
+    try images.hold(pages: id, bytes)
 }
 
 private func copy(
-    _ stretches: [PageStretch], _ total: UInt64, from source: PageSource, to file: Int32
+    _ stretches: [PageStretch], _ total: UInt64, from source: PageSource, to pages: PagesFileWriter
 ) throws(Failure) {
     let chunks = Chunk.cut(stretches.map(\.range.length))
     let dealer = Dealer(chunks.count)
@@ -86,12 +88,11 @@ private func copy(
     let threads = total < 8 << 20 ? 1 : Workers.count
     try Workers.run(threads) { () throws(Failure) in
         let buffer = try BounceBuffer(size: min(BounceBuffer.size, Int(total)))
+        let coder = ChunkCoder()
         while let index = dealer.take() {
             let chunk = chunks[index]
             try fill(buffer.address, chunk, stretches, source)
-            try attempt("write pages", advice: "Check that the disk has room") { () throws(SystemCallError) in
-                try writeFully(file, from: buffer.address, count: chunk.length, at: chunk.offset)
-            }
+            try pages.write(chunk: index, from: buffer.address, count: chunk.length, with: coder)
         }
     }
 }

@@ -47,7 +47,13 @@ public enum SharedMemoryImage {
         if system.magic == FileSystem.hugePages {
             try fill(file, hugePages: system.blockSize, with: pieces)
         } else {
-            for piece in pieces { try piece.copy(toFile: file) }
+            // Threads that write to one file wait for each other, but not while they decompress.
+            let threads = pieces.allSatisfy { $0.file.address != nil } ? 1 : Workers.count
+            try PageCopy.forEachPart(of: pieces, threads: threads) { (range, address) throws(Failure) in
+                try attempt("fill shared memory") { () throws(SystemCallError) in
+                    try writeFully(file, from: address, count: Int(range.length), at: range.start.rawValue)
+                }
+            }
         }
     }
 
@@ -58,10 +64,11 @@ public enum SharedMemoryImage {
         let mapping = try attempt("map shared memory") { () throws(SystemCallError) in
             try Mapping(length: length, flags: 0x4001, file: file)  // MAP_SHARED | MAP_NORESERVE
         }
-        for piece in pieces {
+        let start = mapping.address
+        try PageCopy.forEachPart(of: pieces, threads: 1) { (range, address) throws(Failure) in
             // Into ourselves by a system call: where no page is left it fails, and a store would be fatal.
-            var from = (piece.source, Int(piece.range.length))
-            var to = (mapping.address + Int(piece.range.start.rawValue), from.1)
+            var from = (address, Int(range.length))
+            var to = (start + Int(range.start.rawValue), from.1)
             let done = try attempt(
                 "fill shared memory", advice: "Provide more huge pages of \(hugePages) bytes (vm.nr_hugepages)"
             ) { () throws(SystemCallError) in

@@ -89,6 +89,7 @@ public enum Command {
             let statistics = try Orders.preDump(session)
             if options.displayStatistics { printOutput(statistics.dumpReport) }
         case .deduplicate: try Orders.deduplicate(session)
+        case .unpack: try Orders.unpack(session)
         case .restore:
             let (root, statistics) = try Orders.restore(session)
             if options.displayStatistics { printOutput(statistics.restoreReport) }

@@ -15,6 +15,7 @@ enum Help {
           brumate pre-dump -t PID [OPTIONS]
           brumate restore [OPTIONS]
           brumate dedup [OPTIONS]
+          brumate unpack [OPTIONS]
           brumate page-server|lazy-pages [OPTIONS]
           brumate check [--feature NAME[,NAME…]]
           brumate cpuinfo dump|check [OPTIONS]
@@ -24,6 +25,7 @@ enum Help {
           pre-dump       write the memory of a tree ahead of a dump; the tree runs on
           restore        bring a process tree back from image files
           dedup          drop pages from the parent images that the newest ones have anew
+          unpack         turn images with compressed pages, and their parents, into CRIU's format
           page-server    receive the pages of a dump, or give them to a lazy restore
           lazy-pages     bring pages to tasks of a lazy restore
           check          find out whether this kernel has what we need

@@ -1,4 +1,5 @@
 internal import Diagnostics
+internal import ImageFormat
 internal import Kinds
 internal import Linux
 
@@ -15,7 +16,8 @@ private let both: [Action] = [.dump, .preDump, .restore]
 extension Option {
     /// Every option, in the order of the help text.
     static let table: [Option] =
-        general + external + files + cgroupOptions + namespaceOptions + network + memoryOptions + check + log + servers
+        general + external + files + cgroupOptions + namespaceOptions + network + memoryOptions + integrityOptions
+        + check + log + servers
         + configuration + other
 
     private static let general: [Option] = [
@@ -283,6 +285,26 @@ extension Option {
             "lazy-pages", nil, .memory, .ours,
             "Restore: pages come while the tasks run. Dump, page-server: give pages to the restore's pager."
         ) { $0.lazyPages = $1 },
+    ]
+
+    private static let integrityOptions: [Option] = [
+        .optional(
+            "compress", nil, "ALGORITHM", .memory,
+            "Dump, page-server: compress pages by lz4 (default), zstd or zstd:LEVEL. Only brumate reads them then; see unpack."
+        ) { (options, word) throws(Failure) in
+            guard let compression = Compression(word?.text ?? "lz4") else {
+                throw Failure(.usage, "'\(word?.text ?? "")' is none of lz4, zstd, zstd:1 … zstd:19")
+            }
+            options.compression = compression
+        },
+        .flag(
+            "checksum", nil, .memory, .ours,
+            "Dump: write the hashes of all images (default with --compress)."
+        ) { $0.checksum = $1 },
+        .flag(
+            "verify", nil, .memory, .ours,
+            "Compare the images with the hashes that they have, if they do (default)."
+        ) { $0.verify = $1 },
     ]
 
     private static let check: [Option] = [

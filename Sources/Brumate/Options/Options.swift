@@ -1,3 +1,4 @@
+public import ImageFormat
 public import Kinds
 public import Linux
 public import SystemPackage
@@ -83,6 +84,13 @@ public struct Options: Sendable, Equatable {
     public var statusDescriptor: Int32?
     /// How connections are protected.
     public var tls = TransportSecurity()
+
+    /// How page data is compressed (`--compress`).
+    public var compression: Compression?
+    /// Write the hashes of all images (`--checksum`); by default where page data is compressed.
+    public var checksum: Bool?
+    /// Compare images with the hashes that they have (off with `--no-verify`).
+    public var verify = true
 
     // MARK: Control groups
 

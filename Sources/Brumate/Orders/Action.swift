@@ -18,6 +18,8 @@ public enum Action: String, CaseIterable, Sendable {
     case serviceWorker = "swrk"
     /// Drop pages from parent images that their children hold anew.
     case deduplicate = "dedup"
+    /// Turn packed images into CRIU's format.
+    case unpack
     /// Write the CPU image.
     case cpuDump = "cpuinfo dump"
     /// Compare this CPU with the CPU image.
@@ -30,7 +32,7 @@ public enum Action: String, CaseIterable, Sendable {
     /// The issue that brings this action, if it is not there yet.
     public var later: String? {
         switch self {
-        case .dump, .preDump, .restore, .check, .deduplicate, .cpuDump, .cpuCheck, .exec, .show, .pageServer,
+        case .dump, .preDump, .restore, .check, .deduplicate, .unpack, .cpuDump, .cpuCheck, .exec, .show, .pageServer,
             .lazyPages:
             nil
         case .service, .serviceWorker: "the RPC service"

@@ -20,6 +20,12 @@ enum Orders {
         try Engine.preDump(try dumpRequest(session), log: session.log)
     }
 
+    /// Turns packed images and their parents into CRIU's format.
+    static func unpack(_ session: borrowing Session) throws(Failure) {
+        try Engine.unpack(
+            session.imagesPath, verifies: session.options.verify, faults: session.faults, log: session.log)
+    }
+
     /// Takes pages out of the previous images that the newest have anew.
     static func deduplicate(_ session: borrowing Session) throws(Failure) {
         try Engine.deduplicate(session.imagesPath, log: session.log)
@@ -63,6 +69,8 @@ enum Orders {
         request.previous = options.previousImagesDirectory
         request.deduplicates = options.autoDeduplication
         request.readsPages = options.preDumpMode == .read
+        request.compression = options.compression
+        request.keepsSums = options.checksum ?? (options.compression != nil)
         request.faults = session.faults
         if options.pageServer { request.pageServer = place(options) }
         if options.lazyPages {
@@ -97,6 +105,7 @@ enum Orders {
         request.pidFile = options.pidfile
         request.scripts = Scripts(paths: options.actionScripts.map { FilePath(bytes: $0.bytes) })
         request.plugins = options.libraryDirectory
+        request.verifies = options.verify
         request.faults = session.faults
         if options.lazyPages { request.pager = pager(session) }
         let outcome = try Engine.restore(request, log: session.log)

@@ -32,6 +32,8 @@ extension Orders {
         request.previousImages = options.previousImagesDirectory
         request.givesPages = options.lazyPages
         request.isSynced = options.sync
+        request.compression = options.compression
+        request.verifies = options.verify
         let log = session.log
         try Engine.pageServer(request, log: log) { (port) throws(Failure) in
             log.info("listening on port \(port)")
@@ -46,6 +48,7 @@ extension Orders {
     static func lazyPages(_ session: borrowing Session) throws(Failure) {
         let options = session.options
         var request = LazyPagesRequest(images: session.imagesPath)
+        request.verifies = options.verify
         if options.pageServer { request.pageServer = place(options) }
         request.restore = Background.number(of: pagerVariable)
         let log = session.logFile ?? 2
@@ -106,6 +109,7 @@ extension Orders {
         let options = session.options
         words += ["--images-dir", session.imagesPath.string, "--work-dir", session.workPath.string]
         words += ["--verbosity=\(options.verbosity)"]
+        if !options.verify { words.append("--no-verify") }
         if options.pageServer {
             words.append("--page-server")
             if let address = options.address { words += ["--address", address] }

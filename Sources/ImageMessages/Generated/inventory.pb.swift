@@ -186,11 +186,117 @@ public nonisolated struct InventoryEntry: @unchecked Sendable {
   /// Clears the value of `generation`. Subsequent reads from it will return its default value.
   public mutating func clearGeneration() {_uniqueStorage()._generation = nil}
 
+  /// Ours: the generation of the parent images.
+  public var parentGeneration: Data {
+    get {_storage._parentGeneration ?? Data()}
+    set {_uniqueStorage()._parentGeneration = newValue}
+  }
+  /// Returns true if `parentGeneration` has been explicitly set.
+  public var hasParentGeneration: Bool {_storage._parentGeneration != nil}
+  /// Clears the value of `parentGeneration`. Subsequent reads from it will return its default value.
+  public mutating func clearParentGeneration() {_uniqueStorage()._parentGeneration = nil}
+
+  /// Ours: the hash of integrity.img, and, always the last field, the hash of everything before it.
+  public var integrity: Data {
+    get {_storage._integrity ?? Data()}
+    set {_uniqueStorage()._integrity = newValue}
+  }
+  /// Returns true if `integrity` has been explicitly set.
+  public var hasIntegrity: Bool {_storage._integrity != nil}
+  /// Clears the value of `integrity`. Subsequent reads from it will return its default value.
+  public mutating func clearIntegrity() {_uniqueStorage()._integrity = nil}
+
+  public var ownHash: Data {
+    get {_storage._ownHash ?? Data()}
+    set {_uniqueStorage()._ownHash = newValue}
+  }
+  /// Returns true if `ownHash` has been explicitly set.
+  public var hasOwnHash: Bool {_storage._ownHash != nil}
+  /// Clears the value of `ownHash`. Subsequent reads from it will return its default value.
+  public mutating func clearOwnHash() {_uniqueStorage()._ownHash = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
   fileprivate var _storage = _StorageClass.defaultInstance
+}
+
+/// integrity.img, ours: begins it.
+public nonisolated struct IntegrityHead: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// Page maps and pages were sent to a page server, and are not listed.
+  public var pagesElsewhere: Bool {
+    get {_pagesElsewhere ?? false}
+    set {_pagesElsewhere = newValue}
+  }
+  /// Returns true if `pagesElsewhere` has been explicitly set.
+  public var hasPagesElsewhere: Bool {self._pagesElsewhere != nil}
+  /// Clears the value of `pagesElsewhere`. Subsequent reads from it will return its default value.
+  public mutating func clearPagesElsewhere() {self._pagesElsewhere = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _pagesElsewhere: Bool? = nil
+}
+
+/// integrity.img: the hash of a file, XXH3 with 128 bits, low half first.
+public nonisolated struct IntegrityEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var name: Data {
+    get {_name ?? Data()}
+    set {_name = newValue}
+  }
+  /// Returns true if `name` has been explicitly set.
+  public var hasName: Bool {self._name != nil}
+  /// Clears the value of `name`. Subsequent reads from it will return its default value.
+  public mutating func clearName() {self._name = nil}
+
+  public var size: UInt64 {
+    get {_size ?? 0}
+    set {_size = newValue}
+  }
+  /// Returns true if `size` has been explicitly set.
+  public var hasSize: Bool {self._size != nil}
+  /// Clears the value of `size`. Subsequent reads from it will return its default value.
+  public mutating func clearSize() {self._size = nil}
+
+  /// Of the whole file; of a packed pages file: of its header and index, which have the hashes of the rest.
+  public var hash: Data {
+    get {_hash ?? Data()}
+    set {_hash = newValue}
+  }
+  /// Returns true if `hash` has been explicitly set.
+  public var hasHash: Bool {self._hash != nil}
+  /// Clears the value of `hash`. Subsequent reads from it will return its default value.
+  public mutating func clearHash() {self._hash = nil}
+
+  /// Of a pages file: the hash of each 256 KiB. Many come in several entries.
+  public var chunks: Data {
+    get {_chunks ?? Data()}
+    set {_chunks = newValue}
+  }
+  /// Returns true if `chunks` has been explicitly set.
+  public var hasChunks: Bool {self._chunks != nil}
+  /// Clears the value of `chunks`. Subsequent reads from it will return its default value.
+  public mutating func clearChunks() {self._chunks = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _name: Data? = nil
+  fileprivate var _size: UInt64? = nil
+  fileprivate var _hash: Data? = nil
+  fileprivate var _chunks: Data? = nil
 }
 
 /// One process of the tree.
@@ -745,7 +851,7 @@ nonisolated extension PluginsEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
 
 nonisolated extension InventoryEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "InventoryEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}img_version\0\u{3}fdinfo_per_id\0\u{3}root_ids\0\u{3}ns_per_id\0\u{3}root_cg_set\0\u{1}lsmtype\0\u{4}\u{2}dump_uptime\0\u{3}pre_dump_mode\0\u{3}tcp_close\0\u{3}network_lock_method\0\u{3}plugins_entry\0\u{3}dump_criu_run_id\0\u{3}allow_uprobes\0\u{2}Z\u{f}generation\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}img_version\0\u{3}fdinfo_per_id\0\u{3}root_ids\0\u{3}ns_per_id\0\u{3}root_cg_set\0\u{1}lsmtype\0\u{4}\u{2}dump_uptime\0\u{3}pre_dump_mode\0\u{3}tcp_close\0\u{3}network_lock_method\0\u{3}plugins_entry\0\u{3}dump_criu_run_id\0\u{3}allow_uprobes\0\u{2}Z\u{f}generation\0\u{3}parent_generation\0\u{1}integrity\0\u{4}f\u{f}own_hash\0")
 
   fileprivate class _StorageClass {
     var _imgVersion: UInt32? = nil
@@ -762,6 +868,9 @@ nonisolated extension InventoryEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     var _dumpCriuRunID: Data? = nil
     var _allowUprobes: Bool? = nil
     var _generation: Data? = nil
+    var _parentGeneration: Data? = nil
+    var _integrity: Data? = nil
+    var _ownHash: Data? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -786,6 +895,9 @@ nonisolated extension InventoryEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
       _dumpCriuRunID = source._dumpCriuRunID
       _allowUprobes = source._allowUprobes
       _generation = source._generation
+      _parentGeneration = source._parentGeneration
+      _integrity = source._integrity
+      _ownHash = source._ownHash
     }
   }
 
@@ -826,6 +938,9 @@ nonisolated extension InventoryEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
         case 13: try { try decoder.decodeSingularBytesField(value: &_storage._dumpCriuRunID) }()
         case 14: try { try decoder.decodeSingularBoolField(value: &_storage._allowUprobes) }()
         case 1000: try { try decoder.decodeSingularBytesField(value: &_storage._generation) }()
+        case 1001: try { try decoder.decodeSingularBytesField(value: &_storage._parentGeneration) }()
+        case 1002: try { try decoder.decodeSingularBytesField(value: &_storage._integrity) }()
+        case 2000: try { try decoder.decodeSingularBytesField(value: &_storage._ownHash) }()
         default: break
         }
       }
@@ -880,6 +995,15 @@ nonisolated extension InventoryEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
       try { if let v = _storage._generation {
         try visitor.visitSingularBytesField(value: v, fieldNumber: 1000)
       } }()
+      try { if let v = _storage._parentGeneration {
+        try visitor.visitSingularBytesField(value: v, fieldNumber: 1001)
+      } }()
+      try { if let v = _storage._integrity {
+        try visitor.visitSingularBytesField(value: v, fieldNumber: 1002)
+      } }()
+      try { if let v = _storage._ownHash {
+        try visitor.visitSingularBytesField(value: v, fieldNumber: 2000)
+      } }()
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -903,10 +1027,102 @@ nonisolated extension InventoryEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
         if _storage._dumpCriuRunID != rhs_storage._dumpCriuRunID {return false}
         if _storage._allowUprobes != rhs_storage._allowUprobes {return false}
         if _storage._generation != rhs_storage._generation {return false}
+        if _storage._parentGeneration != rhs_storage._parentGeneration {return false}
+        if _storage._integrity != rhs_storage._integrity {return false}
+        if _storage._ownHash != rhs_storage._ownHash {return false}
         return true
       }
       if !storagesAreEqual {return false}
     }
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension IntegrityHead: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "IntegrityHead"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}pages_elsewhere\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularBoolField(value: &self._pagesElsewhere) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._pagesElsewhere {
+      try visitor.visitSingularBoolField(value: v, fieldNumber: 1)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: IntegrityHead, rhs: IntegrityHead) -> Bool {
+    if lhs._pagesElsewhere != rhs._pagesElsewhere {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension IntegrityEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "IntegrityEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}size\0\u{1}hash\0\u{1}chunks\0")
+
+  public var isInitialized: Bool {
+    if self._name == nil {return false}
+    if self._size == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularBytesField(value: &self._name) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self._size) }()
+      case 3: try { try decoder.decodeSingularBytesField(value: &self._hash) }()
+      case 4: try { try decoder.decodeSingularBytesField(value: &self._chunks) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._name {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._size {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 2)
+    } }()
+    try { if let v = self._hash {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 3)
+    } }()
+    try { if let v = self._chunks {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 4)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: IntegrityEntry, rhs: IntegrityEntry) -> Bool {
+    if lhs._name != rhs._name {return false}
+    if lhs._size != rhs._size {return false}
+    if lhs._hash != rhs._hash {return false}
+    if lhs._chunks != rhs._chunks {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

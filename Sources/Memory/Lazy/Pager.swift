@@ -20,6 +20,7 @@ public final class Pager {
     private let startGuard: (() throws(Failure) -> Descriptor)?
     private var link: GuardLink?
     private var located: [Int32: [PagePiece]] = [:]
+    private let loader = PageLoader(chunks: 8)
     private var memories: [LazyMemory] = []
     /// What was asked for, in order.
     private var requests: [(memory: LazyMemory, image: AddressRange)] = []
@@ -229,7 +230,9 @@ public final class Pager {
                     advice: "It is still with the source: pass --page-server, --address and --port")
             }
             let part = pieces[next].part(in: AddressRange(start: at, end: extent.imageRange.end))
-            try deliver(part.range, at: part.source, to: memory)
+            try loader.forEachPart(of: part) { (range, address) throws(Failure) in
+                try deliver(range, at: address, to: memory)
+            }
             at = part.range.end
             next += 1
         }

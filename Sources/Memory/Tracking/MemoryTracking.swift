@@ -24,6 +24,8 @@ public final class MemoryTracking {
     public let generation: [UInt8]
     /// The previous images as the new ones are to refer to them, if they do.
     public private(set) var parent: FilePath?
+    /// Names those images.
+    private var parentGeneration: [UInt8] = []
     private var kept: [TaskID: TrackedMemory] = [:]
     private var tracked: [TaskID: TrackedMemory] = [:]
     /// Tasks that are left alone.
@@ -109,7 +111,7 @@ public final class MemoryTracking {
                 }
                 above[TaskID(id)] = ranges
             }
-            parent = previous
+            (parent, parentGeneration) = (previous, parcel.generation)
         } catch {
             above = [:]
             log?.warning("can't use the previous images: \(everything). \(error)")
@@ -254,6 +256,7 @@ public final class MemoryTracking {
 
     /// Adds to the inventory what a later order needs to know.
     public func describe(_ entry: inout InventoryEntry) {
+        if parent != nil { entry.parentGeneration = imageBytes(parentGeneration) }
         guard continues else { return }
         entry.generation = imageBytes(generation)
         // Seconds with two decimals.

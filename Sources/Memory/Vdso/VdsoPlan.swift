@@ -62,7 +62,7 @@ struct VdsoPlan {
         let threads = threads()
         let isReplaced = try redirectEarlier(into: code, areas, pieces, to: functions)
         // Nothing knows the way into this one but the jumps, which now lead elsewhere, and what is being executed.
-        if isReplaced, !VdsoPlan.mayUse(code, threads, areas, pieces) { return }
+        if isReplaced, try !VdsoPlan.mayUse(code, threads, areas, pieces) { return }
         jumps += try VdsoPlan.jumps(from: code, contents, to: functions)
         try VdsoPlan.check(threads, in: code, jumps, context)
         for index in variables + codes { areas[index].becomeOrdinary() }
@@ -77,7 +77,7 @@ struct VdsoPlan {
         for piece in pieces where piece.range.overlaps(range) {
             let part = piece.part(in: range)
             guard part.range.start == range.start + UInt64(bytes.count) else { break }
-            bytes += part.bytes
+            bytes += try part.bytes()
         }
         guard bytes.count == range.length else {
             throw Failure(.corruptImage, "the image lacks pages of the vdso at \(range)")
@@ -135,7 +135,7 @@ struct VdsoPlan {
     /// Whether a thread may be executing code of a mapping: stopped in it, or in a handler of a signal that came there.
     private static func mayUse(
         _ code: AddressRange, _ threads: [CoreEntry], _ areas: [Area], _ pieces: [PagePiece]
-    ) -> Bool {
+    ) throws(Failure) -> Bool {
         for thread in threads {
             if thread.registers.contains(where: { code.contains(Address($0)) }) { return true }
             let pointer = Address(thread.stackPointer.rawValue & ~7)
@@ -143,7 +143,7 @@ struct VdsoPlan {
             let end = pointer + min(stack.end.rawValue - pointer.rawValue, searchedStack)
             let searched = AddressRange(start: pointer, end: end)
             for piece in pieces where piece.range.overlaps(searched) {
-                let bytes = piece.part(in: searched).bytes
+                let bytes = try piece.part(in: searched).bytes()
                 for at in stride(from: 0, to: bytes.count, by: 8) {
                     if let word = bytes.load(UInt64.self, at: at), code.contains(Address(word)) { return true }
                 }

@@ -86,8 +86,10 @@ private struct ReceivingSession: ~Copyable {
     private final class Store {
         let owner: PageOwner
         let pagemap: ImageWriter
-        let pages: Descriptor
-        var offset: UInt64 = 0
+        let pages: PagesFileWriter
+        private let coder = ChunkCoder()
+        /// Bytes of the chunk that comes, and how many chunks are written.
+        private(set) var filled = 0, written = 0
         var end = Address(0)
         /// What the parent has, in ascending order; nil without a parent.
         let parent: [AddressRange]?
@@ -98,7 +100,8 @@ private struct ReceivingSession: ~Copyable {
             parent = try Store.parent(of: owner, images)
             let id = images.newPagesID()
             pagemap = try Pagemap.begin(owner.image, pagesID: id, in: images)
-            pages = try images.createFile(.pages(id))
+            images.removeOther(id)
+            pages = try images.createPages(id)
         }
 
         /// What the parent of the images has of a page map.
@@ -115,6 +118,23 @@ private struct ReceivingSession: ~Copyable {
             end = run.range.end
             if run.isInParent { try check(run.range) }
             try pagemap.append(run.entry)
+        }
+
+        /// Notes that bytes came, which follow those in the buffer.
+        func take(_ count: Int, in buffer: borrowing BounceBuffer) throws(Failure) {
+            filled += count
+            if filled == BounceBuffer.size { try write(buffer) }
+        }
+
+        private func write(_ buffer: borrowing BounceBuffer) throws(Failure) {
+            try pages.write(chunk: written, from: buffer.address, count: filled, with: coder)
+            (filled, written) = (0, written + 1)
+        }
+
+        func finish(_ images: ImageDirectory, _ buffer: borrowing BounceBuffer) throws(Failure) {
+            if filled > 0 { try write(buffer) }
+            try images.finish(pages)
+            try pagemap.finish()
         }
 
         /// Fails unless the parent has all pages of a range.
@@ -193,7 +213,7 @@ private struct ReceivingSession: ~Copyable {
     }
 
     private mutating func finishStore() throws(Failure) {
-        try current?.pagemap.finish()
+        try current?.finish(images, buffer)
         current = nil
     }
 
@@ -204,16 +224,12 @@ private struct ReceivingSession: ~Copyable {
         guard run.isPresent else { return }
         var left = run.range.length
         while left > 0 {
-            let part = Int(min(left, UInt64(BounceBuffer.size)))
-            guard try connection.receive(into: buffer.address, count: part) == part else {
+            let part = Int(min(left, UInt64(BounceBuffer.size - store.filled)))
+            guard try connection.receive(into: buffer.address + store.filled, count: part) == part else {
                 throw Failure(
                     .vanished, "the connection ended in the midst of the pages of \(store.owner.image.fileName)")
             }
-            let (file, from, at) = (store.pages.number, buffer.address, store.offset)
-            try attempt("write pages", advice: "Check that the disk has room") { () throws(SystemCallError) in
-                try writeFully(file, from: from, count: part, at: at)
-            }
-            store.offset += UInt64(part)
+            try store.take(part, in: buffer)
             left -= UInt64(part)
         }
     }
@@ -223,6 +239,7 @@ private struct ReceivingSession: ~Copyable {
 public final class ImagePages: PageProvider {
     private let images: ImageSet
     private var located: [Int32: [PagePiece]] = [:]
+    private let loader = PageLoader(chunks: 8)
 
     /// Serves the pages of an image set.
     public init(_ images: ImageSet) { self.images = images }
@@ -254,7 +271,7 @@ public final class ImagePages: PageProvider {
         var next = pieces.firstIndex(endingAfter: at)
         while at < range.end, next < pieces.count, pieces[next].range.contains(at) {
             let part = pieces[next].part(in: AddressRange(start: at, end: range.end))
-            try part.read(into: address + Int(at.rawValue - range.start.rawValue))
+            try loader.read(part, into: address + Int(at.rawValue - range.start.rawValue))
             at = part.range.end
             next += 1
         }
