@@ -125,7 +125,7 @@ public final class ImageSet: Sendable {
         if let integrity, !integrity.lists(name.fileName), has(name) {
             throw Failure(
                 .corruptImage,
-                "\(name.fileName) in \(path.string) does not belong to the images that were dumped there",
+                "the image \(name.fileName) in \(path.string) does not belong to the images that were dumped there",
                 advice: "Remove it, or use another copy of the images; --no-verify takes it")
         }
         switch Result(catching: { () throws(SystemCallError) in

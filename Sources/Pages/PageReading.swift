@@ -123,8 +123,8 @@ public final class PageLoader {
 
     /// Takes no memory before it is needed.
     ///
-    /// - Parameter chunks: how many chunks of 256 KiB are kept.
-    public init(chunks: Int = 1) { most = max(chunks, 1) }
+    /// - Parameter chunks: how many chunks of 256 KiB are kept: pages of a process may be spread over as many images.
+    public init(chunks: Int = 8) { most = max(chunks, 1) }
 
     private func slot(of file: PagesFile, _ chunk: Int) throws(Failure) -> Slot {
         if let known = slots.first(where: { $0.file === file && $0.chunk == chunk }) { return known }

@@ -44,11 +44,11 @@ final class Integrity: Sendable {
         guard let sealed = try SealedInventory(in: folder, path) else { return nil }
         let name = ImageName.integrity.fileName
         guard let bytes = ImageSet.contents(of: name, in: folder) else {
-            throw Failure(.corruptImage, "\(name) is missing in \(path)", advice: ImageSet.damageAdvice)
+            throw Failure(.corruptImage, "the image \(name) is missing in \(path)", advice: ImageSet.damageAdvice)
         }
         guard Checksum(bytes).bytes == sealed.integrity else {
             throw Failure(
-                .corruptImage, "\(name) in \(path) is damaged, or belongs to other images",
+                .corruptImage, "the image \(name) in \(path) is damaged, or belongs to other images",
                 advice: ImageSet.damageAdvice)
         }
         let reader = try attempt("open \(name)") { () throws(SystemCallError) in
@@ -62,7 +62,7 @@ final class Integrity: Sendable {
             let folders = name.split(separator: "/", omittingEmptySubsequences: false)
             guard folders.count == 1 || folders.count == 2 && folders[0] == ImageDirectory.sharedFolder,
                 entry.chunks.count % Checksum.size == 0, !entry.hasHash || entry.hash.count == Checksum.size
-            else { throw Failure(.corruptImage, "integrity.img lists the impossible file \(name)") }
+            else { throw Failure(.corruptImage, "the image integrity.img lists the impossible file \(name)") }
             var file = files[name] ?? FileSums(name: name, size: entry.size)
             file.hash = Checksum(in: Array(entry.hash), at: 0)
             file.chunks += entry.chunks
@@ -72,7 +72,7 @@ final class Integrity: Sendable {
         for file in files.values where file.hash == nil && !file.isLink {
             let chunk = UInt64(PagesFileWriter.chunkSize)
             guard UInt64(file.chunks.count / Checksum.size) == file.size / chunk + (file.size % chunk > 0 ? 1 : 0)
-            else { throw Failure(.corruptImage, "integrity.img has too few hashes of \(file.name)") }
+            else { throw Failure(.corruptImage, "the image integrity.img has too few hashes of \(file.name)") }
         }
         self.files = files
         pagesElsewhere = head?.pagesElsewhere ?? false
@@ -97,7 +97,7 @@ struct SealedInventory {
         guard entry.hasIntegrity, bytes.count > 8 + SealedInventory.tail,
             Checksum(Array(bytes[8..<(bytes.count - SealedInventory.tail)])).bytes.elementsEqual(entry.ownHash)
         else {
-            throw Failure(.corruptImage, "\(name) in \(path) is damaged", advice: ImageSet.damageAdvice)
+            throw Failure(.corruptImage, "the image \(name) in \(path) is damaged", advice: ImageSet.damageAdvice)
         }
         integrity = Array(entry.integrity)
     }

@@ -73,7 +73,7 @@ public struct PackedPages: Sendable {
     public init(_ file: Int32, _ name: String) throws(Failure) {
         self.name = name
         func damaged(_ what: String) -> Failure {
-            Failure(.corruptImage, "\(name) is damaged or incomplete: \(what)", advice: ImageSet.damageAdvice)
+            Failure(.corruptImage, "the image \(name) is damaged or incomplete: \(what)", advice: ImageSet.damageAdvice)
         }
         func read(_ count: Int, at offset: UInt64) throws(Failure) -> [UInt8] {
             var bytes = [UInt8](repeating: 0, count: count)
@@ -132,7 +132,7 @@ public struct PackedPages: Sendable {
     private func damaged(_ number: Int) -> Failure {
         let at = UInt64(number) * UInt64(PagesFileWriter.chunkSize)
         return Failure(
-            .corruptImage, "\(name) is damaged: the pages from byte \(at) on can't be read",
+            .corruptImage, "the image \(name) is damaged: the pages from byte \(at) on can't be read",
             advice: ImageSet.damageAdvice)
     }
 

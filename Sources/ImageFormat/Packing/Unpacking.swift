@@ -74,7 +74,7 @@ extension ImageSet {
         if let integrity {
             guard let known = integrity[name]?.hash, known == packed.sum else {
                 throw Failure(
-                    .corruptImage, "\(name) in \(path.string) does not belong to the images there",
+                    .corruptImage, "the image \(name) in \(path.string) does not belong to the images there",
                     advice: ImageSet.damageAdvice)
             }
         }

@@ -49,7 +49,9 @@ extension ImageSet {
             (name, self.sums) = (listed.name, sums)
             let folder = set.directory.number
             func foreign(_ what: String) -> Failure {
-                Failure(.corruptImage, "\(listed.name) in \(set.path.string) \(what)", advice: ImageSet.damageAdvice)
+                Failure(
+                    .corruptImage, "the image \(listed.name) in \(set.path.string) \(what)",
+                    advice: ImageSet.damageAdvice)
             }
             guard let number = try? openFile(listed.name, [.noFollow, .nonBlocking], in: folder).release() else {
                 throw foreign("is missing, or can't be opened")
@@ -85,7 +87,7 @@ extension ImageSet {
             }
             guard pages || isOfPages == false else { continue }
             guard let sums = listed.isLink ? integrity[String(listed.name.split(separator: "/").last ?? "")] : listed
-            else { throw Failure(.corruptImage, "integrity.img has no hashes of \(listed.name)") }
+            else { throw Failure(.corruptImage, "the image integrity.img has no hashes of \(listed.name)") }
             if listed.isLink, isSame(listed.name, sums.name) { continue }
             let subject = try Subject(listed, sums, in: self)
             for start in stride(from: 0, to: subject.chunks, by: ImageSet.share) {
@@ -129,7 +131,7 @@ extension FileSums {
         guard got == length, hole < Int(start) + length else {
             throw Failure(
                 .corruptImage,
-                "\(name) is damaged: the \(length) bytes from byte \(start) on are not as they were written",
+                "the image \(name) is damaged: the \(length) bytes from byte \(start) on are not as they were written",
                 advice: ImageSet.damageAdvice)
         }
         return got
@@ -173,7 +175,7 @@ extension ImageSet {
         if checks, let integrity, !integrity.pagesElsewhere {
             guard let sums = integrity[name.fileName], sums.hash == packed?.sum else {
                 throw Failure(
-                    .corruptImage, "\(name.fileName) in \(path.string) does not belong to the images there",
+                    .corruptImage, "the image \(name.fileName) in \(path.string) does not belong to the images there",
                     advice: ImageSet.damageAdvice)
             }
             if packed == nil { return .summed(PagesSums(sums: sums, mayHaveHoles: (try? checkComplete()) == nil)) }

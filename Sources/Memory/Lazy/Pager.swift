@@ -20,7 +20,7 @@ public final class Pager {
     private let startGuard: (() throws(Failure) -> Descriptor)?
     private var link: GuardLink?
     private var located: [Int32: [PagePiece]] = [:]
-    private let loader = PageLoader(chunks: 8)
+    private let loader = PageLoader()
     private var memories: [LazyMemory] = []
     /// What was asked for, in order.
     private var requests: [(memory: LazyMemory, image: AddressRange)] = []

@@ -239,7 +239,7 @@ private struct ReceivingSession: ~Copyable {
 public final class ImagePages: PageProvider {
     private let images: ImageSet
     private var located: [Int32: [PagePiece]] = [:]
-    private let loader = PageLoader(chunks: 8)
+    private let loader = PageLoader()
 
     /// Serves the pages of an image set.
     public init(_ images: ImageSet) { self.images = images }
