@@ -307,7 +307,8 @@ public final class ImageDirectory {
         return bytes
     }
 
-    /// The hashes of all files that were written. Most are known; images that became too large to wait in memory are read.
+    /// The hashes of all files that were written. Most are known; images that became too large to wait in memory are
+    /// read.
     private func ownSums() throws(Failure) -> [FileSums] {
         let names = Set(written).sorted()
         let (unknown, folder) = (names.filter { sums[$0] == nil }, directory.number)

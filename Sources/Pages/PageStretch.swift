@@ -34,7 +34,8 @@ struct Chunk: Sendable {
     /// Bytes of the chunk, and their offset in the pages file.
     var length: Int, offset: UInt64
 
-    /// Most stretches in a chunk (`IOV_MAX`); a bounce buffer holds fewer pages, so that each chunk but the last is full.
+    /// Most stretches in a chunk (`IOV_MAX`); a bounce buffer holds fewer pages, so that each chunk but the last is
+    /// full.
     static let mostStretches = 1024
 
     /// Cuts stretches into chunks that fit a bounce buffer.

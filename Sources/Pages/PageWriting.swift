@@ -53,9 +53,9 @@ public func storePages(
 
 /// Copies pages of a source to a pages file, in order and without gaps.
 ///
-/// Few pages wait in memory until the directory is written out. Of many, several threads work in parallel with buffers that
-/// stay in the cache: reading and writing at fixed places of a preallocated file is faster than splicing or mapping
-/// (kernel-facts, section 3). They compress them, too, if the directory wants that.
+/// Few pages wait in memory until the directory is written out. Of many, several threads work in parallel with buffers
+/// that stay in the cache: reading and writing at fixed places of a preallocated file is faster than splicing or
+/// mapping (kernel-facts, section 3). They compress them, too, if the directory wants that.
 ///
 /// - Parameters:
 ///   - stretches: what to copy, ascending.

@@ -290,7 +290,7 @@ extension Option {
     private static let integrityOptions: [Option] = [
         .optional(
             "compress", nil, "ALGORITHM", .memory,
-            "Dump, page-server: compress pages by lz4 (default), zstd or zstd:LEVEL. Only brumate reads them then; see unpack."
+            "Dump, page-server: compress pages by lz4 (default), zstd or zstd:LEVEL. Only brumate reads them; see unpack."
         ) { (options, word) throws(Failure) in
             guard let compression = Compression(word?.text ?? "lz4") else {
                 throw Failure(.usage, "'\(word?.text ?? "")' is none of lz4, zstd, zstd:1 … zstd:19")

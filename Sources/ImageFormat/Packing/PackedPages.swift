@@ -3,8 +3,8 @@ internal import Linux
 
 /// The beginning of `packed-N.img`: page data like that of `pages-N.img`, compressed in chunks of 256 KiB.
 ///
-/// All numbers are little-endian. The chunks follow in any order, then the index, at the file's end, with a ``PackedChunk``
-/// for each in the order of the pages. The header is written last: a file without it is none.
+/// All numbers are little-endian. The chunks follow in any order, then the index, at the file's end, with a
+/// ``PackedChunk`` for each in the order of the pages. The header is written last: a file without it is none.
 struct PackedHeader {
     static let size = 64, version: UInt32 = 1
     var algorithm: UInt32
@@ -58,8 +58,8 @@ struct PackedChunk {
     }
 }
 
-/// Reads a packed pages file. Nothing in it is trusted: whatever it says, a chunk is 256 KiB at most, and the index is not
-/// larger than the file.
+/// Reads a packed pages file. Nothing in it is trusted: whatever it says, a chunk is 256 KiB at most, and the index is
+/// not larger than the file.
 public struct PackedPages: Sendable {
     /// Bytes of the pages.
     public let total: UInt64

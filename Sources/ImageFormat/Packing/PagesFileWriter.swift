@@ -34,7 +34,7 @@ public final class PagesFileWriter: Sendable {
         self.keepsSums = keepsSums
     }
 
-    /// The descriptor, and whether the file is packed.
+    /// The descriptor.
     public var number: Int32 { file.number }
     /// Whether the pages are compressed.
     public var isPacked: Bool { compression != nil }
@@ -72,7 +72,8 @@ public final class PagesFileWriter: Sendable {
         }
     }
 
-    /// Ends the file: a packed one by index and header, and one that was there before is cut to its size. Returns what the integrity image says of it.
+    /// Ends the file: a packed one by index and header, and one that was there before is cut to its size. Returns what
+    /// the integrity image says of it.
     func finish() throws(Failure) -> FileSums {
         let state = state.withLock { $0 }
         guard let compression else {

@@ -4,10 +4,11 @@ internal import Linux
 internal import SystemPackage
 
 extension ImageSet {
-    /// Turns packed pages files into CRIU's, in this set and its parents. Returns the names of the files that were there.
+    /// Turns packed pages files into CRIU's, in this set and its parents. Returns the names of the files that were
+    /// there.
     ///
-    /// At any moment the set is whole and can be restored: new files get their names when they are on the disk, and the old
-    /// ones go when nothing refers to them.
+    /// At any moment the set is whole and can be restored: new files get their names when they are on the disk, and the
+    /// old ones go when nothing refers to them.
     ///
     /// - Parameter faults: where tests make it fail.
     public func unpack(_ faults: Faults) throws(Failure) -> [String] {
@@ -131,8 +132,8 @@ extension ImageSet {
         try rename(staging, name.fileName, synced: file.number)
     }
 
-    /// Has the integrity image tell of unpacked files. Inventory and integrity image can't change at once, so the set has
-    /// no hashes for a moment.
+    /// Has the integrity image tell of unpacked files. Inventory and integrity image can't change at once, so the set
+    /// has no hashes for a moment.
     private func describe(_ unpacked: [FileSums], _ faults: Faults) throws(Failure) {
         guard has(.inventory) else { return }
         var inventory = try load(.inventory, as: InventoryEntry.self)

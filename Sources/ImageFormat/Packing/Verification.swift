@@ -143,8 +143,8 @@ public struct PagesSums: Sendable {
     fileprivate let sums: FileSums
     fileprivate let mayHaveHoles: Bool
 
-    /// Reads a chunk to `address`, where there is room for 256 KiB, and fails if it is not as it was written. Returns how
-    /// many bytes it has.
+    /// Reads a chunk to `address`, where there is room for 256 KiB, and fails if it is not as it was written. Returns
+    /// how many bytes it has.
     public func read(_ chunk: Int, of file: Int32, to address: Int) throws(Failure) -> Int {
         try sums.check(chunk, of: file, into: address, mayHaveHoles: mayHaveHoles)
     }
