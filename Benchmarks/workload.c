@@ -112,10 +112,11 @@ int main(int argc, char **argv) {
             if (page == MAP_FAILED) return 1;
             *page = 1;
         }
-    } else if (!strcmp(argv[2], "memory") || !strcmp(argv[2], "echo")) {
+    } else if (!strcmp(argv[2], "memory") || !strcmp(argv[2], "huge") || !strcmp(argv[2], "echo")) {
         size_t size = (size_t)count << 20;
         char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (memory == MAP_FAILED) return 1;
+        if (!strcmp(argv[2], "huge") && madvise(memory, size, MADV_HUGEPAGE)) return 1;
         for (size_t i = 0; i < size; i += 8) *(size_t *)(memory + i) = i * 0x9e3779b97f4a7c15;
     }
     if (!strcmp(argv[2], "echo")) {

@@ -50,7 +50,7 @@ struct AddressSpace {
             }
             try map(area, protection: plan.mappedProtection[index], numbers[index], &batch)
         }
-        let (pieces, fresh, drops) = try difference(kept)
+        let (pieces, fresh, huge, drops) = try difference(kept)
         for drop in drops {
             batch.add(
                 .madvise, .address(drop.start), .value(Int(drop.length)), .value(4), doing: "drop inherited pages")
@@ -68,6 +68,7 @@ struct AddressSpace {
         for number in Set(numbers.values) { batch.add(.close, .descriptor(number), doing: "close a mapped file") }
         plan.placement = final
         try fill(pieces, fresh, batch)
+        try fill(huge: huge)
         try writeJumps()
     }
 
@@ -289,13 +290,14 @@ struct AddressSpace {
 
     // MARK: pages
 
-    /// Which pages must be written: those in fresh mappings, and those that differ from the parent's. Also the inherited
-    /// pages that this process does not have.
+    /// Which pages must be written: those in fresh mappings, whole huge pages apart, and those that differ from the parent's.
+    /// Also the inherited pages that this process does not have.
     private func difference(
         _ kept: [Int: Int]
-    ) throws(Failure) -> (written: [PagePiece], fresh: [PagePiece], drops: [AddressRange]) {
+    ) throws(Failure) -> (written: [PagePiece], fresh: [PagePiece], huge: [PagePiece], drops: [AddressRange]) {
         var written: [PagePiece] = []
         var fresh: [PagePiece] = []
+        var huge: [PagePiece] = []
         var drops: [AddressRange] = []
         var own = PieceCursor(plan.pieces)
         var theirs = PieceCursor(parent?.pieces ?? [])
@@ -306,13 +308,20 @@ struct AddressSpace {
                 let quick =
                     area.status.contains(.anonymousPrivate)
                     && area.flags & (MapFlags.hugePages | MapFlags.droppable) == 0
-                if quick { fresh += mine } else { written += mine }
+                if quick, !plan.entry.thpDisabled {
+                    let runs = HugeRuns.cut(mine, in: area)
+                    (huge, fresh) = (huge + runs.huge, fresh + runs.rest)
+                } else if quick {
+                    fresh += mine
+                } else {
+                    written += mine
+                }
                 continue
             }
             try compare(mine, theirs.pieces(in: area.range), &written, &drops)
         }
-        context.statistics.pagesRestored += (written + fresh).reduce(0) { $0 + $1.range.length / pageSize }
-        return (written, fresh, drops)
+        context.statistics.pagesRestored += (written + fresh + huge).reduce(0) { $0 + $1.range.length / pageSize }
+        return (written, fresh, huge, drops)
     }
 
     private func compare(
@@ -409,6 +418,20 @@ struct AddressSpace {
         try PageCopy.copy(fresh, through: handle.number)
         try closeRemote(number)
         try PageCopy.write(pieces, into: process.id)
+    }
+
+    /// Writes whole huge pages, after all others: an ordinary write could bring in a huge page where some have to stay missing.
+    private func fill(huge: [PagePiece]) throws(Failure) {
+        guard !huge.isEmpty else { return }
+        var batch = Batch()
+        // The advice to a part would leave two mappings for ever, as each gets pages while they are two.
+        for area in plan.areas where HugeRuns.needsAdvice && area.isMapped && area.wantsHugePages {
+            batch.add(
+                .madvise, .address(area.range.start), .value(Int(area.range.length)), .value(14),
+                doing: "ask for huge pages", mayFail: true)
+        }
+        try puppet.run(batch)
+        try PageCopy.writeByThreads(huge, into: process.id)
     }
 
     /// The number that the next descriptor gets: the table holds nothing but the courier's socket, high up.

@@ -311,6 +311,11 @@ public enum PageCopy {
         }
     }
 
+    /// The same by several threads, which pays where the kernel brings in huge pages.
+    public static func writeByThreads(_ pieces: [PagePiece], into task: TaskID) throws(Failure) {
+        try forEachPart(of: pieces) { (range, address) throws(Failure) in try write([(range, address)], into: task) }
+    }
+
     private static func write(_ parts: [(range: AddressRange, address: Int)], into task: TaskID) throws(Failure) {
         var index = 0
         while index < parts.count {
