@@ -244,7 +244,8 @@ public func sendStream(_ path: FilePath, to place: StreamPlace, isSynced: Bool, 
             }
         }
     }
-    try stream.sender.append(inventory, contentsOf: open(inventory, in: set).number)
+    let last = try open(inventory, in: set)
+    try stream.sender.append(inventory, contentsOf: last.number)
     try stream.finish(sync: isSynced) { () throws(Failure) in }
     log.info("the images of \(path) are sent")
 }

@@ -85,7 +85,10 @@ public final class StreamEnd {
     }
 
     /// Whether something can be read at once.
-    public var isReadable: Bool { file.map { ((try? poll($0.number, for: StreamEnd.readable)) ?? 0) != 0 } ?? false }
+    public var isReadable: Bool {
+        guard let number = try? number() else { return false }
+        return ((try? poll(Int32(number), for: StreamEnd.readable)) ?? 0) != 0
+    }
 
     /// Reads `count` bytes; fewer if the stream ends.
     public func receive(into address: Int, count: Int) throws(Failure) -> Int {

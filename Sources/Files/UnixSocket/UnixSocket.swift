@@ -229,7 +229,9 @@ enum UnixSocket: FileKind {
             throw Failure(
                 .unsupported,
                 "something was sent on a connection that waits to be accepted, which can be saved only if the tree is killed after a dump into a directory",
-                advice: "Try again once the task has accepted it, or dump without --leave-running, --leave-stopped and --stream-to")
+                advice:
+                    "Try again once the task has accepted it, or dump without --leave-running, --leave-stopped and --stream-to"
+            )
         }
         met.taking.append(listener)
     }

@@ -11,7 +11,7 @@ enum StreamFormat {
     /// Most bytes of a record's contents.
     static let longest: UInt32 = 1 << 20
     /// Most files of a stream.
-    static let mostFiles: UInt32 = 1 << 22
+    static let mostFiles: UInt32 = 1 << 20
 
     /// Magic, version, flags.
     typealias Head = (UInt64, UInt32, UInt32)
