@@ -211,8 +211,10 @@ public final class ImageDirectory {
     /// Creates a file for raw contents.
     func createFile(_ name: ImageName) throws(Failure) -> Descriptor {
         let file = try ImageDirectory.createFile(name, in: directory.number, path)
-        if !name.isService { written.append(name.fileName) }
-        if receiver != nil { unsent.append(name.fileName) }
+        if !name.isService {
+            written.append(name.fileName)
+            if receiver != nil { unsent.append(name.fileName) }
+        }
         return file
     }
 
@@ -495,7 +497,11 @@ public final class ImageDirectory {
             try pagemap.write(name, to: parent)
             guard linked.insert(pagemap.pagesID).inserted else { continue }
             let name = pagesName(pagemap.pagesID).fileName
-            if let receiver { try receiver.link(parent.prefix + name, to: prefix + name) } else { try link(name, parent) }
+            if let receiver {
+                try receiver.link(parent.prefix + name, to: prefix + name)
+            } else {
+                try link(name, parent)
+            }
             parent.note(FileSums(name: name, size: 0, isLink: true))
             parent.written.append(name)
         }

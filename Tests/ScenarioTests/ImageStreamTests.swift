@@ -183,6 +183,18 @@ struct `Images travel in one stream` {
         #expect(program.ask() == "ok")
     }
 
+    @Test(arguments: ["--compress", "--compress=zstd --no-checksum", "--checksum"])
+    func `with compressed pages and hashes`(options: String) throws {
+        let program = try start()
+        let store = "D -R \(options) --stream-to - | V --stream-from - && ls store/*-1.img"
+        #expect(try shell(program, store) == 0, "\(program.text("brumate.log"))")
+        #expect(try shell(program, "D \(options) --stream-to - | R --stream-from -") == 0)
+        #expect(program.ask() == "ok")
+        #expect(
+            try shell(program, "D \(options) --stream-to '|cat >$W/saved' && V --stream-from saved && R -D store") == 0)
+        #expect(program.ask() == "ok", "\(program.text("restore.log"))")
+    }
+
     // MARK: damage
 
     @Test func `a stream that was cut anywhere leaves nothing`() throws {
@@ -301,8 +313,9 @@ struct `Images travel in one stream` {
                 return subprocess.Popen(order, env=dict(os.environ, BRUMATE_FAULT=fault), **streams)
             def there():
                 if end == 'dies':
-                    data = b''
-                    while data[-24:-20] != b'\\4\\0\\0\\0': data = data[-24:] + theirs.recv(1 << 20)
+                    data = b'?'
+                    while data and data[-24:-20] != b'\\4\\0\\0\\0':
+                        more = theirs.recv(1 << 20); data = more and data[-24:] + more
                     return 0
                 if end == 'receive': return run(restoring, 'receive', '-D', work + '/store', '--stream-from', '-', stdin=theirs)
                 return run(restoring, 'restore', '-d', '--stream-from', '-', stdin=theirs)
