@@ -135,7 +135,8 @@ let package = Package(
         .testTarget(
             name: "MemoryTests", dependencies: ["Memory", "Remote", "Linux", "Diagnostics"], swiftSettings: tests),
         .testTarget(
-            name: "BrumateTests", dependencies: ["Brumate", "Linux", "Diagnostics", system], swiftSettings: tests),
+            name: "BrumateTests", dependencies: ["Brumate", "Engine", "Linux", "Diagnostics", system],
+            swiftSettings: tests),
         .testTarget(
             name: "RemoteTests", dependencies: ["Remote", "Linux", "Diagnostics", system], swiftSettings: strict),
         .testTarget(name: "LinuxTests", dependencies: ["Linux"], swiftSettings: strict),

@@ -18,6 +18,8 @@ public enum FaultPoint: String, CaseIterable, Sendable {
     case dumpPages = "dump-pages"
     /// Dump: everything but the inventory is written.
     case dumpCommit = "dump-commit"
+    /// Dump: the tree ends with us, as it is about to live at another place.
+    case dumpGivenUp = "dump-given-up"
     /// Restore: the plan is made.
     case restorePlanned = "restore-planned"
     /// Restore: the root task exists.

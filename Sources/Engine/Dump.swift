@@ -47,6 +47,8 @@ public struct DumpRequest: Sendable {
     public var plugins: FilePath?
     /// Where pages go instead of the image directory (`--page-server`).
     public var pageServer: PageServerPlace?
+    /// Where all images go instead of the directory (`--stream-to`).
+    public var stream: StreamPlace?
     /// Where the tree, while it stands still, serves its private pages to the pager of its restore, before it is ended
     /// (`--lazy-pages`). The second is called with the port when the images are complete and a pager can connect.
     public var lazySource: (place: PageServerPlace, ready: @Sendable (UInt16) throws(Failure) -> Void)?
@@ -65,7 +67,9 @@ public struct DumpRequest: Sendable {
 /// If it throws, the tree runs on as before and the directory holds no valid image.
 public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statistics {
     raiseDescriptorLimit()
-    let images = try newImages(request)
+    let stream = try request.stream.map { (place) throws(Failure) in try OutgoingStream(to: place) }
+    defer { stream?.close() }
+    let images = try newImages(request, stream)
     guard !request.isLive || request.lazySource == nil else {
         throw Failure(.usage, "--live and --lazy-pages exclude each other: a lazy source stands still")
     }
@@ -73,6 +77,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
     var policy = request.policy
     policy.isLive = request.isLive
     policy.leaveRunning = request.afterwards != .killed
+    policy.takesAtEnd = request.afterwards == .killed && stream == nil
     policy.leavesPages = request.lazySource != nil
     policy.removesLinkRemaps = request.afterwards == .running
     let context = DumpContext(policy: policy, images: images, log: log, faults: request.faults)
@@ -94,7 +99,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
         while true {
             let tree = try FrozenTree.freeze(request.root, deadline: started + request.timeout)
             context.statistics[.freezing] = ContinuousClock.now - started
-            let order = DumpOrder(context: context, tree: tree.processes, files: FileDump(context))
+            let order = DumpOrder(context: context, tree: tree.processes, files: FileDump(context), stream: stream)
             try order.files.prepare()
             try order.collect()
             guard order.isHealing else {
@@ -111,7 +116,8 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
                     tree.thaw(.running)
                     throw error
                 }
-                if request.afterwards == .killed { FileDump.part(context) } else { order.files.letGo() }
+                if request.afterwards != .killed { order.files.letGo() }
+                if policy.takesAtEnd { FileDump.part(context) }
                 tree.thaw(request.afterwards)
                 if request.afterwards == .killed { FileDump.gone(context) }
                 if isLetGoEarly {
@@ -135,13 +141,13 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
 }
 
 /// Begins a set of images.
-func newImages(_ request: DumpRequest) throws(Failure) -> ImageDirectory {
+func newImages(_ request: DumpRequest, _ stream: OutgoingStream? = nil) throws(Failure) -> ImageDirectory {
     guard request.compression == nil || request.pageServer == nil else {
         throw Failure(
             .usage, "--compress has nothing to compress: all pages go to the page server",
             advice: "Pass --compress to the page server instead")
     }
-    let images = try ImageDirectory(request.images)
+    let images = try ImageDirectory.open(request.images, stream)
     (images.compression, images.keepsSums) = (request.compression, request.keepsSums)
     try images.begin()
     return images
@@ -165,7 +171,7 @@ private func rehearse(_ context: DumpContext) {
         // A program that was replaced is a ghost, whose contents would go into an image.
         guard let program = try? readLink("/proc/self/exe"), !program.string.hasSuffix(" (deleted)") else { return }
         // Images that are never written.
-        let images = try ImageDirectory(context.images.path)
+        let images = try context.images.rehearsal()
         var policy = context.policy
         policy.shellJob = true
         let own = DumpContext(policy: policy, images: images, log: context.log, faults: Faults())
@@ -240,6 +246,7 @@ struct DumpOrder {
     let context: DumpContext
     let tree: [FrozenProcess]
     let files: FileDump
+    var stream: OutgoingStream?
 
     /// Collects everything that needs the tree to stand still.
     func run(_ request: DumpRequest) throws(Failure) {
@@ -305,7 +312,17 @@ struct DumpOrder {
         if context.statistics[.frozen] == .zero { context.statistics[.frozen] = ContinuousClock.now - started }
         try images.write(.dumpStatistics, [statisticsEntry(dump: context.statistics)])
         try images.writeOut()
+        try stream?.finish(sync: request.isSynced) { () throws(Failure) in try giveUp(request) }
         context.log.debug("the image is complete")
+    }
+
+    /// Has a tree that is to be killed end with us from now on: it is about to live at another place.
+    private func giveUp(_ request: DumpRequest) throws(Failure) {
+        guard request.afterwards == .killed else { return }
+        try attempt("give the tree up") { () throws(SystemCallError) in
+            for process in tree { for thread in process.threads { try thread.setOptions(TraceOptions.killOnExit) } }
+        }
+        try context.faults.pass(.dumpGivenUp)
     }
 
     /// Gives the tree's pages to the pager of its restore. If that is gone before it has all, the tree goes on here.
@@ -317,11 +334,7 @@ struct DumpOrder {
             try ready(port)
         }
         try PageServer.serve(connection, from: LazySource.of(context).pages, log: log) { () throws(Failure) in
-            guard request.afterwards == .killed else { return }
-            // Whatever becomes of us: the tree lives at the other end now.
-            try attempt("give the tree up") { () throws(SystemCallError) in
-                for process in tree { for thread in process.threads { try thread.setOptions(TraceOptions.killOnExit) } }
-            }
+            try giveUp(request)
         }
     }
 

@@ -7,6 +7,7 @@ public import Kinds
 public import Linux
 public import Logging
 internal import Memory
+internal import Pages
 internal import Procfs
 internal import Remote
 public import SystemPackage
@@ -16,6 +17,8 @@ internal import Tasks
 public struct RestoreRequest: Sendable {
     /// Where the images are.
     public var images: FilePath
+    /// Where the images come from instead (`--stream-from`).
+    public var stream: StreamPlace?
     /// What is allowed.
     public var policy = RestorePolicy()
     /// The root becomes a child of our parent instead of ours (`--restore-sibling`).
@@ -53,13 +56,26 @@ public struct RestoreOutcome: Sendable {
 /// If it throws, nothing of the tree is left.
 public func restore(_ request: RestoreRequest, log: Logger) throws(Failure) -> RestoreOutcome {
     raiseDescriptorLimit()
+    guard let stream = try request.stream?.receive() else {
+        return try restore(request, from: try ImageSet(request.images, verifies: request.verifies), nil, log)
+    }
+    do throws(Failure) {
+        return try restore(request, from: try stream.images(verifies: request.verifies), stream, log)
+    } catch {
+        stream.refuse(error)
+        throw error
+    }
+}
+
+private func restore(
+    _ request: RestoreRequest, from images: ImageSet, _ stream: StreamReceiver?, _ log: Logger
+) throws(Failure) -> RestoreOutcome {
     var policy = request.policy
     policy.isLazy = request.pager != nil
-    let context = RestoreContext(
-        policy: policy, images: try ImageSet(request.images, verifies: request.verifies), log: log,
-        faults: request.faults)
+    let context = RestoreContext(policy: policy, images: images, log: log, faults: request.faults)
     defer { context.plugins.end() }
     let order = RestoreOrder(context: context, request: request)
+    order.stream = stream
     do throws(Failure) {
         try context.images.checkComplete()
         // A lazy restore compares pages when they are read.
@@ -81,6 +97,8 @@ final class RestoreOrder {
     var puppets: [TaskID: Puppet] = [:]
     var processes: [TaskID: RestoredProcess] = [:]
     var madePidFile = false
+    /// Where the images came from, if somebody may wait for an answer.
+    var stream: StreamReceiver?
 
     init(context: RestoreContext, request: RestoreRequest) {
         self.context = context
@@ -124,7 +142,8 @@ final class RestoreOrder {
         try release()
         context.statistics[.restoring] = ContinuousClock.now - started
         try request.scripts.run(.postResume, images: context.images.directory.number, root: root.id)
-        writeStatistics()
+        if !request.scripts.isEmpty { stream?.sayDone() }
+        if request.stream == nil { writeStatistics() }
         return RestoreOutcome(root: root.id, statistics: context.statistics)
     }
 
@@ -482,10 +501,13 @@ final class RestoreOrder {
                 throw Failure(.vanished, "task \(tracee.id) was disturbed before it was let go", advice: "Try again")
             }
         }
+        try stream?.awaitGo()
         try attempt("let the tree live") { () throws(SystemCallError) in
             for tracee in tracees { try tracee.setOptions(0) }
         }
         try context.faults.pass(.restoreReleasing)
+        // A script that can still fail would take the tree back.
+        if request.scripts.isEmpty { stream?.sayDone() }
     }
 
     // MARK: ending

@@ -20,6 +20,12 @@ public final class ImageDirectory {
     private var nextPages: UInt32
     /// Where page maps and pages go instead, nil if they go here.
     public var pageReceiver: (any PageReceiver)?
+    /// Where all images go instead, nil if they go here.
+    public let receiver: (any ImageReceiver)?
+    /// What their names begin with there.
+    private let prefix: String
+    /// Files here that are still to go there.
+    private var unsent: [String] = []
     /// How pages are compressed; nil for not at all.
     public var compression: Compression?
     /// Whether the set gets an integrity image: the hashes of all its files.
@@ -52,11 +58,43 @@ public final class ImageDirectory {
     /// - Parameter firstPagesID: the number of the first pages file. Who writes pages for another uses others than that.
     public init(_ path: FilePath, firstPagesID: UInt32 = 1) throws(Failure) {
         self.path = path
+        (receiver, prefix) = (nil, "")
         nextPages = firstPagesID
         directory = try attempt(
             "open the image directory \(path.string)", advice: "Create it, or pass another with --images-dir"
         ) {
             () throws(SystemCallError) in try openFile(path, [.directory])
+        }
+    }
+
+    /// Begins a set in memory: the directory is in no file system that has a name, and vanishes with us.
+    ///
+    /// - Parameters:
+    ///   - name: what it is called in messages.
+    ///   - receiver: where all images go instead. They are not in the directory then.
+    ///   - size: most bytes that it can hold, 0 for any number.
+    public init(inMemory name: FilePath, to receiver: (any ImageReceiver)? = nil, size: UInt64 = 0)
+        throws(Failure)
+    {
+        path = name
+        (self.receiver, prefix) = (receiver, "")
+        nextPages = 1
+        directory = try attempt(
+            "make a file system in memory for \(name)", advice: "This needs CAP_SYS_ADMIN; or use a directory of images"
+        ) { () throws(SystemCallError) in try detachedFileSystem(size: size) }
+    }
+
+    /// A set within the set of another directory.
+    private init(_ name: String, within other: ImageDirectory) throws(Failure) {
+        path = other.path.appending(name)
+        (receiver, prefix) = (other.receiver, other.prefix + name + "/")
+        nextPages = 1
+        let (folder, path) = (other.directory.number, path)
+        directory = try attempt("create \(path)") { () throws(SystemCallError) in
+            try withCString(name) { (name) throws(SystemCallError) in
+                try systemCall(.mkdirat, Int(folder), name, 0o755)
+            }
+            return try openFile(name, [.directory], in: folder)
         }
     }
 
@@ -136,7 +174,30 @@ public final class ImageDirectory {
     }
 
     /// Ends a pages file.
-    public func finish(_ pages: PagesFileWriter) throws(Failure) { note(try pages.finish()) }
+    public func finish(_ pages: PagesFileWriter) throws(Failure) {
+        note(try pages.finish())
+        try sendFiles()
+    }
+
+    /// Has the receiver get a pages file that is not compressed.
+    ///
+    /// - Parameter fill: tells where each chunk is, which is valid until the next call.
+    public func send(
+        pages id: UInt32, chunks: Int, to receiver: any ImageReceiver,
+        _ fill: (Int) throws(Failure) -> (address: Int, count: Int)
+    ) throws(Failure) {
+        let name = pagesName(id).fileName
+        var sum = FileSums(name: name, size: 0)
+        try receiver.append(prefix + name, from: 0, count: 0)
+        for index in 0..<chunks {
+            let (address, count) = try fill(index)
+            try receiver.append(prefix + name, from: address, count: count)
+            if keepsSums { sum.chunks += Checksum(at: address, count: count).bytes }
+            sum.size += UInt64(count)
+        }
+        written.append(name)
+        note(sum)
+    }
 
     private func pagesName(_ id: UInt32) -> ImageName { compression == nil ? .pages(id) : .packedPages(id) }
 
@@ -150,7 +211,10 @@ public final class ImageDirectory {
     /// Creates a file for raw contents.
     func createFile(_ name: ImageName) throws(Failure) -> Descriptor {
         let file = try ImageDirectory.createFile(name, in: directory.number, path)
-        if !name.isService { written.append(name.fileName) }
+        if !name.isService {
+            written.append(name.fileName)
+            if receiver != nil { unsent.append(name.fileName) }
+        }
         return file
     }
 
@@ -211,6 +275,7 @@ public final class ImageDirectory {
         let (held, folder, path) = (self.held, directory.number, path)
         self.held = []
         heldBytes = 0
+        if let receiver { return try send(held, to: receiver) }
         for (name, _) in held where !name.isService { written.append(name.fileName) }
         let dealer = Dealer(held.count)
         let (compression, keepsSums) = (compression, keepsSums)
@@ -243,6 +308,44 @@ public final class ImageDirectory {
         for sum in found.withLock({ $0 }) { note(sum) }
     }
 
+    private func send(_ held: [(name: ImageName, contents: Contents)], to receiver: any ImageReceiver) throws(Failure) {
+        for (name, contents) in held {
+            var bytes: [UInt8]
+            switch contents {
+            case .bytes(let ready): bytes = ready
+            case .messages(let messages):
+                bytes = ImageWriter.start(of: name)
+                for message in messages { try ImageWriter.encode(message, name, into: &bytes) }
+            case .pages(let pages):
+                let writer = PagesFileWriter(name, try createFile(name), compression, keepsSums: keepsSums)
+                try writer.write(pages, with: ChunkCoder())
+                try finish(writer)
+                continue
+            }
+            try bytes.withAddress { (address, count) throws(Failure) in
+                try receiver.append(prefix + name.fileName, from: address, count: count)
+            }
+            guard !name.isService else { continue }
+            written.append(name.fileName)
+            if keepsSums { note(FileSums(name.fileName, bytes)) }
+        }
+    }
+
+    /// Sends the files that were made here to whoever receives the images.
+    private func sendFiles() throws(Failure) {
+        guard let receiver else { return }
+        let (names, folder) = (unsent, directory.number)
+        unsent = []
+        for name in names {
+            if keepsSums, sums[name] == nil, let sum = try FileSums(reading: name, in: folder, with: ChunkCoder()) {
+                note(sum)
+            }
+            let file = try attempt("open \(name)") { () throws(SystemCallError) in try openFile(name, in: folder) }
+            try receiver.append(prefix + name, contentsOf: file.number)
+            _ = try? remove(name)
+        }
+    }
+
     fileprivate static func write(_ bytes: [UInt8], to file: Int32, _ name: ImageName) throws(Failure) {
         try attempt("write the image \(name.fileName)", advice: "Check that the disk has room") {
             () throws(SystemCallError) in
@@ -258,6 +361,7 @@ public final class ImageDirectory {
     /// Writes everything that waits in memory.
     public func writeOut() throws(Failure) {
         try writeHeld()
+        try sendFiles()
         try linkShared()
     }
 
@@ -266,14 +370,22 @@ public final class ImageDirectory {
     /// - Parameter method: unless it is none, everything is on the disk before the inventory is, and the inventory before
     ///   this returns.
     public func commit(_ inventory: InventoryEntry, sync method: SyncMethod) throws(Failure) {
-        let staging = ImageName("." + ImageName.inventory.fileName, ImageName.inventory.magic)
         try writeOut()
         let integrity = keepsSums ? try writeIntegrity() : nil
-        try hold(staging, try SealedInventory.bytes(of: inventory, integrity: integrity))
+        let bytes = try SealedInventory.bytes(of: inventory, integrity: integrity)
+        try hold(receiver == nil ? ImageDirectory.staging : .inventory, bytes)
         try writeOut()
+        guard receiver == nil else { return }
         try removeOld()
         try sync(method)
-        let folder = directory.number
+        try publish(method)
+    }
+
+    /// What the inventory is called until the set is complete.
+    private static let staging = ImageName("." + ImageName.inventory.fileName, ImageName.inventory.magic)
+
+    private func publish(_ method: SyncMethod) throws(Failure) {
+        let (staging, folder) = (ImageDirectory.staging, directory.number)
         try attempt("finish the image in \(path.string)") { () throws(SystemCallError) in
             try withPath(FilePath(staging.fileName)) { (from) throws(SystemCallError) in
                 try withPath(FilePath(ImageName.inventory.fileName)) { (to) throws(SystemCallError) in
@@ -378,25 +490,18 @@ public final class ImageDirectory {
             previous = nil
             return
         }
-        let here = Int(directory.number)
-        try attempt("create \(ImageDirectory.sharedFolder) in \(path.string)") { () throws(SystemCallError) in
-            try withCString(ImageDirectory.sharedFolder) { (name) throws(SystemCallError) in
-                try systemCall(.mkdirat, here, name, 0o755)
-            }
-        }
-        let parent = try ImageDirectory(path.appending(ImageDirectory.sharedFolder))
+        let parent = try ImageDirectory(ImageDirectory.sharedFolder, within: self)
         parent.keepsSums = keepsSums
-        let there = Int(parent.directory.number)
         var linked: Set<UInt32> = []
         for (name, pagemap) in shared {
             try pagemap.write(name, to: parent)
             guard linked.insert(pagemap.pagesID).inserted else { continue }
-            try attempt("link shared pages in \(path.string)") { () throws(SystemCallError) in
-                try withCString(pagesName(pagemap.pagesID).fileName) { (file) throws(SystemCallError) in
-                    try systemCall(.linkat, here, file, there, file, 0)
-                }
-            }
             let name = pagesName(pagemap.pagesID).fileName
+            if let receiver {
+                try receiver.link(parent.prefix + name, to: prefix + name)
+            } else {
+                try link(name, parent)
+            }
             parent.note(FileSums(name: name, size: 0, isLink: true))
             parent.written.append(name)
         }
@@ -408,9 +513,18 @@ public final class ImageDirectory {
             parent.previous = previous.isAbsolute ? previous : FilePath("..").pushing(previous)
         }
         try parent.writeOut()
-        try linkParent(FilePath(ImageDirectory.sharedFolder))
+        if receiver == nil { try linkParent(FilePath(ImageDirectory.sharedFolder)) }
         (shared, inheriting, previous) = ([], [], nil)
         sharedSet = parent
+    }
+
+    private func link(_ file: String, _ parent: ImageDirectory) throws(Failure) {
+        let (here, there) = (Int(directory.number), Int(parent.directory.number))
+        try attempt("link shared pages in \(path.string)") { () throws(SystemCallError) in
+            try withCString(file) { (file) throws(SystemCallError) in
+                try systemCall(.linkat, here, file, there, file, 0)
+            }
+        }
     }
 
     private func removeSharedPages() {
@@ -418,6 +532,78 @@ public final class ImageDirectory {
         guard let old = try? listDirectory(FilePath(folder), in: directory.number) else { return }
         for name in old { _ = try? remove(folder + "/" + name.string) }
         _ = try? removeName(FilePath(folder), isDirectory: true, in: directory.number)
+    }
+
+    // MARK: images that come from elsewhere
+
+    /// Whether a file is of the parent of our making.
+    public static func isShared(_ name: String) -> Bool { name.hasPrefix(sharedFolder + "/") }
+
+    /// Whether a file of a set may be called so: `NAME.img` or `stats-dump`, in `shared-pages` too.
+    public static func isFileName(_ name: String) -> Bool {
+        let inner = isShared(name) ? name.dropFirst(sharedFolder.count + 1) : name[...]
+        guard let first = inner.utf8.first, first != 0x2e, inner.utf8.count <= 200,
+            inner.utf8.allSatisfy({ byte in
+                (0x30...0x39).contains(byte) || byte < 0x80 && (0x41...0x5a).contains(byte & 0xdf) || byte == 0x2d
+                    || byte == 0x2e || byte == 0x5f
+            })
+        else { return false }
+        return inner.hasSuffix(".img") || inner == ImageName.dumpStatistics.fileName
+    }
+
+    /// Opens a file of a set that comes from elsewhere for writing. Its inventory is not called so before `complete`.
+    ///
+    /// - Parameter begins: it is created.
+    public func receive(_ name: String, begins: Bool) throws(Failure) -> Descriptor {
+        let name = name == ImageName.inventory.fileName ? ImageDirectory.staging.fileName : name
+        let folder = directory.number
+        if begins, ImageDirectory.isShared(name) { try makeSharedFolder() }
+        let file = try attempt("create the image \(name) in \(path.string)", advice: "Check that there is room") {
+            () throws(SystemCallError) in
+            try openFile(
+                name, begins ? [.writeOnly, .create, .truncate, .noFollow] : [.writeOnly, .noFollow], mode: 0o644,
+                in: folder)
+        }
+        if begins { written.append(name) }
+        return file
+    }
+
+    private func makeSharedFolder() throws(Failure) {
+        let folder = directory.number
+        try attempt("create \(ImageDirectory.sharedFolder) in \(path.string)") { () throws(SystemCallError) in
+            try withCString(ImageDirectory.sharedFolder) { (name) throws(SystemCallError) in
+                do throws(SystemCallError) { try systemCall(.mkdirat, Int(folder), name, 0o755) } catch {
+                    if error.errno != .EEXIST { throw error }
+                }
+            }
+        }
+        previous = FilePath(ImageDirectory.sharedFolder)
+    }
+
+    /// Makes a second name of a file of a set that comes from elsewhere.
+    public func receive(_ name: String, linkedTo other: String) throws(Failure) {
+        let folder = Int(directory.number)
+        if ImageDirectory.isShared(name) { try makeSharedFolder() }
+        try attempt("link \(name) in \(path.string)") { () throws(SystemCallError) in
+            try withCString(other) { (other) throws(SystemCallError) in
+                try withCString(name) { (name) throws(SystemCallError) in
+                    try systemCall(.linkat, folder, other, folder, name, 0)
+                }
+            }
+        }
+        written.append(name)
+    }
+
+    /// Makes a set that came from elsewhere valid.
+    ///
+    /// - Parameter ready: called when nothing but the name of the inventory is missing.
+    public func complete(sync method: SyncMethod, ready: () throws(Failure) -> Void) throws(Failure) {
+        if let previous { try linkParent(previous) }
+        previous = nil
+        try removeOld()
+        try sync(method)
+        try ready()
+        try publish(method)
     }
 
     /// Removes what was written: the dump failed. The inventory goes first.

@@ -31,6 +31,14 @@ public final class ImageSet: Sendable {
         try self.init(directory, path, verifies: verifies, below: nil, depth: 0)
     }
 
+    /// Opens the images that were written by us to a directory.
+    public convenience init(_ images: ImageDirectory, verifies: Bool = false) throws(Failure) {
+        let own = try attempt("open \(images.path)") { () throws(SystemCallError) in
+            try images.directory.duplicate()
+        }
+        try self.init(own, images.path, verifies: verifies, below: nil, depth: 0)
+    }
+
     private init(
         _ directory: consuming Descriptor, _ path: FilePath, verifies: Bool, below: Integrity?, depth: Int
     ) throws(Failure) {

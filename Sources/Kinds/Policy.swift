@@ -22,6 +22,9 @@ public struct DumpPolicy: Sendable {
     public var recordsBuildIDs = true
     /// The tree goes on after the dump, so nothing on disk that it needs may be moved.
     public var leaveRunning = false
+    /// What can't be read without taking it away is taken when the image is complete otherwise. The tree is killed then
+    /// whatever happens.
+    public var takesAtEnd = true
     /// The tree goes on before its pages are written, which are read from copies of its memory (`--live`).
     public var isLive = false
     /// Resources that stay outside, as `type[id]` or `type[id]:key` (`--external`).

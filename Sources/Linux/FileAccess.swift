@@ -88,6 +88,27 @@ public struct FileSystem: Hashable, Sendable {
     }
 }
 
+/// A file system in memory that is mounted nowhere and ends with the last descriptor in it (`fsmount(2)` of a tmpfs).
+///
+/// - Parameter size: most bytes that it can hold, 0 for any number.
+/// - Returns: its root directory.
+public func detachedFileSystem(size: UInt64) throws(SystemCallError) -> Descriptor {
+    let context = Descriptor(
+        owning: try withCString("tmpfs") { (name) throws(SystemCallError) in
+            Int32(try systemCall(.fsopen, name, 1))  // FSOPEN_CLOEXEC
+        })
+    let number = Int(context.number)
+    for (key, value) in [("size", "\(size)"), ("mode", "700")] {
+        try withCString(key) { (key) throws(SystemCallError) in
+            try withCString(value) { (value) throws(SystemCallError) in
+                try systemCall(.fsconfig, number, 1, key, value, 0)  // FSCONFIG_SET_STRING
+            }
+        }
+    }
+    try systemCall(.fsconfig, number, 6, 0, 0, 0)  // FSCONFIG_CMD_CREATE
+    return Descriptor(owning: Int32(try systemCall(.fsmount, number, 1, 0)))  // FSMOUNT_CLOEXEC
+}
+
 /// An option of a socket that is a number (`getsockopt(2)`).
 public func socketOption(_ socket: Int32, level: Int = 1, _ option: Int) throws(SystemCallError) -> Int32 {
     var value: (Int32, UInt32) = (0, 4)

@@ -25,7 +25,16 @@ public func startProgram(
     for (number, ours) in streams.sorted(by: { $0.key < $1.key }) {
         unsafe posix_spawn_file_actions_adddup2(&actions, ours, number)
     }
-    let error = unsafe path.withPlatformString { unsafe posix_spawn(&pid, $0, &actions, nil, words, variables) }
+    // We ignore it; programs are not used to that.
+    var attributes = posix_spawnattr_t()
+    unsafe posix_spawnattr_init(&attributes)
+    var signals = sigset_t()
+    unsafe sigemptyset(&signals)
+    unsafe sigaddset(&signals, SIGPIPE)
+    unsafe posix_spawnattr_setsigdefault(&attributes, &signals)
+    unsafe posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGDEF))
+    let error = unsafe path.withPlatformString { unsafe posix_spawn(&pid, $0, &actions, &attributes, words, variables) }
+    unsafe posix_spawnattr_destroy(&attributes)
     unsafe posix_spawn_file_actions_destroy(&actions)
     unsafe (words + variables).forEach { unsafe free($0) }
     guard error == 0 else { throw SystemCallError(.execve, Errno(rawValue: error)) }

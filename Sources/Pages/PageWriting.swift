@@ -65,6 +65,9 @@ private func writePages(
     _ stretches: [PageStretch], from source: PageSource, to images: ImageDirectory, _ id: UInt32
 ) throws(Failure) {
     let total = stretches.reduce(0) { $0 + $1.range.length }
+    if let receiver = images.receiver, images.compression == nil {
+        return try send(stretches, from: source, to: images, id, receiver)
+    }
     guard total <= UInt64(ImageDirectory.largestHeld), images.canHold(Int(total)) else {
         let pages = try images.createPages(id)
         if !pages.isPacked { try reserve(pages.number, total) }
@@ -77,6 +80,19 @@ private func writePages(
         for chunk in chunks { try fill(address + Int(chunk.offset), chunk, stretches, source) }
     }
     try images.hold(pages: id, bytes)
+}
+
+/// A receiver gets the pages in order.
+private func send(
+    _ stretches: [PageStretch], from source: PageSource, to images: ImageDirectory, _ id: UInt32,
+    _ receiver: any ImageReceiver
+) throws(Failure) {
+    let buffer = try BounceBuffer()
+    let chunks = Chunk.cut(stretches.map(\.range.length))
+    try images.send(pages: id, chunks: chunks.count, to: receiver) { (index) throws(Failure) in
+        try fill(buffer.address, chunks[index], stretches, source)
+        return (buffer.address, chunks[index].length)
+    }
 }
 
 private func copy(

@@ -21,16 +21,21 @@ public final class Connection {
         let number = socket.number
         self.socket = socket
         self.peer = peer
+        Connection.noticeVanishedPeer(number)
+        guard let security else { return }
+        session = try during(.step("connection with \(peer)")) { () throws(Failure) in
+            try SecureSession(number, security, isServer: isServer, name: security.verifiesName ? name : nil)
+        }
+    }
+
+    /// Has a connection break when the peer does not answer for half a minute.
+    static func noticeVanishedPeer(_ number: Int32) {
         // TCP alone knows these: a passed socket may be another.
         for (option, value) in [(1, 1), (4, 10), (5, 5), (6, 4), (18, 30_000)] as [(Int, Int32)] {
             // NODELAY, KEEPIDLE, KEEPINTVL, KEEPCNT, USER_TIMEOUT
             try? setSocketOption(number, level: 6, option, value)
         }
         try? setSocketOption(number, 9, 1)  // SO_KEEPALIVE
-        guard let security else { return }
-        session = try during(.step("connection with \(peer)")) { () throws(Failure) in
-            try SecureSession(number, security, isServer: isServer, name: security.verifiesName ? name : nil)
-        }
     }
 
     /// Connects to a server.

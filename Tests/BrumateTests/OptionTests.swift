@@ -1,4 +1,5 @@
 import Brumate
+import Engine
 import Linux
 import SystemPackage
 import Testing
@@ -23,6 +24,22 @@ import Testing
         #expect(read("dump", "-t", "1", "--shell-job", "--no-shell-job").options.shellJob == false)
         #expect(read("dump", "-t", "1", "--ghost-limit", "8M").options.ghostLimit == 8 << 20)
         #expect(read("restore", "-d", "-D", "/x", "--exec-cmd").failure != nil)
+        // What only we have makes nothing of CRIU's ambiguous.
+        #expect(read("dump", "-t", "1", "--stre").options.stream)
+    }
+
+    @Test func `where a stream goes`() {
+        for (word, place) in [
+            ("-", .standard), ("5", .descriptor(5)), ("./5", .path("./5")), ("|ssh host", .command("ssh host")),
+        ] as [(String, StreamPlace)] {
+            #expect(read("dump", "-t", "1", "--stream-to", word).options.streamTo == place)
+        }
+        #expect(read("restore", "--stream-from", "-").options.streamFrom == .standard)
+        for other in [["--prev-images-dir", "x"], ["--page-server"], ["--lazy-pages"], ["--stream-from", "-"]] {
+            let words = ["dump", "-t", "1", "--stream-to", "-"] + other
+            #expect(Invocation(words.map { Word($0) }, machine: "/nonexistent").failure != nil, "\(other)")
+        }
+        #expect(read("receive", "-D", "/x").failure != nil && read("send", "-D", "/x").failure != nil)
     }
 
     @Test func `nonsense is refused`() {

@@ -101,6 +101,8 @@ public enum Command {
         case .check: try KernelCheck.run(session)
         case .pageServer: try Orders.pageServer(session)
         case .lazyPages: try Orders.lazyPages(session)
+        case .send: try Orders.send(session)
+        case .receive: try Orders.receive(session)
         case .cpuDump: try Orders.cpuDump(session)
         case .cpuCheck: try Orders.cpuCheck(session)
         case .exec:

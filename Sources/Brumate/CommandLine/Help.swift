@@ -17,6 +17,8 @@ enum Help {
           brumate dedup [OPTIONS]
           brumate unpack [OPTIONS]
           brumate page-server|lazy-pages [OPTIONS]
+          brumate send --stream-to TO [OPTIONS]
+          brumate receive --stream-from FROM [OPTIONS]
           brumate check [--feature NAME[,NAME…]]
           brumate cpuinfo dump|check [OPTIONS]
 
@@ -28,6 +30,8 @@ enum Help {
           unpack         turn images with compressed pages, and their parents, into CRIU's format
           page-server    receive the pages of a dump, or give them to a lazy restore
           lazy-pages     bring pages to tasks of a lazy restore
+          send           send the images of a directory as one stream
+          receive        save a stream as a directory of images
           check          find out whether this kernel has what we need
           cpuinfo dump   write the features of this CPU to an image file
           cpuinfo check  compare the features of this CPU with the image file

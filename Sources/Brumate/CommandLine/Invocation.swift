@@ -143,11 +143,36 @@ public struct Invocation: Sendable {
                 throw Failure(.usage, "--live and --leave-stopped exclude each other")
             }
         }
+        try settleStreams(action)
         if !options.inheritedDescriptors.isEmpty, action != .restore {
             throw Failure(.usage, "--inherit-fd works with 'restore' only")
         }
         if action == .dump || action == .preDump, options.tree == nil {
             throw Failure(.usage, "which tree? The option --tree PID is missing")
+        }
+    }
+
+    private func settleStreams(_ action: Action) throws(Failure) {
+        for (name, place, actions) in [
+            ("--stream-to", options.streamTo, [Action.dump, .send]),
+            ("--stream-from", options.streamFrom, [.restore, .receive]),
+        ] {
+            if place == nil {
+                guard !actions.dropFirst().contains(action) else {
+                    throw Failure(.usage, "'\(action.rawValue)' needs \(name)")
+                }
+                continue
+            }
+            guard actions.contains(action) else {
+                let works = actions.map { "'\($0.rawValue)'" }.joined(separator: " and ")
+                throw Failure(.usage, "\(name) works with \(works) only")
+            }
+            for (other, isGiven) in [
+                ("--prev-images-dir", options.previousImagesDirectory != nil), ("--page-server", options.pageServer),
+                ("--lazy-pages", options.lazyPages), ("--auto-dedup", options.autoDeduplication && action == .dump),
+            ] where isGiven {
+                throw Failure(.usage, "\(name) and \(other) exclude each other", advice: "A stream is whole by itself")
+            }
         }
     }
 

@@ -103,7 +103,13 @@ struct Scan: Sendable {
         var ours: [(option: Option, name: String, isOn: Bool)] = []
         for option in Option.table {
             if option.name == name { return (option, true) }
-            if option.name.hasPrefix(name) { starts.append((option, option.name, true)) }
+            if option.name.hasPrefix(name) {
+                if option.isOurs {
+                    ours.append((option, option.name, true))
+                } else {
+                    starts.append((option, option.name, true))
+                }
+            }
             guard option.negation != .none else { continue }
             let negated = "no-" + option.name
             if negated == name { return (option, false) }

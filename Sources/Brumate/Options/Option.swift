@@ -1,4 +1,5 @@
 internal import Diagnostics
+internal import Engine
 internal import Kinds
 
 /// One option: how it is written, what it means, what it sets, and since when it works.
@@ -63,6 +64,8 @@ struct Option: Sendable {
     let negation: Negation
     /// Since when it works.
     let support: Support
+    /// Only we have it; it never makes one of CRIU's abbreviations ambiguous.
+    var isOurs = false
     /// Sets the field: the argument, if any, and whether the option is switched on.
     let apply: @Sendable (inout Options, Word?, Bool) throws(Failure) -> Void
 
@@ -87,11 +90,12 @@ struct Option: Sendable {
     /// An option with an argument.
     static func value(
         _ name: String, _ letter: Character? = nil, _ argument: String, _ heading: Heading, _ help: String,
-        support: Support = .supported, _ set: @escaping @Sendable (inout Options, Word) throws(Failure) -> Void
+        support: Support = .supported, isOurs: Bool = false,
+        _ set: @escaping @Sendable (inout Options, Word) throws(Failure) -> Void
     ) -> Option {
         Option(
             name: name, letter: letter?.asciiValue, argument: .required(argument), heading: heading, help: help,
-            negation: .none, support: support,
+            negation: .none, support: support, isOurs: isOurs,
             apply: { (options, word, _) throws(Failure) in
                 if let word { try set(&options, word) }
             })
@@ -159,6 +163,13 @@ extension Word {
     func verbosity(after current: Int) -> Int {
         if bytes.first == UInt8(ascii: "v") { return current + bytes.count + 1 }
         return Int(text.prefix { $0.isASCII && $0.isNumber }) ?? 0
+    }
+
+    /// `-`, a descriptor, `|COMMAND`, or a path.
+    var streamPlace: StreamPlace {
+        if self == "-" { return .standard }
+        if let number = Int32(text), number >= 0 { return .descriptor(number) }
+        return bytes.first == UInt8(ascii: "|") ? .command(String(text.dropFirst())) : .path(path)
     }
 
     /// `fd[N]:KEY`.

@@ -81,6 +81,16 @@ extension Option {
             "stream", nil, .general, "Pass images through criu-image-streamer.",
             support: .later(memory, on: both) { $0.stream }
         ) { $0.stream = $1 },
+        .value(
+            "stream-to", nil, "TO", .general,
+            "Dump, send: images go out as one stream: to '-' (standard output), a descriptor, a new file, a fifo, or '|COMMAND'.",
+            isOurs: true
+        ) { $0.streamTo = $1.streamPlace },
+        .value(
+            "stream-from", nil, "FROM", .general,
+            "Restore, receive: images come as one stream from '-' (standard input), a descriptor, a file or a fifo.",
+            isOurs: true
+        ) { $0.streamFrom = $1.streamPlace },
         .flag("unprivileged", nil, .general, "Accept the limits of running without root.") { $0.unprivileged = $1 },
     ]
 

@@ -1,3 +1,4 @@
+public import Engine
 public import ImageFormat
 public import Kinds
 public import Linux
@@ -44,6 +45,10 @@ public struct Options: Sendable, Equatable {
     public var sync = true
     /// Images go through a stream program (`--stream`).
     public var stream = false
+    /// Where images go as one stream (`--stream-to`).
+    public var streamTo: StreamPlace?
+    /// Where images come from as one stream (`--stream-from`).
+    public var streamFrom: StreamPlace?
     /// Take pages away from the parent, or from the image while restoring (`--auto-dedup`).
     public var autoDeduplication = false
     /// Print the statistics at the end (`--display-stats`).

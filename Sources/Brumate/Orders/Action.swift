@@ -20,6 +20,10 @@ public enum Action: String, CaseIterable, Sendable {
     case deduplicate = "dedup"
     /// Turn packed images into CRIU's format.
     case unpack
+    /// Send a directory of images as a stream.
+    case send
+    /// Save a stream as a directory of images.
+    case receive
     /// Write the CPU image.
     case cpuDump = "cpuinfo dump"
     /// Compare this CPU with the CPU image.
@@ -33,7 +37,7 @@ public enum Action: String, CaseIterable, Sendable {
     public var later: String? {
         switch self {
         case .dump, .preDump, .restore, .check, .deduplicate, .unpack, .cpuDump, .cpuCheck, .exec, .show, .pageServer,
-            .lazyPages:
+            .lazyPages, .send, .receive:
             nil
         case .service, .serviceWorker: "the RPC service"
         }

@@ -72,6 +72,7 @@ enum Orders {
         request.compression = options.compression
         request.keepsSums = options.checksum ?? (options.compression != nil)
         request.faults = session.faults
+        request.stream = session.place(options.streamTo)
         if options.pageServer { request.pageServer = place(options) }
         if options.lazyPages {
             request.lazySource = (
@@ -107,6 +108,7 @@ enum Orders {
         request.plugins = options.libraryDirectory
         request.verifies = options.verify
         request.faults = session.faults
+        request.stream = session.place(options.streamFrom)
         if options.lazyPages { request.pager = pager(session) }
         let outcome = try Engine.restore(request, log: session.log)
         // The tasks have their own by now; ours would keep pipes from ending for as long as we wait.

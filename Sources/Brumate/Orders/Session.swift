@@ -7,6 +7,8 @@ public import SystemPackage
 public final class Session {
     /// What was asked for.
     public let options: Options
+    /// Where we were started.
+    let startPath: FilePath
     /// The absolute path of the images directory.
     public let imagesPath: FilePath
     /// The absolute path of the work directory, which is also the working directory from here on.
@@ -32,6 +34,7 @@ public final class Session {
         let here = try attempt("find the working directory") { () throws(SystemCallError) in
             try readLink("/proc/self/cwd")
         }
+        startPath = here
         let images = here.pushing(options.imagesDirectory ?? ".").lexicallyNormalized()
         let work = options.workDirectory.map { here.pushing($0).lexicallyNormalized() } ?? images
         imagesPath = images

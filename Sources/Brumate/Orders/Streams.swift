@@ -43,7 +43,27 @@ extension Orders {
     }
 }
 
+extension Session {
+    /// A place in a stream's option; paths are relative to where we were started.
+    func place(_ place: StreamPlace?) -> StreamPlace? {
+        guard case .path(let path) = place else { return place }
+        return .path(startPath.pushing(path))
+    }
+}
+
 extension Orders {
+    /// Sends the images as a stream.
+    static func send(_ session: borrowing Session) throws(Failure) {
+        guard let place = session.place(session.options.streamTo) else { return }
+        try sendStream(session.imagesPath, to: place, isSynced: session.options.sync, log: session.log)
+    }
+
+    /// Saves a stream as images.
+    static func receive(_ session: borrowing Session) throws(Failure) {
+        guard let place = session.place(session.options.streamFrom) else { return }
+        try receiveStream(from: place, into: session.imagesPath, isSynced: session.options.sync, log: session.log)
+    }
+
     /// Is the pager of one lazy restore.
     static func lazyPages(_ session: borrowing Session) throws(Failure) {
         let options = session.options

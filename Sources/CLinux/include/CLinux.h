@@ -244,3 +244,29 @@ static inline void clinux_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t *words
     __get_cpuid_count(leaf, subleaf, &words[0], &words[1], &words[2], &words[3]);
 }
 #endif
+
+// CRC-32C of bytes that follow others whose checksum is `crc`; 0 if there are none.
+static inline uint32_t clinux_crc32c(uint32_t crc, const void *bytes, size_t count) {
+    const uint8_t *at = (const uint8_t *)bytes;
+    crc = ~crc;
+#if defined(__x86_64__)
+    uint32_t words[4];
+    clinux_cpuid(1, 0, words);
+    if (words[2] >> 20 & 1) {  // SSE 4.2
+        uint64_t wide = crc;
+        for (; count >= 8; at += 8, count -= 8) {
+            uint64_t word;
+            __builtin_memcpy(&word, at, 8);
+            __asm__("crc32q %1, %0" : "+r"(wide) : "r"(word));
+        }
+        crc = (uint32_t)wide;
+        for (; count > 0; at++, count--) __asm__("crc32b %1, %0" : "+r"(crc) : "r"(*at));
+        return ~crc;
+    }
+#endif
+    for (; count > 0; at++, count--) {
+        crc ^= *at;
+        for (int bit = 0; bit < 8; bit++) crc = crc >> 1 ^ (crc & 1 ? 0x82f63b78 : 0);
+    }
+    return ~crc;
+}

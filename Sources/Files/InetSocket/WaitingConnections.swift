@@ -41,12 +41,12 @@ final class WaitingConnections {
             return context.log.warning(
                 "\(WaitingConnections.number(count)) on the port \(address.port), not accepted yet, will break")
         }
-        guard !context.policy.leaveRunning else {
+        guard context.policy.takesAtEnd else {
             throw Failure(
                 .unsupported,
-                "\(WaitingConnections.number(count)) on the port \(address.port) to be accepted, and can be saved only if the tree is killed after the dump",
+                "\(WaitingConnections.number(count)) on the port \(address.port) to be accepted, and can be saved only if the tree is killed after a dump into a directory",
                 advice:
-                    "Try again once the task has accepted them, dump without --leave-running and --leave-stopped, or pass --skip-in-flight to leave them out of the image"
+                    "Try again once the task has accepted them, dump without --leave-running, --leave-stopped and --stream-to, or pass --skip-in-flight to leave them out of the image"
             )
         }
         listeners.append(Listener(file: file, address: address, count: count))

@@ -18,7 +18,7 @@ enum Inotify: FileKind {
         if try bytesWaiting(file.handle.number) > 0 {
             entry.hasEvents_p = true
             InotifyQueues.of(context).files.append(file)
-            if context.policy.leaveRunning {
+            if !context.policy.takesAtEnd {
                 context.log.info("events wait in an inotify: the restored task will be told of an overflow")
             }
         }

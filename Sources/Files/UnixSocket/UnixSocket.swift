@@ -225,11 +225,13 @@ enum UnixSocket: FileKind {
             }
         }
         guard isFilled else { return }
-        guard !context.policy.leaveRunning else {
+        guard context.policy.takesAtEnd else {
             throw Failure(
                 .unsupported,
-                "something was sent on a connection that waits to be accepted, which can be saved only if the tree is killed after the dump",
-                advice: "Try again once the task has accepted it, or dump without --leave-running and --leave-stopped")
+                "something was sent on a connection that waits to be accepted, which can be saved only if the tree is killed after a dump into a directory",
+                advice:
+                    "Try again once the task has accepted it, or dump without --leave-running, --leave-stopped and --stream-to"
+            )
         }
         met.taking.append(listener)
     }
