@@ -169,8 +169,13 @@ struct `Images travel in one stream` {
 
     @Test func `what is received is what a dump into a directory has`() throws {
         let program = try Program(Self.script)
+        #expect(program.ask() == "ok")
+        // Both processes wait for the next question: nothing of them changes from one dump to the next one.
+        let wait =
+            "for p in \(program.id) $(pgrep -P \(program.id)); do until grep -q ') S ' /proc/$p/stat; do :; done; done"
+        #expect(try shell(program, wait) == 0)
         #expect(try program.dump(["-R"]) == 0)
-        #expect(try shell(program, "D -R --stream-to - | V --stream-from -") == 0)
+        #expect(try shell(program, wait + "; D -R --stream-to - | V --stream-from -") == 0)
         // Only what tells times differs from one dump to the next one, of the unlinked file, too.
         let compare = """
             rm -f images/*.log; list() { (cd $1; find . -printf '%p %l %n\\n' | sort); }; diff <(list images) <(list store) &&
