@@ -95,13 +95,14 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
         rehearse(context)
         try request.scripts.run(.preDump, images: images.directory.number, root: request.root)
         haste.wait()
+        let foresight = request.isLive ? Foresight(request.root) : nil
         let started = ContinuousClock.now
         while true {
             let tree = try FrozenTree.freeze(request.root, deadline: started + request.timeout)
             context.statistics[.freezing] = ContinuousClock.now - started
             let order = DumpOrder(context: context, tree: tree.processes, files: FileDump(context), stream: stream)
             try order.files.prepare()
-            try order.collect()
+            try order.collect(foresight)
             guard order.isHealing else {
                 // Nothing more is needed of a tree that goes on, unless a script wants to see it stand still.
                 let isLetGoEarly =
@@ -340,11 +341,15 @@ struct DumpOrder {
 
     /// Reads what /proc tells of the whole tree.
     ///
-    /// - Parameter foresight: nothing but memory will be dumped, and this was seen of it before.
-    func collect(_ foresight: Foresight? = nil) throws(Failure) {
+    /// - Parameters:
+    ///   - foresight: what was seen of its memory before.
+    ///   - onlyMemory: nothing else will be dumped.
+    func collect(_ foresight: Foresight?, onlyMemory: Bool = false) throws(Failure) {
         try context.faults.pass(.dumpFrozen)
         context.log.debug("stopped \(tree.count) processes")
-        for frozen in tree where !frozen.isZombie { context.processes.append(try collect(frozen, foresight)) }
+        for frozen in tree where !frozen.isZombie {
+            context.processes.append(try collect(frozen, foresight, onlyMemory: onlyMemory))
+        }
         context.log.debug("collected what /proc tells")
     }
 
@@ -360,18 +365,19 @@ struct DumpOrder {
     private static let fewThreads = 32
 
     /// Reads what /proc tells of a stopped process.
-    private func collect(_ frozen: FrozenProcess, _ foresight: Foresight?) throws(Failure) -> DumpedProcess {
+    private func collect(
+        _ frozen: FrozenProcess, _ foresight: Foresight?, onlyMemory: Bool
+    ) throws(Failure) -> DumpedProcess {
         let status = try TaskStatus.read(of: frozen.id)
         return try during(.dumping(frozen.id, status.name)) { () throws(Failure) in
             let pidfd = try attempt("open a pidfd") { () throws(SystemCallError) in
                 Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(frozen.id.rawValue), 0)))
             }
-            var mappings: [VMA]? = nil
-            if let foresight { mappings = try foresight.mappings(of: frozen.id) }
-            if mappings == nil { mappings = try VMA.read(of: frozen.id) }
+            let foreseen = try foresight?.mappings(of: frozen.id)
+            let mappings = if let foreseen { foreseen } else { try VMA.read(of: frozen.id) }
             let process = DumpedProcess(
-                frozen, status: status, stat: try TaskStat.read(of: frozen.id), mappings: mappings ?? [],
-                memory: try TaskMemory(frozen.id), pidfd: pidfd)
+                frozen, status: status, stat: try TaskStat.read(of: frozen.id), mappings: mappings,
+                memory: try TaskMemory(frozen.id), isForeseen: foreseen != nil, pidfd: pidfd)
             let (id, others) = (frozen.id, frozen.threads.map(\.id).filter { $0 != frozen.id })
             let statuses = try Workers.map(
                 others.count, share: DumpOrder.fewThreads,
@@ -392,7 +398,7 @@ struct DumpOrder {
                 process.threads.append(
                     DumpedThread(tracee, of: process, status: own, registers: registers, signalMask: mask))
             }
-            if foresight != nil { return process }
+            if onlyMemory { return process }
             try MemoryDump.check(process, context)
             for thread in process.threads { try TaskDump.prepare(thread) }
             return process

@@ -5,8 +5,8 @@ internal import Procfs
 /// The mappings of a tree as they were shortly before it was stopped.
 ///
 /// Only smaps tells flags and page sizes of mappings, and it looks at every page for that: 40 ms for each GiB. Where a
-/// mapping is the same as before in what maps tells, a pre-dump takes those from here: it only wants to know what kind of
-/// memory it is.
+/// mapping is the same as before in what maps tells, those are taken from here: by a pre-dump, which only wants to know what
+/// kind of memory it is, and by a live dump, which then compares them with those of the copy.
 struct Foresight {
     private var known: [TaskID: [AddressRange: VMA]] = [:]
 
@@ -25,12 +25,8 @@ struct Foresight {
         guard let known = known[task] else { return nil }
         var found: [VMA] = []
         for mapping in try VMA.readPlain(of: task) {
-            guard let before = known[mapping.range], before.isShared == mapping.isShared, before.name == mapping.name,
-                before.inode == mapping.inode, before.major == mapping.major, before.minor == mapping.minor
-            else { return nil }
-            var merged = before
-            (merged.protection, merged.offset) = (mapping.protection, mapping.offset)
-            found.append(merged)
+            guard let flagged = known[mapping.range].flatMap({ mapping.flagged(like: $0) }) else { return nil }
+            found.append(flagged)
         }
         return found
     }

@@ -38,7 +38,7 @@ public func preDump(_ request: DumpRequest, log: Logger) throws(Failure) -> Stat
             context.statistics[.freezing] = ContinuousClock.now - started
             let order = DumpOrder(context: context, tree: tree.processes, files: FileDump(context))
             do throws(Failure) {
-                try order.collect(foresight)
+                try order.collect(foresight, onlyMemory: true)
                 if !order.isHealing {
                     try order.findPages()
                     tree.thaw(.running)

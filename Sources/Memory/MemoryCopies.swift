@@ -23,7 +23,13 @@ public final class MemoryCopies {
     public func make(
         of process: DumpedProcess, _ server: borrowing Server, _ context: DumpContext
     ) throws(Failure) {
+        // Locked memory is not locked in a copy, and what was kept from forks must not be anew if it no longer is.
+        let locked = process.mappings.reduce(0) { $0 + ($1.flags.contains("lo") ? $1.range.length : 0) }
+        if process.status.lockedMemory != locked || process.mappings.contains(where: MemoryCopies.isKeptFromForks) {
+            try process.readFlags()
+        }
         if let reason = try obstacle(process, server) {
+            try process.readFlags()
             context.log.notice("the memory of task \(process.id) is written while it stands still: \(reason)")
             return
         }
@@ -32,7 +38,7 @@ public final class MemoryCopies {
             let (start, length) = (Int(bitPattern: UInt(mapping.range.start.rawValue)), Int(mapping.range.length))
             // MADV_DONTFORK and MADV_DOFORK, MADV_WIPEONFORK and MADV_KEEPONFORK
             for (flag, on, off) in [("dc", 10, 11), ("wf", 18, 19)] as [(StaticString, Int, Int)]
-            where mapping.flags.contains(flag) {
+            where mapping.flags.contains(flag) && MemoryCopies.isKeptFromForks(mapping) {
                 first.append((.madvise, [start, length, off]))
                 last.append((.madvise, [start, length, on]))
             }
@@ -44,12 +50,20 @@ public final class MemoryCopies {
             copy = nil
         }
         guard let copy else {
+            try process.readFlags()
             context.log.warning(
                 "task \(process.id) can't be copied, its memory is written while it stands still; is a limit reached?")
             return
         }
         made[process.id] = copy
         try context.faults.pass(.dumpCopied)
+    }
+
+    /// Whether a copy would not have the memory, unless it is told to. Memory that may be dropped at any moment is never
+    /// copied.
+    private static func isKeptFromForks(_ mapping: VMA) -> Bool {
+        (mapping.flags.contains("dc") || mapping.flags.contains("wf")) && !mapping.flags.contains("dp")
+            && !mapping.isShared && !mapping.isOfKernel
     }
 
     private func obstacle(_ process: DumpedProcess, _ server: borrowing Server) throws(Failure) -> String? {
@@ -71,6 +85,24 @@ public final class MemoryCopies {
             if !mapping.isShared, mapping.hugePageSize != nil { return "it has huge pages of its own (hugetlb)" }
         }
         return nil
+    }
+
+    /// Corrects the flags of a process that were foreseen by those of its copy, which has them as they were at the stop, but
+    /// for some that no copy has: those were certain before.
+    static func correctFlags(of process: DumpedProcess, by copy: MemoryCopy) throws(Failure) {
+        guard process.isForeseen else { return }
+        func fail(_ mapping: VMA) -> Failure {
+            Failure(
+                .vanished,
+                "its mapping \(mapping.range) was kept from forks (madvise) right before the task was stopped",
+                advice: "Try again")
+        }
+        let exact = try VMA.read(of: copy.id)
+        for mapping in exact where isKeptFromForks(mapping) { throw fail(mapping) }
+        try process.correct(by: exact, keeping: ["lo", "lf", "um", "uw", "ui"]) {
+            (mapping) throws(Failure) in
+            if !mapping.isShared, !mapping.isOfKernel { throw fail(mapping) }
+        }
     }
 
     /// Gives a copy away, to who writes it.

@@ -140,22 +140,26 @@ public enum MemoryDump {
             entry.status = AreaStatus([.vsyscall, .anonymousPrivate]).rawValue
             areas.append(entry)
         }
-        // Guard pages are listed behind all mappings, which they lie in.
-        for range in guards {
-            var entry = VmaEntry()
-            (entry.start, entry.end, entry.pgoff, entry.shmid) = (range.start.rawValue, range.end.rawValue, 0, 0)
-            (entry.prot, entry.flags, entry.fd) = (0, 0, -1)
-            entry.status = AreaStatus.guardPages.rawValue
-            areas.append(entry)
-        }
-        layout.vmas = areas
+        layout.vmas = areas + guards.map(describe)
         layout.aios = process.mappings.filter(\.isAioRing).map { AioRing($0.range).entry }
-        context.state(Layouts.self) { Layouts() }.all.append((process, layout))
+        Layouts.of(context).all.append((process, layout))
+    }
+
+    /// Guard pages are listed behind all mappings, which they lie in.
+    private static func describe(guards range: AddressRange) -> VmaEntry {
+        var entry = VmaEntry()
+        (entry.start, entry.end, entry.pgoff, entry.shmid) = (range.start.rawValue, range.end.rawValue, 0, 0)
+        (entry.prot, entry.flags, entry.fd) = (0, 0, -1)
+        entry.status = AreaStatus.guardPages.rawValue
+        return entry
     }
 
     /// Layouts wait for the ids of the sockets that they map.
     private final class Layouts {
         var all: [(process: DumpedProcess, layout: MmEntry)] = []
+        /// Those of processes whose copy is still to tell the rest.
+        var unfinished: [TaskID: MmEntry] = [:]
+        static func of(_ context: DumpContext) -> Layouts { context.state(Layouts.self) { Layouts() } }
     }
 
     /// Describes the mappings of a process and forgets them.
@@ -179,7 +183,9 @@ public enum MemoryDump {
     /// Writes what processes share. Shared memory is written where its file is met.
     public static func finish(_ context: DumpContext) throws(Failure) {
         let sockets = SocketMappings.of(context).ids
-        for (process, layout) in context.state(Layouts.self, { Layouts() }).all {
+        let copied = Set(PagePlans.of(context).all.filter { $0.copy != nil }.map(\.process.id))
+        let layouts = Layouts.of(context)
+        for (process, layout) in layouts.all {
             var layout = layout
             for index in layout.vmas.indices where layout.vmas[index].status & SocketMappings.status != 0 {
                 guard let id = sockets[layout.vmas[index].shmid] else {
@@ -189,7 +195,11 @@ public enum MemoryDump {
                 }
                 layout.vmas[index].shmid = UInt64(id)
             }
-            try context.images.write(.memory(process.id.rawValue), [layout])
+            if copied.contains(process.id) {
+                layouts.unfinished[process.id] = layout
+            } else {
+                try context.images.write(.memory(process.id.rawValue), [layout])
+            }
         }
         // Those who run on are not written yet.
         if PagePlans.of(context).all.isEmpty { SharedPages.of(context).finish(context) }
@@ -231,32 +241,21 @@ public enum MemoryDump {
         entry.end = mapping.range.end.rawValue
         (entry.pgoff, entry.shmid, entry.fd) = (0, 0, -1)
         entry.prot = UInt32(mapping.protection)
+        entry.flags = UInt32(mapping.isShared ? MapFlags.shared : MapFlags.private)
         var status: AreaStatus = .regular
-        var flags = mapping.isShared ? MapFlags.shared : MapFlags.private
-        for (code, bit) in [
-            ("gd", MapFlags.growsDown), ("lo", MapFlags.locked), ("nr", MapFlags.noReserve), ("ht", MapFlags.hugePages),
-        ] as [(StaticString, Int)]
-        where mapping.flags.contains(code) { flags |= bit }
-        if mapping.flags.contains("dp") { flags |= MapFlags.droppable }
-        for (code, advice) in [
-            ("rr", 1), ("sr", 2), ("dc", 10), ("mg", 12), ("hg", 14), ("nh", 15), ("dd", 16), ("wf", 18),
-        ] as [(StaticString, UInt64)] where mapping.flags.contains(code) { entry.madv |= 1 << advice }
-        if let size = mapping.hugePageSize {
-            flags |= size.trailingZeroBitCount << MapFlags.hugeShift
-        }
+        let anonymous = UInt32(MapFlags.anonymous)
 
         if mapping.isNamed("[vdso]") {
             status.formUnion([.vdso, .anonymousPrivate])
-            flags |= MapFlags.anonymous
+            entry.flags |= anonymous
         } else if mapping.isOfKernel {
             status.formUnion([.vvar, .anonymousPrivate])
-            flags |= MapFlags.anonymous
-            entry.madv = 1 << 16
+            entry.flags |= anonymous
         } else if mapping.isAioRing {
             status = .aioRing
         } else if mapping.isSystemV {
             status.formUnion([.sysv, .anonymousShared])
-            flags |= MapFlags.anonymous
+            entry.flags |= anonymous
             (entry.shmid, entry.pgoff) = (mapping.inode, mapping.offset)
             // Attached for reading only.
             entry.fdflags = mapping.flags.contains("mw") ? 2 : 0
@@ -269,20 +268,45 @@ public enum MemoryDump {
             (entry.shmid, entry.pgoff) = (mapping.inode, mapping.offset)
         } else if mapping.inode == 0 || (!mapping.isShared && mapping.isNamed("/anon_hugepage (deleted)")) {
             status.insert(.anonymousPrivate)
-            flags |= MapFlags.anonymous
+            entry.flags |= anonymous
             if mapping.isNamed("[heap]") || heap.overlaps(entry.start..<entry.end) { status.insert(.heap) }
         } else {
             try describeFile(mapping, of: process, &entry, &status, context)
         }
-        if mapping.protectionKey != 0 { entry.protectionKey = mapping.protectionKey }
         if let name = anonymousName(mapping) { entry.name = imageBytes(name) }
+        entry.status = status.rawValue
+        describeFlags(of: mapping, &entry)
+        return entry
+    }
+
+    /// Describes what only smaps tells of a mapping, perhaps anew.
+    private static func describeFlags(of mapping: VMA, _ entry: inout VmaEntry) {
+        var flags = Int(entry.flags) & (MapFlags.shared | MapFlags.private | MapFlags.anonymous)
+        for (code, bit) in [
+            ("gd", MapFlags.growsDown), ("lo", MapFlags.locked), ("nr", MapFlags.noReserve), ("ht", MapFlags.hugePages),
+            ("dp", MapFlags.droppable),
+        ] as [(StaticString, Int)]
+        where mapping.flags.contains(code) { flags |= bit }
+        if let size = mapping.hugePageSize { flags |= size.trailingZeroBitCount << MapFlags.hugeShift }
+        entry.flags = UInt32(truncatingIfNeeded: flags)
+        entry.madv = 0
+        for (code, advice) in [
+            ("rr", 1), ("sr", 2), ("dc", 10), ("mg", 12), ("hg", 14), ("nh", 15), ("dd", 16), ("wf", 18),
+        ] as [(StaticString, UInt64)] where mapping.flags.contains(code) { entry.madv |= 1 << advice }
+        if AreaStatus(rawValue: entry.status).contains(.vvar) { entry.madv = 1 << 16 }
+        if mapping.protectionKey != 0 {
+            entry.protectionKey = mapping.protectionKey
+        } else {
+            entry.clearProtectionKey()
+        }
         var known = ["lf", "sl", "um"].filter { mapping.flags.all.contains($0) }
         // Memory that was writable once is accounted for good.
         if !mapping.isShared, mapping.protection & 2 == 0, mapping.flags.contains("ac") { known.append("ac") }
-        if !known.isEmpty { entry.moreFlags = imageBytes(known.joined(separator: " ").utf8) }
-        entry.flags = UInt32(truncatingIfNeeded: flags)
-        entry.status = status.rawValue
-        return entry
+        if known.isEmpty {
+            entry.clearMoreFlags()
+        } else {
+            entry.moreFlags = imageBytes(known.joined(separator: " ").utf8)
+        }
     }
 
     private static func describeFile(
@@ -361,7 +385,7 @@ public enum MemoryDump {
             // Only the process itself knows what was written to it, all else can be found in the copy later.
             guard MemoryTracking.of(context).isConcerned(process) else {
                 PagePlans.of(context).all.append(PagePlan(process: process, copy: copy))
-                return try findGuards(process)
+                return []
             }
             let found = try findPages(process, context)
             PagePlans.of(context).all.append(PagePlan(process: process, copy: copy, pages: found.pages))
@@ -390,20 +414,39 @@ public enum MemoryDump {
             let plan = plans.all.removeFirst()
             let process = plan.process
             try during(.dumping(process.id, process.name)) { () throws(Failure) in
-                var pages: FoundPages
-                if let found = plan.pages {
-                    pages = found
-                } else {
-                    pages = try findPages(process, context, in: plan.copy).pages
-                }
                 guard let copy = plan.copy else {
+                    guard let pages = plan.pages else { throw Failure(.bug, "pages that nobody looked for") }
                     return try write(pages, of: process, .running(process.id, memory: process.memory.number), context)
                 }
+                try MemoryCopies.correctFlags(of: process, by: copy)
+                var (pages, guards): (FoundPages, [AddressRange])
+                if let found = plan.pages {
+                    (pages, guards) = (found, [])
+                } else {
+                    (pages, guards) = try findPages(process, context, in: copy)
+                }
+                try finishLayout(of: process, guards, context)
                 for index in pages.stretches.indices { pages.stretches[index].isReadable = false }
                 try write(pages, of: process, .task(copy.id, memory: copy.memory.number), context)
             }
         }
         SharedPages.of(context).finish(context)
+    }
+
+    /// Writes the layout of a process with what its copy told.
+    private static func finishLayout(
+        of process: DumpedProcess, _ guards: [AddressRange], _ context: DumpContext
+    ) throws(Failure) {
+        guard var layout = Layouts.of(context).unfinished.removeValue(forKey: process.id) else {
+            throw Failure(.bug, "a copy without a layout")
+        }
+        let known = Dictionary(process.mappings.map { ($0.range.start.rawValue, $0) }) { $1 }
+        let areas = layout.vmas.indices.filter { layout.vmas[$0].status & AreaStatus.guardPages.rawValue == 0 }
+        for index in areas {
+            if let mapping = known[layout.vmas[index].start] { describeFlags(of: mapping, &layout.vmas[index]) }
+        }
+        layout.vmas += guards.map(describe)
+        try context.images.write(.memory(process.id.rawValue), [layout])
     }
 
     private static func write(
@@ -423,19 +466,6 @@ public enum MemoryDump {
             (!$0.isShared || $0.flags.contains("gu")) && !$0.isOfKernel && !$0.isDevice && !$0.isSocket
         }
         return own.map(\.range)
-    }
-
-    /// Finds only the guard pages of a stopped process, which is much faster.
-    private static func findGuards(_ process: DumpedProcess) throws(Failure) -> [AddressRange] {
-        var scan = try PagemapScan(process.id)
-        let found = try scan.scan(own(process), onlyGuards: true).guards
-        var guards: [AddressRange] = []
-        var next = 0
-        for mapping in process.mappings
-        where !mapping.isOfKernel && !mapping.isDevice && !mapping.isAioRing && !mapping.flags.contains("dp") {
-            guards += parts(of: found, in: mapping.range, from: &next)
-        }
-        return guards
     }
 
     /// Finds the private pages of a stopped process, and the guard pages.

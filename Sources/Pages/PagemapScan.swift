@@ -12,8 +12,8 @@ public struct PagemapScan: ~Copyable {
     private var hasScan = true
     /// Categories that are to be told of each page.
     private var noticeBits: UInt64 = 0
-    /// Categories of which a page has one.
-    private var pageBits: UInt64 = 0
+    /// Categories of which a page has one: `PAGE_IS_PRESENT`, `PAGE_IS_SWAPPED`.
+    private let pageBits: UInt64 = 1 << 3 | 1 << 4
 
     /// What a scan found, ascending.
     public struct Findings: Sendable {
@@ -35,15 +35,12 @@ public struct PagemapScan: ~Copyable {
 
     /// Scans from the first of some ranges to the end of the last. What lies between them may be in the findings too.
     ///
-    /// - Parameters:
-    ///   - findsUnwritten: tell what was not written; whose userfaultfd notes it is for the caller to know.
-    ///   - onlyGuards: pages need not be found.
+    /// - Parameter findsUnwritten: tell what was not written; whose userfaultfd notes it is for the caller to know.
     public mutating func scan(
-        _ ranges: [AddressRange], findsUnwritten: Bool = false, onlyGuards: Bool = false
+        _ ranges: [AddressRange], findsUnwritten: Bool = false
     ) throws(Failure) -> Findings {
         var findings = Findings()
         guard let first = ranges.first, let last = ranges.last else { return findings }
-        pageBits = onlyGuards ? 0 : 1 << 3 | 1 << 4  // PAGE_IS_PRESENT, PAGE_IS_SWAPPED
         noticeBits = findsUnwritten ? 3 : 0  // PAGE_IS_WPALLOWED, PAGE_IS_WRITTEN
         if hasScan {
             var at = first.start.rawValue
@@ -65,7 +62,6 @@ public struct PagemapScan: ~Copyable {
         request.end = range.end.rawValue
         request.category_inverted = notOurs
         request.category_mask = notOurs
-        guard pageBits | guardBit != 0 else { return nil }
         request.category_anyof_mask = pageBits | guardBit
         request.return_mask = guardBit | noticeBits
         request.vec_len = UInt64(room.count / 3)

@@ -61,6 +61,8 @@ public struct TaskStatus: Sendable {
     public var gids: [UInt32] { ids("Gid") }
     /// Supplementary groups.
     public var groups: [UInt32] { ids("Groups") }
+    /// Bytes of locked memory.
+    public var lockedMemory: UInt64 { numbers("VmLck").first.map { $0 << 10 } ?? 0 }
     /// The file mode mask.
     public var umask: UInt32 { UInt32(truncatingIfNeeded: numbers("Umask", base: 8).first ?? 0o22) }
     /// State letter.

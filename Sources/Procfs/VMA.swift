@@ -19,9 +19,23 @@ public struct VMFlags: Hashable, Sendable {
 
     /// Whether a flag such as `gd` is set.
     public func contains(_ code: StaticString) -> Bool {
-        guard code.utf8CodeUnitCount == 2 else { return false }
-        let wanted = unsafe UInt16(code.utf8Start[0]) << 8 | UInt16(code.utf8Start[1])
-        return codes.contains(wanted)
+        VMFlags.number(code).map { codes.contains($0) } ?? false
+    }
+
+    /// These flags, but some of them as others have them.
+    public func taking(_ names: [StaticString], from other: VMFlags) -> VMFlags {
+        var mixed = self
+        let taken = names.compactMap { VMFlags.number($0) }
+        mixed.codes = codes.filter { !taken.contains($0) } + other.codes.filter { taken.contains($0) }
+        return mixed
+    }
+
+    /// Whether the same flags are set.
+    public func isSame(as other: VMFlags) -> Bool { Set(codes) == Set(other.codes) }
+
+    private static func number(_ code: StaticString) -> UInt16? {
+        guard code.utf8CodeUnitCount == 2 else { return nil }
+        return unsafe UInt16(code.utf8Start[0]) << 8 | UInt16(code.utf8Start[1])
     }
 
     /// All flags, two letters each.
@@ -62,6 +76,16 @@ public struct VMA: Hashable, Sendable {
 
     /// Whether it is made by the kernel for every task.
     public var isOfKernel: Bool { isNamed("[vdso]") || isNamed("[vvar]") || isNamed("[vvar_vclock]") }
+
+    /// The same with what only smaps tells of it, if that was read of the same mapping; else nil.
+    public func flagged(like other: VMA) -> VMA? {
+        guard range == other.range, isShared == other.isShared, name == other.name, inode == other.inode,
+            major == other.major, minor == other.minor
+        else { return nil }
+        var mapping = other
+        (mapping.protection, mapping.offset) = (protection, offset)
+        return mapping
+    }
 
     /// A header line of maps or smaps, nil if it is no such line.
     init?(_ line: ArraySlice<UInt8>) {

@@ -123,6 +123,7 @@ enum Userfault: FileKind {
         of file: OpenFile, _ process: DumpedProcess, _ context: DumpContext
     ) throws(Failure) -> [UserfaultRange] {
         var found: [UserfaultRange] = []
+        try process.readFlags()
         for mapping in process.mappings where mode(mapping) != 0 {
             if let error = tryRegister(mapping.range, mode(mapping), file.handle.number) {
                 if error.errno == .EBUSY { continue }
