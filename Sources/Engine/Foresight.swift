@@ -8,14 +8,12 @@ internal import Procfs
 /// mapping is the same as before in what maps tells, those are taken from here: by a pre-dump, which only wants to know what
 /// kind of memory it is, and by a live dump, which then compares them with those of the copy.
 struct Foresight {
-    private var known: [TaskID: [AddressRange: VMA]] = [:]
+    private var known: [TaskID: [VMA]] = [:]
 
     /// Looks at a running tree. Tasks that are not there any more don't matter.
     init(_ root: TaskID) {
         forEachProcess(of: root) { task in
-            if let mappings = try? VMA.read(of: task) {
-                known[task] = Dictionary(mappings.map { ($0.range, $0) }) { $1 }
-            }
+            known[task] = try? VMA.read(of: task)
             return true
         }
     }
@@ -23,9 +21,10 @@ struct Foresight {
     /// The mappings of a stopped task; nil if there are new ones.
     func mappings(of task: TaskID) throws(Failure) -> [VMA]? {
         guard let known = known[task] else { return nil }
-        var found: [VMA] = []
+        var (found, next): ([VMA], Int) = ([], 0)
         for mapping in try VMA.readPlain(of: task) {
-            guard let flagged = known[mapping.range].flatMap({ mapping.flagged(like: $0) }) else { return nil }
+            while next < known.count, known[next].range.end <= mapping.range.start { next += 1 }
+            guard next < known.count, let flagged = mapping.flagged(like: known[next]) else { return nil }
             found.append(flagged)
         }
         return found

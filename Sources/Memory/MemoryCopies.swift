@@ -93,12 +93,16 @@ public final class MemoryCopies {
         guard process.isForeseen else { return }
         func fail(_ mapping: VMA) -> Failure {
             Failure(
-                .vanished,
-                "its mapping \(mapping.range) was kept from forks (madvise) right before the task was stopped",
+                .vanished, "its mapping \(mapping.range) was advised anew right before the task was stopped",
                 advice: "Try again")
         }
         let exact = try VMA.read(of: copy.id)
         for mapping in exact where isKeptFromForks(mapping) { throw fail(mapping) }
+        // Its pages were left out, or should have been.
+        let droppable = Set(exact.filter { $0.flags.contains("dp") }.map(\.range))
+        for mapping in process.mappings where mapping.flags.contains("dp") != droppable.contains(mapping.range) {
+            throw fail(mapping)
+        }
         try process.correct(by: exact, keeping: ["lo", "lf", "um", "uw", "ui"]) {
             (mapping) throws(Failure) in
             if !mapping.isShared, !mapping.isOfKernel { throw fail(mapping) }

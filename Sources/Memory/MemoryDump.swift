@@ -463,7 +463,8 @@ public enum MemoryDump {
     private static func own(_ process: DumpedProcess) -> [AddressRange] {
         // Shared memory is written elsewhere, but guard pages in it are each process's own.
         let own = process.mappings.filter {
-            (!$0.isShared || $0.flags.contains("gu")) && !$0.isOfKernel && !$0.isDevice && !$0.isSocket
+            (!$0.isShared || $0.flags.contains("gu") || process.isForeseen) && !$0.isOfKernel && !$0.isDevice
+                && !$0.isSocket
         }
         return own.map(\.range)
     }

@@ -30,9 +30,6 @@ public struct VMFlags: Hashable, Sendable {
         return mixed
     }
 
-    /// Whether the same flags are set.
-    public func isSame(as other: VMFlags) -> Bool { Set(codes) == Set(other.codes) }
-
     private static func number(_ code: StaticString) -> UInt16? {
         guard code.utf8CodeUnitCount == 2 else { return nil }
         return unsafe UInt16(code.utf8Start[0]) << 8 | UInt16(code.utf8Start[1])
@@ -77,13 +74,14 @@ public struct VMA: Hashable, Sendable {
     /// Whether it is made by the kernel for every task.
     public var isOfKernel: Bool { isNamed("[vdso]") || isNamed("[vvar]") || isNamed("[vvar_vclock]") }
 
-    /// The same with what only smaps tells of it, if that was read of the same mapping; else nil.
+    /// The same with what only smaps tells of it, if that was read of this mapping or of one that grew to it, shrank to it or
+    /// was cut into it; else nil.
     public func flagged(like other: VMA) -> VMA? {
-        guard range == other.range, isShared == other.isShared, name == other.name, inode == other.inode,
-            major == other.major, minor == other.minor
+        guard range.overlaps(other.range), isShared == other.isShared, name == other.name,
+            inode == other.inode, major == other.major, minor == other.minor
         else { return nil }
         var mapping = other
-        (mapping.protection, mapping.offset) = (protection, offset)
+        (mapping.range, mapping.protection, mapping.offset) = (range, protection, offset)
         return mapping
     }
 

@@ -33,7 +33,7 @@ struct `Memory comes back the same` {
 
         """
 
-    @Test func `with every attribute of a mapping`() throws {
+    @Test(arguments: [[], ["--live"]]) func `with every attribute of a mapping`(options: [String]) throws {
         let program = try Program(
             probing: Self.areas + """
                 for advice, name in ((1, 'random'), (2, 'sequential'), (10, 'not forked'), (12, 'mergeable'), (14, 'huge'),
@@ -87,8 +87,74 @@ struct `Memory comes back the same` {
                     return '\\n'.join(out)
                 check(); serve(check)
                 """)
-        let changes = try program.differences()
+        let changes = try program.differences(options)
         #expect(changes.isEmpty, "\(changes.joined(separator: "\n"))")
+    }
+
+    /// A live dump reads flags before the freeze and corrects them by those of the copy.
+    @Test(arguments: [[], ["--track-mem"]])
+    func `in a live dump too, with what changes until the freeze`(options: [String]) throws {
+        let program = try Program(
+            probing: Self.areas + """
+                count = 60
+                for n in range(count): put(area(n, pages=8 + n))
+                pages = call(9, 0, 4096 * P, 3, 0x22, -1, 0)
+                n = ctypes.c_uint64.from_address(put(area('count'), 0))
+                def expected(index):
+                    # How often each of three kinds of step came to this area.
+                    times = [len(range(index + kind * count, n.value, 3 * count)) for kind in range(3)]
+                    return ('dd' if times[0] % 2 else '') + ('rr' if times[1] % 2 else ''), bool(times[2] % 2)
+                def step():
+                    kind, index = n.value // count % 3, n.value % count
+                    on = n.value // (3 * count) % 2 == 0
+                    start, length = areas[index], (8 + index) * P
+                    if kind < 2: must(libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), [(17, 16), (0, 1)][kind][on]))
+                    elif on: must(libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(P), 102))
+                    else: must(libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(P), 103))
+                    ctypes.c_uint64.from_address(pages + n.value % 4096 * P).value = n.value
+                    n.value += 1
+                stopped = threading.Event()
+                def run():
+                    while not os.path.exists(work + '/stop'): step()
+                    stopped.set()
+                threading.Thread(target=run, daemon=True).start()
+                def check():
+                    if not os.path.exists(work + '/stop'): return '%d steps' % n.value
+                    stopped.wait()
+                    found = {}
+                    for line in open('/proc/self/smaps'):
+                        words = line.split()
+                        if '-' in words[0] and words[0][0] in '0123456789abcdef': start = int(words[0].split('-')[0], 16)
+                        if words[0] == 'VmFlags:': found[start] = words
+                    pagemap = os.open('/proc/self/pagemap', os.O_RDONLY)
+                    out = []
+                    for index in range(count):
+                        flags = ''.join(flag for flag in ('dd', 'rr') if flag in found[areas[index]])
+                        guard = struct.unpack('Q', os.pread(pagemap, 8, areas[index] // P * 8))[0] >> 58 & 1 == 1
+                        if (flags, guard) != expected(index): out.append('area %d after %d steps: %s' % (index, n.value, (flags, guard)))
+                    os.close(pagemap)
+                    for page in range(4096):
+                        last = n.value - 1 - (n.value - 1 - page) % 4096
+                        got = ctypes.c_uint64.from_address(pages + page * P).value
+                        if got != max(last, 0): out.append('page %d after %d steps: %d' % (page, n.value, got))
+                    return ', '.join(out[:5]) or 'ok'
+                serve(check)
+                """)
+        for _ in 1...5 {
+            let before = program.ask()
+            #expect(before.hasSuffix(" steps"))
+            try #require(try program.dump(["--live"] + options) == 0, "\(program.lastLine("dump.log"))")
+            while program.ask() == before { sched_yield() }
+            program.end()
+            // What is restored stops at once: it must be what it was at the freeze.
+            try #require(close(open(program.work + "/stop", O_CREAT | O_WRONLY, 0o600)) == 0)
+            try #require(try program.restore() == 0, "\(program.lastLine("restore.log"))")
+            let after = program.ask()
+            #expect(after == "ok")
+            program.end()
+            try #require(unlink(program.work + "/stop") == 0)
+            try #require(try program.restore() == 0, "\(program.lastLine("restore.log"))")
+        }
     }
 
     @Test(arguments: [0, 4]) func `and all future memory stays locked`(onFault: Int) throws {

@@ -125,7 +125,7 @@ final class Program {
     func dump(_ more: [String] = [], fault: String? = nil) throws -> Int32 {
         let status = try brumate(
             ["dump", "-t", "\(root ?? id)", "-D", images, "-v4", "-o", "dump.log"] + more, fault: fault)
-        if status == 0, root == nil, !more.contains("-R"), !more.contains("-s") { reap() }
+        if status == 0, root == nil, !["-R", "-s", "--live"].contains(where: more.contains) { reap() }
         return status
     }
 
@@ -138,6 +138,15 @@ final class Program {
     func reap() {
         var status: Int32 = 0
         unsafe waitpid(id, &status, 0)
+    }
+
+    /// Kills the program, here or restored, and waits until its pid is free.
+    func end() {
+        kill(id, SIGKILL)
+        while kill(id, 0) == 0 {
+            unsafe waitpid(id, nil, WNOHANG)
+            sched_yield()
+        }
     }
 
     /// Dumps, restores, and asks. The fault is the restore's.
