@@ -212,6 +212,58 @@ struct `Pages travel` {
         #expect(wait(for: "the client has all that it needs", in: "images/server.log", program))
     }
 
+    @Test func `with what threads waited for at an earlier restore first`() throws {
+        let program = try Program(
+            """
+            N = 64 << 20
+            memory = mmap.mmap(-1, N, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); memory.write(os.urandom(N - 1) + b'x')
+            open(work + '/last', 'w').write(str(ctypes.addressof(ctypes.c_char.from_buffer(memory)) + N - 1))
+            def check(): return 'ok' if memory[N - 1:] == b'x' else 'not the last byte'
+            serve(check)
+            """)
+        #expect(try program.dump() == 0)
+        let port = try start(["page-server", "--lazy-pages", "-D", program.images, "-o", "server.log"], program)
+        // The first time nothing comes after a part until somebody waits for the last page; the second time nothing at all.
+        for (round, most) in [2, 16].enumerated() {
+            let proxy = """
+                import os, socket, struct, threading, time
+                last = int(open('last').read())
+                s = socket.create_server(('127.0.0.1', 0))
+                open('port.new', 'w').write(str(s.getsockname()[1])); os.rename('port.new', 'port')
+                c, _ = s.accept(); server = socket.create_connection(('127.0.0.1', \(port)))
+                waited = threading.Event()
+                def requests():
+                    while data := c.recv(32, socket.MSG_WAITALL):
+                        _, _, pages, start, _ = struct.unpack('IIQQQ', data)
+                        server.send(data)
+                        if \(round) == 0 and start <= last < start + pages * 4096: waited.set()
+                    server.close()
+                threading.Thread(target=requests).start()
+                left = \(most) << 20
+                while left: data = server.recv(min(left, 1 << 16)); left -= len(data); c.send(data)
+                while not waited.is_set() and not os.path.exists('done'): time.sleep(0.01)
+                while data := server.recv(1 << 16): c.send(data)
+                """
+            let script = """
+                cd \(program.work); rm -f port; python3 -c "$0" & while [ ! -s port ]; do sleep 0.01; done
+                \(Program.binary) lazy-pages -D images -o lazy-pages.log -v4 --page-server --daemon --pidfile ../pager\(round) \\
+                    --address 127.0.0.1 --port $(cat port) || exit 1
+                \(Program.binary) restore -D images -o restore.log -v4 -d --lazy-pages || exit 1
+                """
+            #expect(try program.run(["sh", "-c", script, proxy]) == 0)
+            #expect(program.ask() == "ok")
+            if round == 1 { try #require(close(open(program.work + "/done", O_CREAT | O_WRONLY, 0o600)) == 0) }
+            #expect(wait(for: "all pages are there: ", in: "images/lazy-pages.log", program))
+            program.end()
+        }
+        // What an older dump's restores waited for says nothing of a new one.
+        #expect(try readWholeFile("\(program.images)/working-set-\(program.id)").count > 100)
+        let other = try Program("serve(lambda: 'ok')")
+        #expect(try other.brumate(["dump", "-t", "\(other.id)", "-D", program.images]) == 0)
+        other.reap()
+        #expect(program.text("images/working-set-\(program.id)").isEmpty)
+    }
+
     /// Restores a program whose pager gets 2 MiB of its pages from a server, and then nothing more.
     ///
     /// - Parameter ending: what then happens, in Python between pager and server, and in the shell.
