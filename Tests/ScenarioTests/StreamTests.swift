@@ -72,6 +72,43 @@ struct `Pages travel` {
         #expect(program.ask() == "ok")
     }
 
+    @Test func `to a page server that gives back what its older images had`() throws {
+        let program = try Program(
+            """
+            N = 8 << 20
+            memory = mmap.mmap(-1, N, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            memory.write(b'a' * N); count = [0]
+            def check():
+                same = memory[:] == bytes([97 + count[0]]) * N
+                count[0] += 1; memory[:] = bytes([97 + count[0]]) * N
+                return 'ok' if same else 'other contents'
+            serve(check)
+            """)
+        for (folder, previous) in [("a", nil), ("b", "../a")] as [(String, String?)] {
+            let store = program.work + "/" + folder
+            #expect(mkdir(store, 0o700) == 0)
+            let parent = previous.map { ["--prev-images-dir", $0] } ?? []
+            let port = try start(
+                ["page-server", "-D", store, "-v4", "-o", "server.log", "--auto-dedup"] + parent, program)
+            let words = ["dump", "-t", "\(program.id)", "-D", store, "-v4", "-o", "dump.log", "--track-mem", "-R"]
+            #expect(try program.brumate(words + parent + toServer(port)) == 0)
+            #expect(wait(for: "KiB out of the parents", in: folder + "/server.log", program))
+            #expect(program.ask() == "ok")
+        }
+        var blocks = 0
+        for name in try listDirectory(.init(program.work + "/a")) where name.string.hasPrefix("pages-") {
+            var status = stat()
+            unsafe stat("\(program.work)/a/\(name)", &status)
+            blocks += Int(status.st_blocks) * 512
+        }
+        let size = try readWholeFile("\(program.work)/a/pages-65536.img").count
+        #expect(blocks < size - 7 << 20, "\(blocks) of \(size)")
+        program.end()
+        #expect(try program.brumate(["restore", "-d", "-D", program.work + "/b", "-v4", "-o", "restore.log"]) == 0)
+        #expect(program.ask() == "ok")
+        program.end()
+    }
+
     @Test func `to a page server that stops half-way: the program goes on`() throws {
         let program = try Program(`Pages travel`.script)
         let server = """
