@@ -103,10 +103,10 @@ struct `Pages travel` {
         }
         let size = try readWholeFile("\(program.work)/a/pages-65536.img").count
         #expect(blocks < size - 7 << 20, "\(blocks) of \(size)")
-        program.end()
+        program.finish()
         #expect(try program.brumate(["restore", "-d", "-D", program.work + "/b", "-v4", "-o", "restore.log"]) == 0)
         #expect(program.ask() == "ok")
-        program.end()
+        program.finish()
     }
 
     @Test func `to a page server that stops half-way: the program goes on`() throws {
@@ -291,7 +291,7 @@ struct `Pages travel` {
             #expect(program.ask() == "ok")
             if round == 1 { try #require(close(open(program.work + "/done", O_CREAT | O_WRONLY, 0o600)) == 0) }
             #expect(wait(for: "all pages are there: ", in: "images/lazy-pages.log", program))
-            program.end()
+            program.finish()
         }
         // What an older dump's restores waited for says nothing of a new one.
         #expect(try readWholeFile("\(program.images)/working-set-\(program.id)").count > 100)
