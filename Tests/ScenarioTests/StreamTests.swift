@@ -84,17 +84,19 @@ struct `Pages travel` {
                 return 'ok' if same else 'other contents'
             serve(check)
             """)
-        for (folder, previous) in [("a", nil), ("b", "../a")] as [(String, String?)] {
-            let store = program.work + "/" + folder
-            #expect(mkdir(store, 0o700) == 0)
-            let parent = previous.map { ["--prev-images-dir", $0] } ?? []
+        for (folder, previous) in [("a", nil), ("b", "a")] as [(String, String?)] {
+            let (store, images) = (program.work + "/" + folder, program.work + "/images-" + folder)
+            #expect(mkdir(store, 0o700) == 0 && mkdir(images, 0o700) == 0)
             let port = try start(
-                ["page-server", "-D", store, "-v4", "-o", "server.log", "--auto-dedup"] + parent, program)
-            let words = ["dump", "-t", "\(program.id)", "-D", store, "-v4", "-o", "dump.log", "--track-mem", "-R"]
+                ["page-server", "-D", store, "-v4", "-o", "server.log", "--auto-dedup"]
+                    + (previous.map { ["--prev-images-dir", "../" + $0] } ?? []), program)
+            let words = ["dump", "-t", "\(program.id)", "-D", images, "-v4", "-o", "dump.log", "--track-mem", "-R"]
+            let parent = previous.map { ["--prev-images-dir", "../images-" + $0] } ?? []
             #expect(try program.brumate(words + parent + toServer(port)) == 0)
             #expect(wait(for: "KiB out of the parents", in: folder + "/server.log", program))
             #expect(program.ask() == "ok")
         }
+        #expect(try program.run(["sh", "-c", "cd \(program.work); rm images-b/parent; mv images-b/*.img b/"]) == 0)
         var blocks = 0
         for name in try listDirectory(.init(program.work + "/a")) where name.string.hasPrefix("pages-") {
             var status = stat()
@@ -259,27 +261,31 @@ struct `Pages travel` {
             serve(check)
             """)
         #expect(try program.dump() == 0)
-        let port = try start(["page-server", "--lazy-pages", "-D", program.images, "-o", "server.log"], program)
-        // The first time nothing comes after a part until somebody waits for the last page; the second time nothing at all.
+        // The first time only what somebody waits for comes after a part, until it is the last page; the second time nothing.
         for (round, most) in [2, 16].enumerated() {
+            let port = try start(["page-server", "--lazy-pages", "-D", program.images, "-o", "server.log"], program)
             let proxy = """
                 import os, socket, struct, threading, time
-                last = int(open('last').read())
+                last, passed, asked, may = int(open('last').read()), 0, 0, \(most) << 20
                 s = socket.create_server(('127.0.0.1', 0))
                 open('port.new', 'w').write(str(s.getsockname()[1])); os.rename('port.new', 'port')
                 c, _ = s.accept(); server = socket.create_connection(('127.0.0.1', \(port)))
-                waited = threading.Event()
                 def requests():
+                    global asked, may
                     while data := c.recv(32, socket.MSG_WAITALL):
                         _, _, pages, start, _ = struct.unpack('IIQQQ', data)
                         server.send(data)
-                        if \(round) == 0 and start <= last < start + pages * 4096: waited.set()
+                        asked += 32 + pages * 4096
+                        # So few pages are for somebody who waits.
+                        if \(round) == 0 and pages <= 16: may = max(may, asked)
+                        if \(round) == 0 and start <= last < start + pages * 4096: may = 1 << 60
                     server.close()
                 threading.Thread(target=requests).start()
-                left = \(most) << 20
-                while left: data = server.recv(min(left, 1 << 16)); left -= len(data); c.send(data)
-                while not waited.is_set() and not os.path.exists('done'): time.sleep(0.01)
-                while data := server.recv(1 << 16): c.send(data)
+                while True:
+                    while passed >= may and not os.path.exists('done'): time.sleep(0.001)
+                    data = server.recv(min(may - passed, 1 << 16) if passed < may else 1 << 16)
+                    if not data: break
+                    passed += len(data); c.send(data)
                 """
             let script = """
                 cd \(program.work); rm -f port; python3 -c "$0" & while [ ! -s port ]; do sleep 0.01; done

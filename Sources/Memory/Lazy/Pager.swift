@@ -84,7 +84,7 @@ public final class Pager {
             }
             try requester?.finish()
             link?.finish()
-            for set in workingSets { set.keep(beside: images) }
+            keepWorkingSets()
         } catch {
             if isRestored || !memories.isEmpty {
                 log.error("\(error)")
@@ -93,6 +93,13 @@ public final class Pager {
             throw error
         }
         log.notice("all pages are there: \(total.bytes / pageSize) were brought, \(total.faults) were waited for")
+    }
+
+    /// A directory that can't be written to, keeps what it has.
+    private func keepWorkingSets() {
+        do throws(Failure) {
+            for set in workingSets { try set.keep(beside: images) }
+        } catch { log.info("what threads waited for is not kept: \(error)") }
     }
 
     // MARK: acquaintance

@@ -1,3 +1,4 @@
+internal import Diagnostics
 internal import ImageFormat
 internal import ImageMessages
 internal import Linux
@@ -52,18 +53,19 @@ final class WorkingSet {
         return nil
     }
 
-    /// Writes it beside the images. A directory that can't be written to keeps what it has.
-    func keep(beside images: ImageSet) {
+    /// Writes it beside the images.
+    func keep(beside images: ImageSet) throws(Failure) {
         guard hasGrown else { return }
         let entries = windows.map { window in
             var entry = PagemapEntry()
-            (entry.vaddr, entry.nrPages) = (window, UInt64(WorkingSet.window / pageSize))
+            entry.vaddr = window
+            (entry.compatNrPages, entry.nrPages) = (UInt32(WorkingSet.window / pageSize), WorkingSet.window / pageSize)
             return entry
         }
-        hasGrown = false
         // The order may have come by a path of another working directory.
-        guard let folder = try? ImageDirectory(FilePath("/proc/self/fd/\(images.directory.number)")) else { return }
-        try? folder.write(.workingSet(process), entries)
-        try? folder.writeOut()
+        let folder = try ImageDirectory(FilePath("/proc/self/fd/\(images.directory.number)"))
+        try folder.write(.workingSet(process), entries)
+        try folder.writeOut()
+        hasGrown = false
     }
 }
