@@ -460,13 +460,13 @@ public enum MemoryDump {
     }
 
     /// Mappings whose pages or guard pages are the process's own.
-    private static func own(_ process: DumpedProcess) -> [AddressRange] {
+    private static func own(_ process: DumpedProcess) -> [PagemapScan.Region] {
         // Shared memory is written elsewhere, but guard pages in it are each process's own.
         let own = process.mappings.filter {
             (!$0.isShared || $0.flags.contains("gu") || process.isForeseen) && !$0.isOfKernel && !$0.isDevice
                 && !$0.isSocket
         }
-        return own.map(\.range)
+        return own.map(\.scanned)
     }
 
     /// Finds the private pages of a stopped process, and the guard pages.
@@ -527,4 +527,9 @@ public enum MemoryDump {
         context.statistics[.memoryDump] += ContinuousClock.now - started
         return (FoundPages(stretches: stretches, pagemap: Pagemap(pagesID: id, runs: runs)), guards)
     }
+}
+
+extension VMA {
+    /// For a scan of its pages.
+    var scanned: PagemapScan.Region { PagemapScan.Region(range, isAnonymous: inode == 0 && !isShared) }
 }

@@ -21,7 +21,8 @@ public struct PagemapScan: ~Copyable {
         public var pages: [AddressRange] = []
         /// Guard regions (`MADV_GUARD_INSTALL`).
         public var guards: [AddressRange] = []
-        /// Of the pages, those whose writing would have been noted by a userfaultfd, and that were not written.
+        /// Of the pages, those whose writing would have been noted by a userfaultfd, and that were not written. Where a file is
+        /// mapped, only those in memory: a private copy that was dropped looks like one in swap, as its protection stays.
         public var unwritten: [AddressRange] = []
     }
 
@@ -33,29 +34,47 @@ public struct PagemapScan: ~Copyable {
         }
     }
 
-    /// Scans from the first of some ranges to the end of the last. What lies between them may be in the findings too.
+    /// Memory to be scanned.
+    public struct Region: Sendable {
+        /// Where it is.
+        public var range: AddressRange
+        /// Whether no file is mapped there, which spares the kernel a look at each page's own description.
+        public var isAnonymous: Bool
+        /// Some memory.
+        public init(_ range: AddressRange, isAnonymous: Bool) {
+            self.range = range
+            self.isAnonymous = isAnonymous
+        }
+    }
+
+    /// Scans regions, which ascend. What lies between them may be in the findings too.
     ///
     /// - Parameter findsUnwritten: tell what was not written; whose userfaultfd notes it is for the caller to know.
-    public mutating func scan(
-        _ ranges: [AddressRange], findsUnwritten: Bool = false
-    ) throws(Failure) -> Findings {
+    public mutating func scan(_ regions: [Region], findsUnwritten: Bool = false) throws(Failure) -> Findings {
         var findings = Findings()
-        guard let first = ranges.first, let last = ranges.last else { return findings }
-        noticeBits = findsUnwritten ? 3 : 0  // PAGE_IS_WPALLOWED, PAGE_IS_WRITTEN
-        if hasScan {
-            var at = first.start.rawValue
-            while at < last.end.rawValue {
-                guard let walked = try step(AddressRange(at, last.end.rawValue), &findings) else { break }
-                at = walked
+        noticeBits = findsUnwritten ? 3 | 1 << 3 : 0  // PAGE_IS_WPALLOWED, PAGE_IS_WRITTEN, PAGE_IS_PRESENT
+        var next = 0
+        while next < regions.count, hasScan {
+            var whole = regions[next]
+            while next < regions.count, regions[next].isAnonymous == whole.isAnonymous {
+                whole.range.end = regions[next].range.end
+                next += 1
+            }
+            while whole.range.length > 0, let walked = try step(whole, &findings) {
+                whole.range.start = Address(walked)
             }
         }
-        if !hasScan { for range in ranges { try read(range, &findings) } }
+        if !hasScan { for region in regions { try read(region.range, &findings) } }
         return findings
     }
 
+    /// `PAGE_IS_FILE`, `PAGE_IS_PFNZERO`: categories of pages that are not the task's own.
+    private static func notOurs(isAnonymous: Bool) -> UInt64 { isAnonymous ? 1 << 5 : 1 << 2 | 1 << 5 }
+
     /// One call: the address up to which the kernel came, nil if it has no such call.
-    private mutating func step(_ range: AddressRange, _ findings: inout Findings) throws(Failure) -> UInt64? {
-        let notOurs: UInt64 = 1 << 2 | 1 << 5  // PAGE_IS_FILE, PAGE_IS_PFNZERO
+    private mutating func step(_ region: Region, _ findings: inout Findings) throws(Failure) -> UInt64? {
+        let range = region.range
+        let notOurs = PagemapScan.notOurs(isAnonymous: region.isAnonymous)
         var request = clinux_pm_scan_arg()
         request.size = UInt64(MemoryLayout<clinux_pm_scan_arg>.size)
         request.start = range.start.rawValue
@@ -77,7 +96,7 @@ public struct PagemapScan: ~Copyable {
         } catch {
             if error.errno == .EINVAL, guardBit != 0 {
                 guardBit = 0
-                return try step(range, &findings)
+                return try step(region, &findings)
             }
             if error.errno == .ENOTTY {
                 hasScan = false
@@ -88,11 +107,14 @@ public struct PagemapScan: ~Copyable {
         }
         for index in 0..<count {
             let found = AddressRange(room[index * 3], room[index * 3 + 1])
-            if room[index * 3 + 2] & guardBit != 0 {
+            let category = room[index * 3 + 2]
+            if category & guardBit != 0 {
                 Findings.append(found, to: &findings.guards)
             } else {
                 Findings.append(found, to: &findings.pages)
-                if room[index * 3 + 2] & 3 == 1 { Findings.append(found, to: &findings.unwritten) }
+                if category & 3 == 1, region.isAnonymous || category & 1 << 3 != 0 {
+                    Findings.append(found, to: &findings.unwritten)
+                }
             }
         }
         guard request.walk_end > range.start.rawValue else {
@@ -103,8 +125,8 @@ public struct PagemapScan: ~Copyable {
 
     /// Lets a userfaultfd note the next write to each page of its memory (`PM_SCAN_WP_MATCHING`). Pages that are not there
     /// need no preparation: one that appears counts as written.
-    public mutating func protect(_ range: AddressRange) throws(Failure) {
-        let notOurs: UInt64 = 1 << 2 | 1 << 5  // PAGE_IS_FILE, PAGE_IS_PFNZERO
+    public mutating func protect(_ region: Region) throws(Failure) {
+        let (range, notOurs) = (region.range, PagemapScan.notOurs(isAnonymous: region.isAnonymous))
         var at = range.start.rawValue
         while at < range.end.rawValue {
             var request = clinux_pm_scan_arg()

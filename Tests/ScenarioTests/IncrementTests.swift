@@ -124,6 +124,30 @@ struct `Increments` {
         #expect(program.ask() == "ok")
     }
 
+    /// The protection of a private copy of a file's page stays when the copy is dropped, and made it look unwritten.
+    @Test(
+        arguments: [["pre-dump"], snap, live],
+        ["libc.madvise(mapped, 32 * P, 4)", "os.ftruncate(f, 0); os.ftruncate(f, 64 * P)"])
+    func `bring no private copy of a mapped file back that was dropped between them`(
+        words: [String], drop: String
+    ) throws {
+        let program = try Program(
+            Self.model + """
+                open(work + '/mapped', 'wb').write(bytes(64 * P)); f = os.open(work + '/mapped', os.O_RDWR)
+                mapped = new(64, False, 2, f)
+                for page in range(32): put(mapped, page)
+                def step():
+                    \(drop); areas[mapped] = [0] * 64
+                serve(check)
+                """)
+        #expect(try order(program, words, into: "a", after: nil) == 0)
+        #expect(program.ask() == "ok")
+        #expect(try order(program, ["dump", "--track-mem"], into: "b", after: "a") == 0)
+        program.reap()
+        #expect(try restore(program, from: "b") == 0)
+        #expect(program.ask() == "ok")
+    }
+
     @Test func `rely on nothing but the images before them`() throws {
         let program = try Program(Self.model + "new(512)\ndef step(): scribble(4)\nserve(check)\n")
         for (index, (folder, after)) in [("a", nil), ("b", "a"), ("c", "a"), ("d", "none"), ("e", "d")].enumerated() {

@@ -249,7 +249,8 @@ public final class MemoryTracking {
     /// From here on writes are noted anew.
     func arm(_ process: DumpedProcess, _ scan: inout PagemapScan) throws(Failure) {
         guard continues, let memory = tracked[process.id] else { return }
-        for range in memory.ranges { try scan.protect(range) }
+        let ranges = Set(memory.ranges)
+        for mapping in process.mappings where ranges.contains(mapping.range) { try scan.protect(mapping.scanned) }
     }
 
     // MARK: at the end
