@@ -523,7 +523,7 @@ public enum MemoryDump {
         }
         if runs.contains(where: { !$0.isPresent }) { stretches = written(stretches, runs) }
         context.statistics.pagesSkippedParent += runs.reduce(0) { $0 + ($1.isInParent ? $1.pages : 0) }
-        try tracking.arm(process, &scan)
+        try tracking.arm(process, &scan, findings)
         context.statistics[.memoryDump] += ContinuousClock.now - started
         return (FoundPages(stretches: stretches, pagemap: Pagemap(pagesID: id, runs: runs)), guards)
     }

@@ -247,10 +247,50 @@ public final class MemoryTracking {
     }
 
     /// From here on writes are noted anew.
-    func arm(_ process: DumpedProcess, _ scan: inout PagemapScan) throws(Failure) {
+    ///
+    /// - Parameter findings: what a scan has just found.
+    func arm(
+        _ process: DumpedProcess, _ scan: inout PagemapScan, _ findings: PagemapScan.Findings
+    ) throws(Failure) {
         guard continues, let memory = tracked[process.id] else { return }
         let ranges = Set(memory.ranges)
-        for mapping in process.mappings where ranges.contains(mapping.range) { try scan.protect(mapping.scanned) }
+        let written = tells(process) ? MemoryTracking.written(findings) : nil
+        var next = 0
+        for mapping in process.mappings where ranges.contains(mapping.range) {
+            guard let written else {
+                try scan.protect(mapping.scanned)
+                continue
+            }
+            for part in parts(of: written, in: mapping.range, from: &next) {
+                try scan.protect(PagemapScan.Region(part, isAnonymous: mapping.scanned.isAnonymous))
+            }
+        }
+    }
+
+    /// What lies between written pages and is not longer than this is looked at once more, which is cheaper than another call.
+    private static let shortGap: UInt64 = 1 << 20
+
+    /// The pages that are not protected, and perhaps some that are.
+    private static func written(_ findings: PagemapScan.Findings) -> [AddressRange] {
+        var written: [AddressRange] = []
+        func add(_ start: Address, _ end: Address) {
+            guard start < end else { return }
+            if let last = written.last, start.rawValue - last.end.rawValue <= shortGap {
+                written[written.count - 1].end = end
+            } else {
+                written.append(AddressRange(start: start, end: end))
+            }
+        }
+        var next = 0
+        for range in findings.pages {
+            var at = range.start
+            for part in parts(of: findings.unwritten, in: range, from: &next) {
+                add(at, part.start)
+                at = part.end
+            }
+            add(at, range.end)
+        }
+        return written
     }
 
     // MARK: at the end
