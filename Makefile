@@ -33,6 +33,7 @@ test: build programs
 	$(SWIFT) build --product brumatePackageTests
 	$(SWIFT) build --product ImageFuzzer
 	BRUMATE=$(CURDIR)/$(BINARY) $(SWIFT) test --skip-build
+	@if [ $$(id -u) = 0 ]; then Scripts/memory-fuzz $(BINARY) 30 1; else echo "memory-fuzz is skipped: it needs root"; fi
 
 lint:
 	$(SWIFT) format lint --recursive --parallel --strict Package.swift Sources/[A-HJ-Z]* Sources/ImageFormat Tests

@@ -22,7 +22,7 @@ public struct PagemapScan: ~Copyable {
         /// Guard regions (`MADV_GUARD_INSTALL`).
         public var guards: [AddressRange] = []
         /// Of the pages, those whose writing would have been noted by a userfaultfd, and that were not written. Where a file is
-        /// mapped, only those in memory: a private copy that was dropped looks like one in swap, as its protection stays.
+        /// mapped, none that are in swap.
         public var unwritten: [AddressRange] = []
     }
 
@@ -52,7 +52,7 @@ public struct PagemapScan: ~Copyable {
     /// - Parameter findsUnwritten: tell what was not written; whose userfaultfd notes it is for the caller to know.
     public mutating func scan(_ regions: [Region], findsUnwritten: Bool = false) throws(Failure) -> Findings {
         var findings = Findings()
-        noticeBits = findsUnwritten ? 3 | 1 << 3 : 0  // PAGE_IS_WPALLOWED, PAGE_IS_WRITTEN, PAGE_IS_PRESENT
+        noticeBits = findsUnwritten ? 3 : 0  // PAGE_IS_WPALLOWED, PAGE_IS_WRITTEN
         var next = 0
         while next < regions.count, hasScan {
             var whole = regions[next]
@@ -82,7 +82,8 @@ public struct PagemapScan: ~Copyable {
         request.category_inverted = notOurs
         request.category_mask = notOurs
         request.category_anyof_mask = pageBits | guardBit
-        request.return_mask = guardBit | noticeBits
+        let presentBit: UInt64 = region.isAnonymous ? 0 : 1 << 3
+        request.return_mask = guardBit | noticeBits | presentBit
         request.vec_len = UInt64(room.count / 3)
         let number = Int(file.number)
         let count: Int
@@ -110,17 +111,30 @@ public struct PagemapScan: ~Copyable {
             let category = room[index * 3 + 2]
             if category & guardBit != 0 {
                 Findings.append(found, to: &findings.guards)
-            } else {
+            } else if category & presentBit == presentBit {
                 Findings.append(found, to: &findings.pages)
-                if category & 3 == 1, region.isAnonymous || category & 1 << 3 != 0 {
-                    Findings.append(found, to: &findings.unwritten)
-                }
+                if category & 3 == 1 { Findings.append(found, to: &findings.unwritten) }
+            } else {
+                for page in try swapped(found) { Findings.append(page, to: &findings.pages) }
             }
         }
         guard request.walk_end > range.start.rawValue else {
             throw Failure(.bug, "the scan of task \(task)'s pages does not move on at \(range.start)")
         }
         return request.walk_end
+    }
+
+    /// The pages of a range that are in swap. Where a file is mapped, a private copy that was dropped while a userfaultfd noted
+    /// writes leaves a marker, which looks like one.
+    private borrowing func swapped(_ range: AddressRange) throws(Failure) -> [AddressRange] {
+        // SWP_PTE_MARKER is the last of 32 kinds of swap; PTE_MARKER_UFFD_WP.
+        let marker: UInt64 = 31 | 1 << 5 | 1 << 62
+        var found: [AddressRange] = []
+        for (index, frame) in try frames(range).enumerated() where frame != marker {
+            let page = range.start + UInt64(index) * pageSize
+            Findings.append(AddressRange(start: page, end: page + pageSize), to: &found)
+        }
+        return found
     }
 
     /// Lets a userfaultfd note the next write to each page of its memory (`PM_SCAN_WP_MATCHING`). Pages that are not there

@@ -137,7 +137,11 @@ struct `Increments` {
                 mapped = new(64, False, 2, f)
                 for page in range(32): put(mapped, page)
                 def step():
-                    \(drop); areas[mapped] = [0] * 64
+                    global round
+                    round += 1
+                    if round == 1: \(drop); areas[mapped] = [0] * 64
+                    # Seen only where the file is mapped, and no copy of it.
+                    if round == 2: os.pwrite(f, struct.pack('Q', 7), 0); areas[mapped][0] = 7
                 serve(check)
                 """)
         #expect(try order(program, words, into: "a", after: nil) == 0)
@@ -145,6 +149,7 @@ struct `Increments` {
         #expect(try order(program, ["dump", "--track-mem"], into: "b", after: "a") == 0)
         program.reap()
         #expect(try restore(program, from: "b") == 0)
+        #expect(program.ask() == "ok")
         #expect(program.ask() == "ok")
     }
 

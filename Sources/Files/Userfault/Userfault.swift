@@ -187,7 +187,9 @@ enum Userfault: FileKind {
                     throw Failure(
                         .unsupported,
                         "its page faults in \(mapping.range) are handled by a task that is not in the tree (userfaultfd)",
-                        advice: "Dump that task as well, or let it unregister the memory before the dump")
+                        advice:
+                            "Dump that task as well, let it unregister the memory, or wait until a lazy restore has brought all pages"
+                    )
                 }
             }
         }
