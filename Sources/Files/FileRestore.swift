@@ -202,6 +202,13 @@ public enum FileRestore {
         try Kinds.of(context).forEachLate(context) { (kind, entry) throws(Failure) in try kind.settle(entry, context) }
     }
 
+    /// Takes back the lock that the dump left in the network namespace that we are in.
+    ///
+    /// - Parameter isWhole: it held up all packets.
+    public static func unlockNetwork(_ context: RestoreContext, isWhole: Bool) {
+        InetSocket.unlock(context, isWhole: isWhole)
+    }
+
     /// Starts what runs by the clock or watches files.
     public static func start(_ context: RestoreContext) throws(Failure) {
         try Kinds.of(context).forEachLate(context) { (kind, entry) throws(Failure) in try kind.start(entry, context) }
