@@ -12,12 +12,15 @@ enum ConnectionTracking {
         (.tracked, 1 << 8), (.expected, 2 << 8),
     ]
 
+    /// CRIU sends the messages of an image as they are, and waits for answers with this number.
+    private static let sequence: UInt32 = 24680
+
     /// The messages, by image.
     static func dump() -> [(part: ImageName.NetworkPart, image: [UInt8])] {
         subsystems.map { (part, type) in
             // Of all families; a kernel may do without it.
             let known = (try? NetlinkConnection(12).list(type | 1, [0, 0, 0, 0])) ?? []
-            return (part, known.flatMap { NetlinkBytes.message(type: $0.type, flags: 2, sequence: 1, $0.body) })
+            return (part, known.flatMap { NetlinkBytes.message(type: $0.type, flags: 2, sequence: sequence, $0.body) })
         }
     }
 

@@ -29,7 +29,7 @@ private let apart = """
 
 private func has(_ words: String) -> Bool {
     words.split(separator: " ").allSatisfy { word in
-        ["/usr/sbin/", "/sbin/", "/usr/bin/", "/bin/"].contains { access($0 + word, X_OK) == 0 }
+        ["/usr/sbin/", "/sbin/", "/usr/bin/", "/bin/"].contains { access($0 + String(word), X_OK) == 0 }
     }
 }
 
