@@ -13,6 +13,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 // Sends back what one client sends.
@@ -29,10 +30,24 @@ static void *wait_for_ever(void *unused) {
     return unused;
 }
 
+static int is_huge(const char *kind) { return !strcmp(kind, "huge") || !strcmp(kind, "huge-writer"); }
+static int is_writer(const char *kind) { return !strcmp(kind, "writer") || !strcmp(kind, "huge-writer"); }
+
+// Writes to about 100 MiB of pages in a second, one after the other.
+static void keep_writing(char *memory, size_t size) {
+    struct timespec rest = {.tv_nsec = 10000000};
+    for (size_t page = 0;; page++) {
+        ++*(size_t *)(memory + page * 4096 % size);
+        if (page % 256 == 0) nanosleep(&rest, NULL);
+    }
+}
+
 int main(int argc, char **argv) {
     if (argc != 4) return 2;
     long count = atol(argv[3]);
     int listener = -1, port = 0;
+    char *memory = NULL;
+    size_t size = 0;
     char ready[4096];
     if (!realpath(".", ready)) return 2;
     int out = open(argv[1], O_WRONLY | O_CREAT | O_TRUNC, 0600);
@@ -112,19 +127,19 @@ int main(int argc, char **argv) {
             if (page == MAP_FAILED) return 1;
             *page = 1;
         }
-    } else if (!strcmp(argv[2], "memory") || !strcmp(argv[2], "huge") || !strcmp(argv[2], "echo")) {
-        size_t size = (size_t)count << 20;
-        char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    } else if (!strcmp(argv[2], "memory") || !strcmp(argv[2], "echo") || is_writer(argv[2]) || is_huge(argv[2])) {
+        size = (size_t)count << 20;
+        memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (memory == MAP_FAILED) return 1;
-        if (!strcmp(argv[2], "huge") && madvise(memory, size, MADV_HUGEPAGE)) return 1;
+        if (is_huge(argv[2]) && madvise(memory, size, MADV_HUGEPAGE)) return 1;
         for (size_t i = 0; i < size; i += 8) *(size_t *)(memory + i) = i * 0x9e3779b97f4a7c15;
     }
     if (!strcmp(argv[2], "echo")) {
         struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-        socklen_t size = sizeof address;
+        socklen_t length = sizeof address;
         listener = socket(AF_INET, SOCK_STREAM, 0);
-        if (bind(listener, (struct sockaddr *)&address, size) || listen(listener, 1)) return 1;
-        getsockname(listener, (struct sockaddr *)&address, &size);
+        if (bind(listener, (struct sockaddr *)&address, length) || listen(listener, 1)) return 1;
+        getsockname(listener, (struct sockaddr *)&address, &length);
         port = ntohs(address.sin_port);
     }
     char text[32];
@@ -132,5 +147,6 @@ int main(int argc, char **argv) {
     if (write(3, text, length) != length) return 1;
     close(3);
     if (listener >= 0) echo(listener);
+    if (is_writer(argv[2])) keep_writing(memory, size);
     wait_for_ever(NULL);
 }

@@ -73,7 +73,8 @@ public struct PageServerRequest: Sendable {
     public var givesPages = false
     /// What is received is on the disk before the sender is told (off with `--no-sync`).
     public var isSynced = true
-
+    /// Once everything is received, pages that came anew are taken out of the parents (`--auto-dedup`).
+    public var deduplicates = false
     /// How pages that are received are compressed (`--compress`).
     public var compression: Compression?
     /// Pages that are given are compared with the hashes that the images have (off with `--no-verify`).
@@ -110,6 +111,7 @@ public func pageServer(
         images.discard()
         throw error
     }
+    if request.deduplicates { try deduplicate(request.images, log: log) }
 }
 
 /// Names the parent of the images that come.

@@ -122,6 +122,7 @@ public final class ImageDirectory {
     private func noteOld() throws(Failure) {
         try attempt("list the old images in \(path.string)") { () throws(SystemCallError) in
             for name in try listDirectory(".", in: directory.number) {
+                if name.string.hasPrefix("working-set-") { try remove(name.string) }
                 // The CPU's is an order's of its own.
                 guard name.string.hasSuffix(".img"), name.string != ImageName.cpuInformation.fileName,
                     let status = try? FileStatus.read(name.string, in: directory.number)

@@ -4,7 +4,7 @@ public struct ImageName: Hashable, Sendable {
     public var fileName: String
     /// The kind's magic number, 0 for raw images.
     public var magic: UInt32
-    /// Whether it belongs to the tools and not to the checkpoint (stats).
+    /// Whether it belongs to the tools and not to the checkpoint (stats, working sets).
     public var isService = false
 
     init(_ fileName: String, _ magic: UInt32, isService: Bool = false) {
@@ -71,6 +71,10 @@ public struct ImageName: Hashable, Sendable {
     public static let dumpStatistics = ImageName("stats-dump", 0x5709_3306, isService: true)
     /// `stats-restore`.
     public static let restoreStatistics = ImageName("stats-restore", 0x5709_3306, isService: true)
+    /// `working-set-PID`, our own: what threads waited for at lazy restores.
+    public static func workingSet(_ id: Int32) -> ImageName {
+        ImageName("working-set-\(id)", 0x574f_524b, isService: true)
+    }
     /// `core-TID.img`.
     public static func core(_ id: Int32) -> ImageName { ImageName("core-\(id).img", 0x5505_3847) }
     /// `ids-PID.img`.

@@ -130,7 +130,7 @@ public final class ImageSet: Sendable {
     /// Opens an image and checks its magic.
     public func open(_ name: ImageName) throws(Failure) -> ImageReader {
         let folder = directory.number
-        if let integrity, !integrity.lists(name.fileName), has(name) {
+        if let integrity, !name.isService, !integrity.lists(name.fileName), has(name) {
             throw Failure(
                 .corruptImage,
                 "the image \(name.fileName) in \(path.string) does not belong to the images that were dumped there",

@@ -177,7 +177,7 @@ extension Program {
         let before = try observe()
         for cycle in 1...cycles {
             guard try dump(dumpOptions) == 0 else { return ["dump \(cycle): " + lastLine("dump.log")] }
-            if dumpOptions.contains("--live") { end() }
+            if dumpOptions.contains("--live") { finish() }
             guard try restore(restoreOptions) == 0 else { return ["restore \(cycle): " + lastLine("restore.log")] }
         }
         let after = try observe()

@@ -141,7 +141,7 @@ final class Program {
     }
 
     /// Kills the program, here or restored, and waits until its pid is free.
-    func end() {
+    func finish() {
         kill(id, SIGKILL)
         while kill(id, 0) == 0 {
             unsafe waitpid(id, nil, WNOHANG)

@@ -72,6 +72,45 @@ struct `Pages travel` {
         #expect(program.ask() == "ok")
     }
 
+    @Test func `to a page server that gives back what its older images had`() throws {
+        let program = try Program(
+            """
+            N = 8 << 20
+            memory = mmap.mmap(-1, N, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            memory.write(b'a' * N); count = [0]
+            def check():
+                same = memory[:] == bytes([97 + count[0]]) * N
+                count[0] += 1; memory[:] = bytes([97 + count[0]]) * N
+                return 'ok' if same else 'other contents'
+            serve(check)
+            """)
+        for (folder, previous) in [("a", nil), ("b", "a")] as [(String, String?)] {
+            let (store, images) = (program.work + "/" + folder, program.work + "/images-" + folder)
+            #expect(mkdir(store, 0o700) == 0 && mkdir(images, 0o700) == 0)
+            let port = try start(
+                ["page-server", "-D", store, "-v4", "-o", "server.log", "--auto-dedup"]
+                    + (previous.map { ["--prev-images-dir", "../" + $0] } ?? []), program)
+            let words = ["dump", "-t", "\(program.id)", "-D", images, "-v4", "-o", "dump.log", "--track-mem", "-R"]
+            let parent = previous.map { ["--prev-images-dir", "../images-" + $0] } ?? []
+            #expect(try program.brumate(words + parent + toServer(port)) == 0)
+            #expect(wait(for: "KiB out of the parents", in: folder + "/server.log", program))
+            #expect(program.ask() == "ok")
+        }
+        #expect(try program.run(["sh", "-c", "cd \(program.work); rm images-b/parent; mv images-b/*.img b/"]) == 0)
+        var blocks = 0
+        for name in try listDirectory(.init(program.work + "/a")) where name.string.hasPrefix("pages-") {
+            var status = stat()
+            unsafe stat("\(program.work)/a/\(name)", &status)
+            blocks += Int(status.st_blocks) * 512
+        }
+        let size = try readWholeFile("\(program.work)/a/pages-65536.img").count
+        #expect(blocks < size - 7 << 20, "\(blocks) of \(size)")
+        program.finish()
+        #expect(try program.brumate(["restore", "-d", "-D", program.work + "/b", "-v4", "-o", "restore.log"]) == 0)
+        #expect(program.ask() == "ok")
+        program.finish()
+    }
+
     @Test func `to a page server that stops half-way: the program goes on`() throws {
         let program = try Program(`Pages travel`.script)
         let server = """
@@ -210,6 +249,62 @@ struct `Pages travel` {
         #expect(program.ask() == "ok")
         #expect(wait(for: "all pages are there: ", in: "images/lazy-pages.log", program))
         #expect(wait(for: "the client has all that it needs", in: "images/server.log", program))
+    }
+
+    @Test func `with what threads waited for at an earlier restore first`() throws {
+        let program = try Program(
+            """
+            N = 64 << 20
+            memory = mmap.mmap(-1, N, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); memory.write(os.urandom(N - 1) + b'x')
+            open(work + '/last', 'w').write(str(ctypes.addressof(ctypes.c_char.from_buffer(memory)) + N - 1))
+            def check(): return 'ok' if memory[N - 1:] == b'x' else 'not the last byte'
+            serve(check)
+            """)
+        #expect(try program.dump() == 0)
+        // The first time only what somebody waits for comes after a part, until it is the last page; the second time nothing.
+        for (round, most) in [2, 16].enumerated() {
+            let port = try start(["page-server", "--lazy-pages", "-D", program.images, "-o", "server.log"], program)
+            let proxy = """
+                import os, socket, struct, threading, time
+                last, passed, asked, may = int(open('last').read()), 0, 0, \(most) << 20
+                s = socket.create_server(('127.0.0.1', 0))
+                open('port.new', 'w').write(str(s.getsockname()[1])); os.rename('port.new', 'port')
+                c, _ = s.accept(); server = socket.create_connection(('127.0.0.1', \(port)))
+                def requests():
+                    global asked, may
+                    while data := c.recv(32, socket.MSG_WAITALL):
+                        _, _, pages, start, _ = struct.unpack('IIQQQ', data)
+                        server.send(data)
+                        asked += 32 + pages * 4096
+                        # So few pages are for somebody who waits.
+                        if \(round) == 0 and pages <= 16: may = max(may, asked)
+                        if \(round) == 0 and start <= last < start + pages * 4096: may = 1 << 60
+                    server.close()
+                threading.Thread(target=requests).start()
+                while True:
+                    while passed >= may and not os.path.exists('done'): time.sleep(0.001)
+                    data = server.recv(min(may - passed, 1 << 16) if passed < may else 1 << 16)
+                    if not data: break
+                    passed += len(data); c.send(data)
+                """
+            let script = """
+                cd \(program.work); rm -f port; python3 -c "$0" & while [ ! -s port ]; do sleep 0.01; done
+                \(Program.binary) lazy-pages -D images -o lazy-pages.log -v4 --page-server --daemon --pidfile ../pager\(round) \\
+                    --address 127.0.0.1 --port $(cat port) || exit 1
+                \(Program.binary) restore -D images -o restore.log -v4 -d --lazy-pages || exit 1
+                """
+            #expect(try program.run(["sh", "-c", script, proxy]) == 0)
+            #expect(program.ask() == "ok")
+            if round == 1 { try #require(close(open(program.work + "/done", O_CREAT | O_WRONLY, 0o600)) == 0) }
+            #expect(wait(for: "all pages are there: ", in: "images/lazy-pages.log", program))
+            program.finish()
+        }
+        // What an older dump's restores waited for says nothing of a new one.
+        #expect(try readWholeFile("\(program.images)/working-set-\(program.id)").count > 100)
+        let other = try Program("serve(lambda: 'ok')")
+        #expect(try other.brumate(["dump", "-t", "\(other.id)", "-D", program.images]) == 0)
+        other.reap()
+        #expect(program.text("images/working-set-\(program.id)").isEmpty)
     }
 
     /// Restores a program whose pager gets 2 MiB of its pages from a server, and then nothing more.

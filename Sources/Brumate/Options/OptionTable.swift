@@ -285,7 +285,7 @@ extension Option {
             "page-server", nil, .memory, "Dump: send pages to a page server. lazy-pages: fetch them from one."
         ) { $0.pageServer = $1 },
         .flag(
-            "auto-dedup", nil, .memory, "Dump: drop old pages of the parent. Restore: has no effect."
+            "auto-dedup", nil, .memory, "Dump, page-server: drop old pages of the parent. Restore: has no effect."
         ) { $0.autoDeduplication = $1 },
         .value("pre-dump-mode", nil, "MODE", .memory, "How a pre-dump reads pages: splice (default) or read.") {
             (options, word) throws(Failure) in options.preDumpMode = try word.choice(Options.PreDumpMode.self)

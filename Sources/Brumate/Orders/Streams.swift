@@ -32,6 +32,7 @@ extension Orders {
         request.previousImages = options.previousImagesDirectory
         request.givesPages = options.lazyPages
         request.isSynced = options.sync
+        request.deduplicates = options.autoDeduplication
         request.compression = options.compression
         request.verifies = options.verify
         let log = session.log

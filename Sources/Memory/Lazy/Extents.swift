@@ -8,6 +8,9 @@ struct Extents {
         /// The address in the image of the first byte.
         var image: Address
 
+        /// The address in the image of one of its bytes.
+        func image(of address: Address) -> Address { image + (address.rawValue - range.start.rawValue) }
+
         /// The addresses in the image.
         var imageRange: AddressRange { AddressRange(start: image, end: image + range.length) }
 

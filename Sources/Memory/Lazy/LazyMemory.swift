@@ -13,6 +13,8 @@ final class LazyMemory {
     var missing: Extents, requested = Extents()
     /// Addresses at which threads wait.
     var waiting: Set<UInt64> = []
+    /// What threads waited for, here and at earlier restores; nil for children that were forked since.
+    let workingSet: WorkingSet?
     /// The task has ended.
     private(set) var isGone = false
     /// Bytes that were brought, and how often a thread had to wait.
@@ -21,8 +23,11 @@ final class LazyMemory {
     /// `UFFD_FEATURE_*`: fork, remap, remove and unmap are told, and wait until we have heard of them.
     static let features: UInt64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6
 
-    init(_ faults: consuming Descriptor, process: Int32, name: String, missing: Extents) {
+    init(
+        _ faults: consuming Descriptor, process: Int32, name: String, missing: Extents, _ workingSet: WorkingSet? = nil
+    ) {
         self.faults = faults
+        self.workingSet = workingSet
         self.process = process
         self.name = name
         self.missing = missing

@@ -6,7 +6,8 @@ public import Logging
 public import Pages
 internal import Procfs
 
-/// Brings pages to tasks that run already: those that threads wait for first, all others after them.
+/// Brings pages to tasks that run already: those that threads wait for first, then those that threads waited for at earlier
+/// restores, all others after them.
 ///
 /// It ends when all pages are there, or the tasks are gone. If a page can't be had any more, the tasks are killed, and
 /// what is missing is poisoned, so that nothing reads zeros in its place.
@@ -22,6 +23,7 @@ public final class Pager {
     private var located: [Int32: [PagePiece]] = [:]
     private let loader = PageLoader()
     private var memories: [LazyMemory] = []
+    private var workingSets: [WorkingSet] = []
     /// What was asked for, in order.
     private var requests: [(memory: LazyMemory, image: AddressRange)] = []
     private var tasks: [Target] = []
@@ -41,8 +43,6 @@ public final class Pager {
 
     /// How much is brought at a time that nobody waits for, while somebody may.
     private static let smallestChunk: UInt64 = 256 << 10
-    /// How much comes with a page that a thread waits for.
-    private static let window: UInt64 = 64 << 10
     /// Requests to a server that nobody waits for.
     private static let mostRequests = 4
 
@@ -84,6 +84,7 @@ public final class Pager {
             }
             try requester?.finish()
             link?.finish()
+            keepWorkingSets()
         } catch {
             if isRestored || !memories.isEmpty {
                 log.error("\(error)")
@@ -92,6 +93,13 @@ public final class Pager {
             throw error
         }
         log.notice("all pages are there: \(total.bytes / pageSize) were brought, \(total.faults) were waited for")
+    }
+
+    /// A directory that can't be written to, keeps what it has.
+    private func keepWorkingSets() {
+        do throws(Failure) {
+            for set in workingSets { try set.keep(beside: images) }
+        } catch { log.info("what threads waited for is not kept: \(error)") }
     }
 
     // MARK: acquaintance
@@ -113,8 +121,13 @@ public final class Pager {
             let pagemap = try Pagemap.read(.pagemap(id), from: images)
             let lazy = LazyRanges(pagemap, areas)
             if requester == nil { located[id] = try PageLocator(images, process: id, pagemap).pieces }
-            let memory = LazyMemory(faults, process: id, name: "task \(id)", missing: Extents(lazy.ranges))
-            log.debug("\(memory.name): \(memory.missing.length / pageSize) pages are to come")
+            let workingSet = WorkingSet(of: id, images)
+            workingSets.append(workingSet)
+            let memory = LazyMemory(
+                faults, process: id, name: "task \(id)", missing: Extents(lazy.ranges), workingSet)
+            log.debug(
+                "\(memory.name): \(memory.missing.length / pageSize) pages are to come, \(workingSet.count) windows first"
+            )
             memories.append(memory)
             if let handle = try? systemCall(.pidfd_open, Int(id), 0) {
                 tasks.append(Target(TaskID(id), Descriptor(owning: Int32(handle))))
@@ -151,10 +164,10 @@ public final class Pager {
         if !done.isEmpty { memories.removeAll { memory in done.contains { $0 === memory } } }
     }
 
-    /// Whether there are pages that could be brought unasked.
+    /// Whether there are pages that could be brought unasked. Before the tasks run, only those that they waited for once.
     private var canFill: Bool {
-        isRestored && (requester == nil || requests.count < Pager.mostRequests)
-            && memories.contains { !$0.missing.isEmpty }
+        (requester == nil || requests.count < Pager.mostRequests)
+            && memories.contains { !$0.missing.isEmpty && (isRestored || $0.workingSet?.hasMore == true) }
     }
 
     private func wait(milliseconds: Int) throws(Failure) {
@@ -193,12 +206,14 @@ public final class Pager {
 
     /// Serves a thread that waits for a page.
     private func serve(_ memory: LazyMemory, _ address: Address) throws(Failure) {
-        if memory.requested.find(address) != nil {
+        if let extent = memory.requested.find(address) {
             memory.waiting.remove(address.rawValue)
+            memory.workingSet?.note(extent.image(of: address))
         } else if let extent = memory.missing.find(address) {
             memory.waiting.remove(address.rawValue)
-            let start = Address(address.rawValue & ~(Pager.window - 1))
-            let range = extent.part(in: AddressRange(start: start, end: start + Pager.window)).range
+            memory.workingSet?.note(extent.image(of: address))
+            let start = Address(address.rawValue & ~(WorkingSet.window - 1))
+            let range = extent.part(in: AddressRange(start: start, end: start + WorkingSet.window)).range
             for part in memory.missing.remove(range) { try bring(part, to: memory) }
         } else if try memory.zero(address) || memory.isGone {
             memory.waiting.remove(address.rawValue)
@@ -207,7 +222,12 @@ public final class Pager {
 
     /// Brings pages that nobody waits for yet.
     private func fill() throws(Failure) {
-        guard let memory = memories.first(where: { !$0.missing.isEmpty }),
+        for memory in memories {
+            guard let parts = memory.workingSet?.take(from: &memory.missing) else { continue }
+            for part in parts { try bring(part, to: memory) }
+            return
+        }
+        guard isRestored, let memory = memories.first(where: { !$0.missing.isEmpty }),
             let part = memory.missing.removeFirst(most: requester == nil ? Pager.smallestChunk : chunk)
         else { return }
         try bring(part, to: memory)
