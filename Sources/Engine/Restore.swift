@@ -106,6 +106,7 @@ final class RestoreOrder {
     private var ownNetwork: UInt32?
     /// What fills a new one.
     private var network: NetworkRestore?
+    private var isUnlocked = false
 
     init(context: RestoreContext, request: RestoreRequest) {
         self.context = context
@@ -204,6 +205,9 @@ final class RestoreOrder {
     private func enterNetwork() throws(Failure) {
         if let path = request.joinedNetwork {
             context.network = try TreeNetwork(at: path)
+            guard ownNetwork != nil, FileRestore.needsOpenNetwork(context) else { return }
+            try context.inNetwork { () throws(Failure) in try FileRestore.lockConnections(context) }
+            try unlockNetwork()
         } else if ownNetwork != nil {
             context.network = try TreeNetwork.make()
         }
@@ -212,7 +216,8 @@ final class RestoreOrder {
     /// Takes back the lock of the dump, which is where the tree was. A new namespace has none.
     private func unlockNetwork() throws(Failure) {
         guard ownNetwork != nil else { return FileRestore.unlockNetwork(context, isWhole: false) }
-        guard request.joinedNetwork != nil else { return }
+        guard request.joinedNetwork != nil, !isUnlocked else { return }
+        isUnlocked = true
         try context.inNetwork { () throws(Failure) in FileRestore.unlockNetwork(context, isWhole: true) }
         try request.scripts.run(
             .networkUnlock, images: context.images.directory.number, root: context.processes.first?.id)

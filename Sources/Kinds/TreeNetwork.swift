@@ -5,8 +5,9 @@ public import SystemPackage
 /// The network namespace of a tree. Whoever looks at sockets, makes them, or talks to the kernel's network does so inside of
 /// it; scripts, page servers, plugins and whatever else is not the tree's belong outside.
 public final class TreeNetwork {
-    /// How the kernel names our own namespace, and the tree's.
-    public let ours: String, theirs: String
+    /// How the kernel names the tree's namespace.
+    public let theirs: String
+    private let ours: String
     private let namespace: Descriptor
 
     /// Whether the tree is in another namespace than we are.
@@ -21,12 +22,6 @@ public final class TreeNetwork {
             )
         }
         self.namespace = namespace
-    }
-
-    /// Our own.
-    public convenience init() throws(Failure) {
-        try self.init(
-            attempt("look at our network namespace") { () throws(SystemCallError) in try NetworkVisit.here() })
     }
 
     /// The one of a running task.

@@ -125,6 +125,11 @@ enum PacketFilter {
             let lines = String(decoding: text, as: UTF8.self)
             // Another program under the name, which knows nothing of these.
             guard !lines.contains("nf_tables") else { continue }
+            guard !lines.contains("--match-set"), !lines.contains("-j SET ") else {
+                throw Failure(
+                    .unsupported, "the tree's network namespace has rules of iptables with sets of ipset, which are not dumped",
+                    advice: "Pass --empty-ns net and bring the rules and sets back by an action script")
+            }
             return Array(withoutLock(lines).utf8)
         }
         throw Failure(

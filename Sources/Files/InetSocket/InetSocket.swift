@@ -492,7 +492,7 @@ enum InetSocket: FileKind {
 
     /// Locks the network before the first connection is made, even if the dump's lock is still there: a restore may be
     /// elsewhere.
-    private static func lock(_ context: RestoreContext) throws(Failure) {
+    static func lock(_ context: RestoreContext) throws(Failure) {
         let restored = Restored.of(context)
         guard !restored.connections.isEmpty, !restored.isLocked else { return }
         restored.isLocked = true
