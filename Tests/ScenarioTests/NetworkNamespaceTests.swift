@@ -66,7 +66,7 @@ struct `A tree goes on in its own network namespace` {
                 run('ip addr del 127.0.0.1/8 dev lo')
                 run('ip route add 10.9.0.0/16 via 10.1.2.9 metric 7'); run('ip route add local 10.77.0.0/16 dev lo')
                 run('ip route add table 77 10.8.0.0/16 dev lo'); run('ip route add blackhole 10.66.0.0/16')
-                run('ip -6 route add fd00:9::/64 via fd00:1::9'); run('ip route add 10.5.0.0/16 via 10.9.0.1 onlink dev lo')
+                run('ip -6 route add fd00:9::/64 dev lo metric 5'); run('ip route add 10.5.0.0/16 via 10.9.0.1 onlink dev lo')
                 run('ip rule add from 10.1.0.0/16 lookup 77'); run('ip rule del lookup default')
                 run('ip -6 rule add from fd00:1::/64 lookup 77 pref 100')
                 def write(path, value): open('/proc/sys/net/' + path, 'w').write(value)
@@ -253,7 +253,7 @@ struct `A tree goes on in its own network namespace` {
         let child = program.ask().split(separator: " ")[1]
         #expect(try program.dump() != 0)
         let error = program.lastLine("dump.log")
-        #expect(error.contains("task \(child)") && error.contains("another network namespace"), "\(error)")
+        #expect(error.contains("ask \(child)") && error.contains("another network namespace"), "\(error)")
         #expect(!program.text("images/dump.log").contains("stopped"))
         #expect(program.ask() == "ok \(child)")
     }

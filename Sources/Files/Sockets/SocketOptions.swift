@@ -50,8 +50,12 @@ enum SocketOptions {
         let cookie: UInt64?
 
         init() {
-            let fresh = (try? systemCall(.socket, 1, 2 | 0o2000000, 0)).map { Descriptor(owning: Int32($0)) }
-            cookie = fresh.flatMap { (socket) in namespace(of: socket.number) }
+            guard let number = try? systemCall(.socket, 1, 2 | 0o2000000, 0) else {
+                cookie = nil
+                return
+            }
+            let fresh = Descriptor(owning: Int32(number))
+            cookie = namespace(of: fresh.number)
         }
     }
 
