@@ -194,7 +194,8 @@ final class RestoreOrder {
         if let other = living.first(where: { $0.ids.netNsID != id }) {
             throw Failure(
                 .unsupported,
-                "task \(other.id) was in another network namespace than the root of the tree, which can't be restored yet")
+                "task \(other.id) was in another network namespace than the root of the tree, which can't be restored yet"
+            )
         }
         guard id != inventory.rootIds.netNsID else { return }
         ownNetwork = id

@@ -27,7 +27,8 @@ enum ConnectionTracking {
     /// Reads an image.
     static func messages(in image: [UInt8]) throws(Failure) -> [NetlinkAnswer] {
         guard let messages = NetlinkAnswer.all(in: image),
-            messages.allSatisfy({ message in subsystems.contains { $0.type == message.type } && message.body.count >= 4 })
+            messages.allSatisfy({ message in subsystems.contains { $0.type == message.type } && message.body.count >= 4
+                })
         else { throw Failure(.corruptImage, "it is not what connection tracking tells") }
         return messages
     }
@@ -64,7 +65,8 @@ enum ConnectionTracking {
     /// Where the value of an attribute is.
     private static func place(of wanted: UInt16, in bytes: [UInt8], _ range: Range<Int>) -> Range<Int>? {
         var at = range.lowerBound
-        while let length = bytes.load(UInt16.self, at: at).map({ Int($0) }), length >= 4, at + length <= range.upperBound,
+        while let length = bytes.load(UInt16.self, at: at).map({ Int($0) }), length >= 4,
+            at + length <= range.upperBound,
             let kind = bytes.load(UInt16.self, at: at + 2)
         {
             if kind & 0x3fff == wanted { return (at + 4)..<(at + length) }

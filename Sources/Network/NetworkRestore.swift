@@ -37,7 +37,8 @@ public struct NetworkRestore {
         settings = images.has(.network(id)) ? try images.load(.network(id), as: NetnsEntry.self) : nil
         guard settings.map({ !$0.hasExtKey }) ?? true else {
             throw Failure(
-                .unsupported, "the tree's network namespace comes from outside (--external net), which can't be restored yet",
+                .unsupported,
+                "the tree's network namespace comes from outside (--external net), which can't be restored yet",
                 advice: "Pass --join-ns net:FILE to enter an existing namespace")
         }
         furtherSettings = try raw(.settings) ?? []

@@ -86,7 +86,8 @@ enum PacketFilter {
             let lines = String(decoding: text, as: UTF8.self)
             guard !lines.contains("xt target"), !lines.contains("xt match") else {
                 throw Failure(
-                    .unsupported, "the table \(family) \(name) of nftables has rules that only iptables-nft understands",
+                    .unsupported,
+                    "the table \(family) \(name) of nftables has rules that only iptables-nft understands",
                     advice: "Write them by nft or iptables-legacy, or pass --empty-ns net and bring them back by an "
                         + "action script")
             }
@@ -106,7 +107,8 @@ enum PacketFilter {
             return !isLock
         }
         guard !lines.isEmpty else { return }
-        let (status, _) = try run(["nft", "-f", "/dev/stdin"], input: Array(lines.joined(separator: "\n").utf8) + [0x0a])
+        let (status, _) = try run(
+            ["nft", "-f", "/dev/stdin"], input: Array(lines.joined(separator: "\n").utf8) + [0x0a])
         guard status == 0 else {
             throw Failure(
                 .conflict, "nft does not take the tree's rules: it ended with the status \(status)",
@@ -127,13 +129,15 @@ enum PacketFilter {
             guard !lines.contains("nf_tables") else { continue }
             guard !lines.contains("--match-set"), !lines.contains("-j SET ") else {
                 throw Failure(
-                    .unsupported, "the tree's network namespace has rules of iptables with sets of ipset, which are not dumped",
+                    .unsupported,
+                    "the tree's network namespace has rules of iptables with sets of ipset, which are not dumped",
                     advice: "Pass --empty-ns net and bring the rules and sets back by an action script")
             }
             return Array(withoutLock(lines).utf8)
         }
         throw Failure(
-            .unsupported, "the tree's network namespace has rules of iptables, and there is no program \(family)tables-legacy-save",
+            .unsupported,
+            "the tree's network namespace has rules of iptables, and there is no program \(family)tables-legacy-save",
             advice: "Install iptables, or pass --empty-ns net and bring the rules back by an action script")
     }
 
@@ -141,9 +145,10 @@ enum PacketFilter {
         text.split(separator: "\n").filter { line in
             // `:CRIU - [0:0]`, `[0:0] -A CRIU …`, `-A INPUT -j CRIU`.
             let words = line.split(separator: " ")
-            return words.first.map(String.init) != ":" + lockChain && !zip(words, words.dropFirst()).contains { pair in
-                (pair.0 == "-A" || pair.0 == "-j") && pair.1 == lockChain
-            }
+            return words.first.map(String.init) != ":" + lockChain
+                && !zip(words, words.dropFirst()).contains { pair in
+                    (pair.0 == "-A" || pair.0 == "-j") && pair.1 == lockChain
+                }
         }.map { $0 + "\n" }.joined()
     }
 

@@ -4,6 +4,7 @@ import Testing
 
 /// Enters a network namespace of its own and has `facts()`, a text of all that can be seen of it.
 private let apart = """
+    import subprocess
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(0x40000000): raise OSError(ctypes.get_errno(), 'unshare')
     os.environ['PATH'] += ':/usr/sbin:/sbin'
@@ -23,7 +24,7 @@ private let apart = """
         return sorted(found)
     def facts():
         shown = ['ip -o link', 'ip -o addr', 'ip -4 route show table all', 'ip -6 route show table all', 'ip rule', 'ip -6 rule']
-        return '\\n'.join(settings() + [os.popen(c).read() for c in shown])
+        return '\\n'.join(settings() + [subprocess.getoutput(c) for c in shown])
 
     """
 
@@ -44,7 +45,6 @@ private let stranger =
             except socket.timeout: return 'no'
             a, _ = listener.accept(); a.close(); c.close()
             return 'yes'
-        import subprocess
         tree = subprocess.Popen(['setsid', 'sleep', '1000'], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         open(work + '/root', 'w').write(str(tree.pid))
         while open('/proc/%d/comm' % tree.pid).read() != 'sleep\\n': pass
@@ -114,7 +114,7 @@ struct `A tree goes on in its own network namespace` {
                 listener = socket.socket(); listener.bind(('127.0.0.1', 8888)); listener.listen(1)
                 client = socket.create_connection(listener.getsockname()); server, _ = listener.accept()
                 waiting = socket.create_connection(listener.getsockname())
-                def rules(): return os.popen('nft -s list ruleset; iptables-legacy-save 2>&1 | grep "^-A\\|^:k"').read()
+                def rules(): return subprocess.getoutput('nft -s list ruleset; iptables-legacy-save 2>&1 | grep "^-A\\|^:k"')
                 def check():
                     client.settimeout(5); server.settimeout(5)
                     client.sendall(b'there'); got = server.recv(5)
@@ -147,7 +147,9 @@ struct `A tree goes on in its own network namespace` {
 
     @Test(arguments: ["nftables", "iptables"])
     func `which is locked until it is back there`(method: String) throws {
-        if method == "iptables", !has("iptables-restore") { return print("skipped: there is no program iptables-restore") }
+        if method == "iptables", !has("iptables-restore") {
+            return print("skipped: there is no program iptables-restore")
+        }
         let program = try withStranger()
         let (root, place) = (try #require(program.root), try namespace(program.id))
         for _ in 1...2 {
@@ -189,6 +191,56 @@ struct `A tree goes on in its own network namespace` {
         #expect(program.ask() == "ok")
     }
 
+    @Test(arguments: ["nftables", "iptables"])
+    func `with a client there that notices nothing`(method: String) throws {
+        if method == "iptables", !has("iptables-restore") {
+            return print("skipped: there is no program iptables-restore")
+        }
+        let program = try Program(
+            apart + """
+                listener = socket.socket(); listener.bind(('127.0.0.1', 0)); listener.listen(9)
+                tree = os.fork()
+                if tree == 0:
+                    os.setsid(); os.close(2); os.open('/dev/null', os.O_RDWR)
+                    server, _ = listener.accept()
+                    # Waits to be accepted.
+                    inner = socket.create_connection(listener.getsockname()); inner.sendall(b'inner')
+                    server.sendall(b'go')
+                    while True:
+                        got = server.recv(99)
+                        if got == b'accept': waiting, _ = listener.accept(); got = waiting.recv(99)
+                        server.sendall(b'<' + got + b'>')
+                threading.Thread(target=os.waitpid, args=(tree, 0), daemon=True).start()
+                client = socket.create_connection(listener.getsockname()); client.settimeout(20)
+                listener.close(); client.recv(2)
+                open(work + '/root', 'w').write(str(tree))
+                words, told = [b'one', b'two', b'accept', b'three'], []
+                def check():
+                    word = words.pop(0); client.sendall(word); return client.recv(99).decode()
+                serve(check)
+                """)
+        program.root = Int32(program.text("root"))
+        #expect(program.ask() == "<one>")
+        for answer in ["<two>", "<inner>"] {
+            try #require(
+                try program.dump(["--network-lock", method, "--tcp-established"]) == 0,
+                "\(program.lastLine("dump.log"))")
+            try #require(
+                try program.restore(["--join-ns", "net:\(program.id)", "--tcp-established"]) == 0,
+                "\(program.lastLine("restore.log"))")
+            #expect(program.ask() == answer)
+        }
+        #expect(try program.run(["sh", "-c", "nsenter -t \(program.id) -n iptables -w -C INPUT -j CRIU"]) != 0)
+    }
+
+    @Test func `without sockets of another`() throws {
+        let program = try Program("other = socket.socket()\n" + apart + "serve(lambda: 'ok')")
+        #expect(try program.dump() != 0)
+        let error = program.lastLine("dump.log")
+        #expect(error.contains("file descriptor") && error.contains("another network namespace"), "\(error)")
+        #expect(program.ask() == "ok")
+    }
+
     @Test func `or in one that is named, where it had none of its own`() throws {
         let host = try Program(apart + "serve(lambda: 'ok')")
         let program = try Program(
@@ -208,7 +260,8 @@ struct `A tree goes on in its own network namespace` {
         let error = program.lastLine("restore.log")
         #expect(error.contains("/proc/self/exe"), "\(error)")
         try #require(
-            try program.restore(["--join-ns", "net:/proc/\(host.id)/ns/net"]) == 0, "\(program.lastLine("restore.log"))")
+            try program.restore(["--join-ns", "net:/proc/\(host.id)/ns/net"]) == 0, "\(program.lastLine("restore.log"))"
+        )
         #expect(program.ask() == place)
     }
 
@@ -216,7 +269,7 @@ struct `A tree goes on in its own network namespace` {
         let program = try Program(
             apart + """
                 run('ip link add br0 type bridge')
-                serve(lambda: os.popen('ip -o link show up').read() + os.popen('ip -o link show').read())
+                serve(lambda: subprocess.getoutput('ip -o link show up') + subprocess.getoutput('ip -o link show'))
                 """)
         #expect(program.ask().contains("br0"))
         #expect(try program.dump() != 0)
@@ -232,7 +285,11 @@ struct `A tree goes on in its own network namespace` {
             post-setup-namespaces) ip link set br7 up ;;
             esac
             """
-        try #require(try program.run(["sh", "-c", "printf %s '\(script.replacing("'", with: "'\\''"))' > \(program.work)/script && chmod +x \(program.work)/script"]) == 0)
+        try #require(
+            try program.run([
+                "sh", "-c",
+                "printf %s '\(script.replacing("'", with: "'\\''"))' > \(program.work)/script && chmod +x \(program.work)/script",
+            ]) == 0)
         try #require(
             try program.restore(["--empty-ns", "net", "--action-script", program.work + "/script"]) == 0,
             "\(program.lastLine("restore.log"))")

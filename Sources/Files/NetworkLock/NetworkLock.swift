@@ -209,7 +209,10 @@ final class NetworkLock {
         let steps =
             adds
             ? [
-                ["-I INPUT -j CRIU", "-I OUTPUT -j CRIU", "-A CRIU -m mark --mark \(mark) -j ACCEPT", "-A CRIU -j DROP"]
+                [
+                    "-I INPUT -j CRIU", "-I OUTPUT -j CRIU", "-A CRIU -m mark --mark \(mark) -j ACCEPT",
+                    "-A CRIU -j DROP",
+                ]
             ] : [["-D INPUT -j CRIU", "-D OUTPUT -j CRIU"], ["-X CRIU"]]
         let hasSixth = (try? FileStatus.read("/proc/sys/net/ipv6", in: currentDirectory)) != nil
         for program in hasSixth ? ["iptables-restore", "ip6tables-restore"] : ["iptables-restore"] {
