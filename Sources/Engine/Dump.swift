@@ -114,10 +114,10 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
                     try context.inNetwork { () throws(Failure) in try order.run(request) }
                     if !isLetGoEarly { try order.complete(request, started: started) }
                     try order.servePages(request)
-                    if request.afterwards != .killed { try order.releaseNetwork(request) }
+                    if request.afterwards != .killed { order.releaseNetwork(request) }
                 } catch {
                     order.files.letGo()
-                    try? context.inNetwork { () throws(Failure) in FileDump.unlockNetwork(context) }
+                    order.releaseNetwork(request)
                     tree.thaw(.running)
                     throw error
                 }
@@ -265,10 +265,12 @@ struct DumpOrder {
     }
 
     /// Lets the packets of a tree move that will go on.
-    func releaseNetwork(_ request: DumpRequest) throws(Failure) {
+    func releaseNetwork(_ request: DumpRequest) {
         guard let network = context.network, network.isApart else { return }
-        try network.inside { () throws(Failure) in FileDump.unlockNetwork(context) }
-        try request.scripts.run(.networkUnlock, images: context.images.directory.number, root: request.root)
+        do throws(Failure) {
+            try network.inside { () throws(Failure) in FileDump.unlockNetwork(context) }
+            try request.scripts.run(.networkUnlock, images: context.images.directory.number, root: request.root)
+        } catch { context.log.warning("\(error)") }
     }
 
     /// Collects everything that needs the tree to stand still.

@@ -220,8 +220,10 @@ final class RestoreOrder {
         guard request.joinedNetwork != nil, !isUnlocked else { return }
         isUnlocked = true
         try context.inNetwork { () throws(Failure) in FileRestore.unlockNetwork(context, isWhole: true) }
-        try request.scripts.run(
-            .networkUnlock, images: context.images.directory.number, root: context.processes.first?.id)
+        do throws(Failure) {
+            try request.scripts.run(
+                .networkUnlock, images: context.images.directory.number, root: context.processes.first?.id)
+        } catch { context.log.warning("\(error)") }
     }
 
     func readProcess(_ entry: PstreeEntry) throws(Failure) -> PlannedProcess {

@@ -28,7 +28,7 @@ enum ConnectionTracking {
     static func messages(in image: [UInt8]) throws(Failure) -> [NetlinkAnswer] {
         guard let messages = NetlinkAnswer.all(in: image),
             messages.allSatisfy({ message in subsystems.contains { $0.type == message.type } && message.body.count >= 4
-                })
+            })
         else { throw Failure(.corruptImage, "it is not what connection tracking tells") }
         return messages
     }

@@ -14,6 +14,9 @@ public struct NetworkRestore {
     private var rules: [ImageName.NetworkPart: [UInt8]] = [:]
     private var tracked: [NetlinkAnswer] = []
 
+    /// The most bytes of a raw image.
+    private static let largest = 256 << 20
+
     /// Reads and checks the images of a namespace before anything is created.
     ///
     /// - Parameter id: the namespace's number in the images.
@@ -23,6 +26,9 @@ public struct NetworkRestore {
             let name = ImageName.network(id, part)
             guard images.has(name) else { return nil }
             let reader = try images.open(name)
+            guard reader.size <= NetworkRestore.largest else {
+                throw Failure(.corruptImage, "\(name.fileName) is too large to be true")
+            }
             return try reader.read(reader.size)
         }
         for part in [ImageName.NetworkPart.tracked, .expected] {
