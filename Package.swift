@@ -103,13 +103,19 @@ let package = Package(
                 "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", logging,
             ],
             swiftSettings: strict),
+        .target(
+            name: "Network",
+            dependencies: [
+                "Linux", "Diagnostics", "Netlink", "ImageMessages", "ImageFormat", "Kinds", logging, system,
+            ],
+            swiftSettings: strict),
         // Floor 7: the orders.
         .target(
             name: "Engine",
             dependencies: [
                 "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", "Pages", "Tasks",
                 "Memory",
-                "Files", "IPC", "Transport", logging, system,
+                "Files", "IPC", "Network", "Transport", logging, system,
             ],
             swiftSettings: strict),
         // Floor 8: the public library: options, API.

@@ -4,6 +4,8 @@ internal import Linux
 public enum FaultPoint: String, CaseIterable, Sendable {
     /// Dump: all tasks are stopped.
     case dumpFrozen = "dump-frozen"
+    /// Dump: all packets of the tree's own network namespace are held up.
+    case dumpLocked = "dump-locked"
     /// Dump: the server's code is written into a task.
     case dumpPlanted = "dump-planted"
     /// Dump: the task runs the server.
@@ -22,6 +24,8 @@ public enum FaultPoint: String, CaseIterable, Sendable {
     case dumpGivenUp = "dump-given-up"
     /// Restore: the plan is made.
     case restorePlanned = "restore-planned"
+    /// Restore: the tree's own network namespace is filled.
+    case restoreNetwork = "restore-network"
     /// Restore: the root task exists.
     case restoreSown = "restore-sown"
     /// Restore: all tasks exist.

@@ -7,6 +7,7 @@ public import Kinds
 public import Linux
 public import Logging
 internal import Memory
+internal import Network
 internal import Pages
 internal import Procfs
 public import Remote
@@ -85,7 +86,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
     do throws(Failure) {
         context.plugins = try Plugins(in: request.plugins, order: "dump", log: log)
         try context.plugins.startAll(root: request.root)
-        try Preflight.check(request.root, policy, context.plugins)
+        try Preflight.check(request.root, context)
         let tracking = try MemoryTracking(
             request.root, continues: request.tracksMemory && request.afterwards != .killed, previous: request.previous,
             images: images, waitsForRequests: true, log: log)
@@ -109,18 +110,23 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
                     request.isLive
                     || request.afterwards == .running && request.scripts.isEmpty && request.lazySource == nil
                 do throws(Failure) {
-                    try order.run(request)
+                    try order.holdNetwork(request)
+                    try context.inNetwork { () throws(Failure) in try order.run(request) }
                     if !isLetGoEarly { try order.complete(request, started: started) }
                     try order.servePages(request)
+                    if request.afterwards != .killed { order.releaseNetwork(request) }
                 } catch {
                     order.files.letGo()
+                    order.releaseNetwork(request)
                     tree.thaw(.running)
                     throw error
                 }
                 if request.afterwards != .killed { order.files.letGo() }
-                if policy.takesAtEnd { FileDump.part(context) }
+                if policy.takesAtEnd { try context.inNetwork { () throws(Failure) in FileDump.part(context) } }
                 tree.thaw(request.afterwards)
-                if request.afterwards == .killed { FileDump.gone(context) }
+                if request.afterwards == .killed {
+                    try context.inNetwork { () throws(Failure) in FileDump.gone(context) }
+                }
                 if isLetGoEarly {
                     context.statistics[.frozen] = ContinuousClock.now - started
                     try MemoryDump.writePages(context)
@@ -135,7 +141,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
             context.processes = []
         }
     } catch {
-        FileDump.abandon(context)
+        try? context.inNetwork { () throws(Failure) in FileDump.abandon(context) }
         images.discard()
         throw error
     }
@@ -249,11 +255,29 @@ struct DumpOrder {
     let files: FileDump
     var stream: OutgoingStream?
 
+    /// Holds up all packets of a network namespace that is the tree's own. What its packet filters are is read before.
+    func holdNetwork(_ request: DumpRequest) throws(Failure) {
+        guard let network = context.network, network.isApart else { return }
+        try network.inside { () throws(Failure) in try NetworkDump.dumpFilters(ObjectSharing.networkID, context) }
+        try request.scripts.run(.networkLock, images: context.images.directory.number, root: request.root)
+        try network.inside { () throws(Failure) in try FileDump.lockNetwork(context) }
+        try context.faults.pass(.dumpLocked)
+    }
+
+    /// Lets the packets of a tree move that will go on.
+    func releaseNetwork(_ request: DumpRequest) {
+        guard let network = context.network, network.isApart else { return }
+        do throws(Failure) {
+            try network.inside { () throws(Failure) in FileDump.unlockNetwork(context) }
+            try request.scripts.run(.networkUnlock, images: context.images.directory.number, root: request.root)
+        } catch { context.log.warning("\(error)") }
+    }
+
     /// Collects everything that needs the tree to stand still.
     func run(_ request: DumpRequest) throws(Failure) {
         let log = context.log
         try checkSession(request)
-        var sharing = ObjectSharing()
+        var sharing = ObjectSharing(context.network)
         for process in context.processes { try sharing.identify(process) }
         SystemVUse.prepare(tree.map(\.id), context)
         try IPCDump.collect(context)
@@ -287,6 +311,7 @@ struct DumpOrder {
         try MemoryDump.finish(context)
         try IPCDump.finish(context)
         try files.finish()
+        if context.network?.isApart ?? false { try NetworkDump.dump(ObjectSharing.networkID, context) }
         try writeTree()
         try TaskDump.finish(context)
         try context.plugins.finish([("afterwards", request.afterwards.rawValue)])
@@ -295,7 +320,7 @@ struct DumpOrder {
 
     /// Looks at a tree as `run` begins with.
     func rehearse() throws(Failure) {
-        var sharing = ObjectSharing()
+        var sharing = ObjectSharing(context.network)
         for process in context.processes { try sharing.identify(process) }
         SystemVUse.prepare(tree.map(\.id), context)
         try checkPlan()

@@ -10,17 +10,23 @@ struct ObjectSharing {
     private var files = SharingIndex(.files)
     private var fs = SharingIndex(.fs)
     private var signals = SharingIndex(.signalHandlers)
-    private var namespaces: [String: UInt32] = [:]
+    private let network: TreeNetwork?
 
-    /// Ours, by kind.
+    /// Kinds of namespaces; ours have the ids from 1 on in this order.
+    private static let kinds = ["pid", "net", "ipc", "uts", "time", "mnt", "user", "cgroup"]
+    /// The id of a network namespace of the tree's own, and of ours.
+    static let networkID = UInt32(kinds.count + 1), ourNetworkID: UInt32 = 2
+
+    /// Our namespaces, by kind.
     private static let own: [String: String] = {
-        let kinds = ["pid", "net", "ipc", "uts", "time", "mnt", "user", "cgroup"]
-        return Dictionary(
-            uniqueKeysWithValues: kinds.map { ($0, (try? readLink("/proc/self/ns/\($0)"))?.string ?? "") })
+        Dictionary(uniqueKeysWithValues: kinds.map { ($0, (try? readLink("/proc/self/ns/\($0)"))?.string ?? "") })
     }()
 
     /// The first id of each kind stands for the dumper's own objects, which the tree has none of.
-    init() {
+    ///
+    /// - Parameter network: where the tree's sockets are.
+    init(_ network: TreeNetwork?) {
+        self.network = network
         _ = (memory.newID(), files.newID(), fs.newID(), signals.newID())
     }
 
@@ -28,6 +34,7 @@ struct ObjectSharing {
     static func ownIDs(like root: TaskKobjIdsEntry) -> TaskKobjIdsEntry {
         var ids = root
         (ids.vmID, ids.filesID, ids.fsID, ids.sighandID) = (1, 1, 1, 1)
+        ids.netNsID = ourNetworkID
         ids.clearSemUndoID()
         return ids
     }
@@ -50,19 +57,29 @@ struct ObjectSharing {
         process.ids.cgroupNsID = try namespace("cgroup", of: process)
     }
 
-    /// The id of a namespace. All must be ours until namespaces are dumped too.
-    private mutating func namespace(_ kind: String, of process: DumpedProcess) throws(Failure) -> UInt32 {
+    /// The id of a namespace. All but the network's must be ours until others are dumped too.
+    private func namespace(_ kind: String, of process: DumpedProcess) throws(Failure) -> UInt32 {
         let theirs = try attempt("read the \(kind) namespace") { () throws(SystemCallError) in
             try readLink("/proc/\(process.id.rawValue)/ns/\(kind)").string
         }
-        guard theirs == ObjectSharing.own[kind] else {
+        if kind == "net", let network {
+            guard theirs == network.theirs else {
+                throw ObjectSharing.severalNetworks(process.id, process.name)
+            }
+            return network.isApart ? ObjectSharing.networkID : ObjectSharing.ourNetworkID
+        }
+        guard theirs == ObjectSharing.own[kind], let place = ObjectSharing.kinds.firstIndex(of: kind) else {
             throw Failure(
                 .unsupported, "task \(process.id) (\(process.name)) is in another \(kind) namespace than we",
                 advice: "Namespaces can't be dumped yet; run the order inside the namespace")
         }
-        if let id = namespaces[theirs] { return id }
-        let id = UInt32(namespaces.count + 1)
-        namespaces[theirs] = id
-        return id
+        return UInt32(place + 1)
+    }
+
+    /// The refusal of a task that is in another network namespace than the root.
+    static func severalNetworks(_ task: TaskID, _ name: String) -> Failure {
+        Failure(
+            .unsupported, "task \(task) (\(name)) is in another network namespace than the root of the tree",
+            advice: "All tasks must be in the same one; more than one can't be dumped yet")
     }
 }

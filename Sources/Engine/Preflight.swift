@@ -2,13 +2,33 @@ internal import Diagnostics
 internal import Files
 internal import Kinds
 internal import Linux
+internal import Network
 internal import Procfs
+internal import SystemPackage
 
 /// What can be refused before anything is stopped.
 enum Preflight {
-    static func check(_ root: TaskID, _ policy: DumpPolicy, _ plugins: Plugins) throws(Failure) {
+    static func check(_ root: TaskID, _ context: DumpContext) throws(Failure) {
         try checkTree(root)
-        try FilePreflight.check(root, policy, plugins)
+        try checkNetwork(root, context)
+        try context.inNetwork { () throws(Failure) in
+            try FilePreflight.check(root, context.policy, context.plugins)
+        }
+    }
+
+    /// Finds the network namespace of a tree, which all its tasks must be in.
+    static func checkNetwork(_ root: TaskID, _ context: DumpContext) throws(Failure) {
+        let network = try TreeNetwork(of: root)
+        context.network = network
+        try forEachProcess(of: root) { (task) throws(Failure) in
+            // Who is gone by now is in none; zombies have none.
+            if let link = try? readLink("/proc/\(task.rawValue)/ns/net").string, link != network.theirs {
+                throw ObjectSharing.severalNetworks(task, (try? TaskStatus.read(of: task).name) ?? "?")
+            }
+            return true
+        }
+        guard network.isApart else { return }
+        try network.inside { () throws(Failure) in try NetworkDump.check(context.policy) }
     }
 
     /// Checks that a task can be the root of a tree.

@@ -7,6 +7,7 @@ public import Kinds
 public import Linux
 public import Logging
 internal import Memory
+internal import Network
 internal import Pages
 internal import Procfs
 internal import Remote
@@ -36,6 +37,8 @@ public struct RestoreRequest: Sendable {
     /// Connects to a pager, which brings pages while the tasks run (`--lazy-pages`). If it starts one, that must not
     /// take one of these pids.
     public var pager: (@Sendable (_ taken: Set<TaskID>) throws(Failure) -> Descriptor)?
+    /// The network namespace that the tree comes up in, instead of ours or of a new one (`--join-ns net:FILE`).
+    public var joinedNetwork: FilePath?
     /// Faults asked for by tests.
     public var faults = Faults()
 
@@ -99,6 +102,11 @@ final class RestoreOrder {
     var madePidFile = false
     /// Where the images came from, if somebody may wait for an answer.
     var stream: StreamReceiver?
+    /// The number of the network namespace that the tree had for its own.
+    private var ownNetwork: UInt32?
+    /// What fills a new one.
+    private var network: NetworkRestore?
+    private var isUnlocked = false
 
     init(context: RestoreContext, request: RestoreRequest) {
         self.context = context
@@ -115,23 +123,31 @@ final class RestoreOrder {
         }
         try context.faults.pass(.restorePlanned)
         try request.scripts.run(.preRestore, images: context.images.directory.number, root: nil)
-        try FileRestore.make(context)
-        try sow()
+        try enterNetwork()
+        try context.inNetwork(sow)
         try context.faults.pass(.restoreSown)
         let root = context.processes[0]
         try request.scripts.run(.setupNamespaces, images: context.images.directory.number, root: root.id)
+        try context.inNetwork { () throws(Failure) in try network?.fill(context) }
+        try context.faults.pass(.restoreNetwork)
         try request.scripts.run(.postSetupNamespaces, images: context.images.directory.number, root: root.id)
-        try grow()
+        try context.inNetwork { () throws(Failure) in
+            try FileRestore.make(context)
+            try grow()
+        }
         context.statistics[.forking] = ContinuousClock.now - started
         try context.faults.pass(.restoreGrown)
-        try fill()
+        try context.inNetwork(fill)
         try context.faults.pass(.restoreFiles)
-        try FileRestore.wire(context)
+        try context.inNetwork { () throws(Failure) in try FileRestore.wire(context) }
         try IPCRestore.restore(context)
         try buryZombies()
         try stopChildren()
         for stage in [Stage.thread, .pending] { try perform(stage) }
-        try FileRestore.settle(context)
+        try context.inNetwork { () throws(Failure) in
+            try FileRestore.settle(context)
+            try network?.finish(context)
+        }
         try MemoryRestore.settle(context)
         try writePidFile(root.id)
         try context.plugins.finish(context.processes.map { ("task", "\($0.id)") })
@@ -164,10 +180,50 @@ final class RestoreOrder {
             listed.append(process)
         }
         try FileRestore.load(context)
+        try loadNetwork(listed, inventory)
         plan = try RestorePlan.make(listed, mappings: mappings, shellJob: context.policy.shellJob)
         try TaskRestore.load(context)
         try IPCRestore.load(context)
         if checksIDs { try checkIDs() }
+    }
+
+    /// Finds out whether the tree had a network namespace of its own, and reads its images if it is to be made.
+    private func loadNetwork(_ processes: [PlannedProcess], _ inventory: InventoryEntry) throws(Failure) {
+        let living = processes.filter { !$0.isZombie && $0.ids.hasNetNsID }
+        guard let id = living.first?.ids.netNsID, inventory.hasRootIds, inventory.rootIds.hasNetNsID else { return }
+        if let other = living.first(where: { $0.ids.netNsID != id }) {
+            throw Failure(
+                .unsupported,
+                "task \(other.id) was in another network namespace than the root of the tree, which can't be restored yet"
+            )
+        }
+        guard id != inventory.rootIds.netNsID else { return }
+        ownNetwork = id
+        if request.joinedNetwork == nil { network = try NetworkRestore(id, context) }
+    }
+
+    /// Finds or makes the tree's network namespace. Our thread stays outside.
+    private func enterNetwork() throws(Failure) {
+        if let path = request.joinedNetwork {
+            context.network = try TreeNetwork(at: path)
+            guard ownNetwork != nil, FileRestore.needsOpenNetwork(context) else { return }
+            try context.inNetwork { () throws(Failure) in try FileRestore.lockConnections(context) }
+            try unlockNetwork()
+        } else if ownNetwork != nil {
+            context.network = try TreeNetwork.make()
+        }
+    }
+
+    /// Takes back the lock of the dump, which is where the tree was. A new namespace has none.
+    private func unlockNetwork() throws(Failure) {
+        guard ownNetwork != nil else { return FileRestore.unlockNetwork(context, isWhole: false) }
+        guard request.joinedNetwork != nil, !isUnlocked else { return }
+        isUnlocked = true
+        try context.inNetwork { () throws(Failure) in FileRestore.unlockNetwork(context, isWhole: true) }
+        do throws(Failure) {
+            try request.scripts.run(
+                .networkUnlock, images: context.images.directory.number, root: context.processes.first?.id)
+        } catch { context.log.warning("\(error)") }
     }
 
     func readProcess(_ entry: PstreeEntry) throws(Failure) -> PlannedProcess {
@@ -461,7 +517,8 @@ final class RestoreOrder {
                 for thread in process.threads { try TaskRestore.setFinalState(thread) }
             }
         }
-        try FileRestore.start(context)
+        try unlockNetwork()
+        try context.inNetwork { () throws(Failure) in try FileRestore.start(context) }
         try LazyRestore.check(context)
         // The tasks have their own: with ours, what they close would not be closed.
         context.files = FileTable()
@@ -538,7 +595,7 @@ final class RestoreOrder {
             }
         }
         for puppet in puppets.values { while puppet.tracee.isAttached, (try? puppet.tracee.wait()) != nil {} }
-        FileRestore.abandon(context)
+        try? context.inNetwork { () throws(Failure) in FileRestore.abandon(context) }
         MemoryRestore.abandon(context)
         IPCRestore.abandon(context)
         if madePidFile, let path = request.pidFile {

@@ -339,6 +339,14 @@ public final class FileDump: FileDumper {
         do throws(Failure) { try context.images.writeOut() } catch { context.log.warning("\(error)") }
     }
 
+    /// Holds up all packets of the network namespace that we are in, until the tree is restored or runs on.
+    public static func lockNetwork(_ context: DumpContext) throws(Failure) {
+        try Connections.of(context).lockNamespace(context)
+    }
+
+    /// Lets packets move again.
+    public static func unlockNetwork(_ context: DumpContext) { Connections.of(context).lock.drop(context.log) }
+
     /// Acts once a tree that was to be killed is gone.
     public static func gone(_ context: DumpContext) {
         do throws(Failure) { try Connections.of(context).leave(context) } catch { context.log.warning("\(error)") }

@@ -202,6 +202,19 @@ public enum FileRestore {
         try Kinds.of(context).forEachLate(context) { (kind, entry) throws(Failure) in try kind.settle(entry, context) }
     }
 
+    /// Whether sockets are made that connect anew, whose packets a lock on everything would hold up.
+    public static func needsOpenNetwork(_ context: RestoreContext) -> Bool { !RestoredWaiting.of(context).isEmpty }
+
+    /// Holds up the packets of connections until `start`.
+    public static func lockConnections(_ context: RestoreContext) throws(Failure) { try InetSocket.lock(context) }
+
+    /// Takes back the lock that the dump left in the network namespace that we are in.
+    ///
+    /// - Parameter isWhole: it held up all packets.
+    public static func unlockNetwork(_ context: RestoreContext, isWhole: Bool) {
+        InetSocket.unlock(context, isWhole: isWhole)
+    }
+
     /// Starts what runs by the clock or watches files.
     public static func start(_ context: RestoreContext) throws(Failure) {
         try Kinds.of(context).forEachLate(context) { (kind, entry) throws(Failure) in try kind.start(entry, context) }

@@ -111,4 +111,44 @@ public struct ImageName: Hashable, Sendable {
     }
     /// `timens-ID.img`.
     public static func timeNamespace(_ id: UInt32) -> ImageName { ImageName("timens-\(id).img", 0x4311_4433) }
+    /// `netns-ID.img`: the settings of a network namespace.
+    public static func network(_ id: UInt32) -> ImageName { ImageName("netns-\(id).img", 0x5593_3752) }
+    /// `netdev-ID.img`: the devices of a network namespace.
+    public static func networkDevices(_ id: UInt32) -> ImageName { ImageName("netdev-\(id).img", 0x5737_3951) }
+    /// A raw image of a network namespace.
+    public static func network(_ id: UInt32, _ part: NetworkPart) -> ImageName {
+        ImageName("\(part.rawValue)-\(id).img", 0)
+    }
+
+    /// Raw images of a network namespace, by the beginnings of their names.
+    public enum NetworkPart: String, CaseIterable, Sendable {
+        /// Addresses, routes and rules as `ip … save` writes them. The rules of IPv6 are our own.
+        case addresses = "ifaddr"
+        /// Routes of IPv4.
+        case routes = "route"
+        /// Routes of IPv6.
+        case routes6 = "route6"
+        /// Rules of IPv4.
+        case rules = "rule"
+        /// Rules of IPv6.
+        case rules6 = "rule6"
+        /// As `iptables-save` writes it.
+        case iptables = "iptables"
+        /// As `ip6tables-save` writes it.
+        case ip6tables = "ip6tables"
+        /// As `nft list` writes it.
+        case nftables = "nftables"
+        /// Messages of connection tracking.
+        case tracked = "netns-ct"
+        /// What connection tracking expects.
+        case expected = "netns-exp"
+        /// Further settings, our own: a path below /proc/sys/net, a tab, the value.
+        case settings = "netns-sysctl"
+    }
+
+    /// Whether a file is a raw image of a network namespace, which shows no magic.
+    static func isOfNetwork(_ name: String) -> Bool {
+        guard name.hasSuffix(".img"), let dash = name.lastIndex(of: "-") else { return false }
+        return NetworkPart(rawValue: String(name[..<dash])) != nil
+    }
 }

@@ -143,6 +143,8 @@ public final class DumpContext {
     public let log: Logger
     /// Faults asked for by tests.
     public let faults: Faults
+    /// Where the tree's sockets are; nil for our own namespace.
+    public var network: TreeNetwork?
     /// Programs that know files which we don't.
     public var plugins = Plugins()
     /// Figures for the stats image.
@@ -169,6 +171,12 @@ public final class DumpContext {
         let fresh = try make()
         memories.keep(fresh)
         return fresh
+    }
+
+    /// Does something in the tree's network namespace.
+    public func inNetwork<R>(_ body: () throws(Failure) -> R) throws(Failure) -> R {
+        guard let network else { return try body() }
+        return try network.inside(body)
     }
 
     /// Runs a batch of system calls in a stopped process.

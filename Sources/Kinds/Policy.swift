@@ -41,6 +41,8 @@ public struct DumpPolicy: Sendable {
     public var leavesPages = false
     /// How connections are held up (`--network-lock`); nil: whatever the machine has.
     public var networkLock: NetworkLockMethod?
+    /// The network namespace of a tree that has its own is not dumped (`--empty-ns net`).
+    public var emptiesNetwork = false
     /// CRIU's defaults.
     public init() {}
 }
@@ -101,6 +103,10 @@ public struct RestorePolicy: Sendable {
     public var isLazy = false
     /// Connections from outside that nobody has accepted yet may be left out (`--skip-in-flight`).
     public var skipInFlight = false
+    /// The tree's network namespace is made but not filled (`--empty-ns net`).
+    public var emptiesNetwork = false
+    /// Settings of the network that this kernel does not take are left out (`--weak-sysctls`).
+    public var weakSettings = false
     /// CRIU's defaults.
     public init() {}
 }

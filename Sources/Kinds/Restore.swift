@@ -144,6 +144,8 @@ public final class RestoreContext {
     public let log: Logger
     /// Faults asked for by tests.
     public let faults: Faults
+    /// Where the tree's sockets are to be; nil for our own namespace.
+    public var network: TreeNetwork?
     /// Programs that know files which we don't.
     public var plugins = Plugins()
     /// Figures for the stats image.
@@ -164,6 +166,12 @@ public final class RestoreContext {
         let fresh = try make()
         memories.keep(fresh)
         return fresh
+    }
+
+    /// Does something in the tree's network namespace.
+    public func inNetwork<R>(_ body: () throws(Failure) -> R) throws(Failure) -> R {
+        guard let network else { return try body() }
+        return try network.inside(body)
     }
 
     /// Carries descriptors into puppets; set before the tree is grown.

@@ -50,25 +50,70 @@ public struct NetlinkConnection: ~Copyable {
     public func list(
         _ type: UInt16, _ request: [UInt8], _ body: ([UInt8]) -> Void
     ) throws(SystemCallError) {
+        try forEachAnswer(type, request) { body($0.body) }
+    }
+
+    /// Asks for a list and returns all messages of the answer.
+    public func list(_ type: UInt16, _ request: [UInt8]) throws(SystemCallError) -> [NetlinkAnswer] {
+        var found: [NetlinkAnswer] = []
+        try forEachAnswer(type, request) { found.append($0) }
+        return found
+    }
+
+    private func forEachAnswer(
+        _ type: UInt16, _ request: [UInt8], _ body: (NetlinkAnswer) -> Void
+    ) throws(SystemCallError) {
         try send(NetlinkBytes.message(type: type, flags: 0x301, sequence: 1, request))  // REQUEST | DUMP
         while true {
             for answer in try receive() {
                 if answer.type == 3 { return }  // NLMSG_DONE
                 if let error = answer.error { throw SystemCallError(.sendto, error) }
-                body(answer.body)
+                body(answer)
+            }
+        }
+    }
+
+    /// Has something done, and waits until it is.
+    ///
+    /// - Parameter flags: beyond `NLM_F_REQUEST` and `NLM_F_ACK`: `NLM_F_REPLACE` 0x100, `NLM_F_CREATE` 0x400.
+    public func change(_ type: UInt16, flags: UInt16 = 0, _ request: [UInt8]) throws(SystemCallError) {
+        try send(NetlinkBytes.message(type: type, flags: 5 | flags, sequence: 1, request))
+        while true {
+            for answer in try receive() where answer.type == 2 {
+                if let error = answer.error { throw SystemCallError(.sendto, error) }
+                return
             }
         }
     }
 }
 
 /// A message from the kernel.
-public struct NetlinkAnswer: Sendable {
+public struct NetlinkAnswer: Hashable, Sendable {
     /// Its type.
     public var type: UInt16
     /// The number of the request that it answers.
     public var sequence: UInt32
     /// What follows the header.
     public var body: [UInt8]
+
+    /// A message as an image has it.
+    public init(type: UInt16, sequence: UInt32 = 0, body: [UInt8]) {
+        (self.type, self.sequence, self.body) = (type, sequence, body)
+    }
+
+    /// The messages in some bytes, each with its header; nil if they are damaged.
+    public static func all(in bytes: [UInt8], from start: Int = 0) -> [NetlinkAnswer]? {
+        var found: [NetlinkAnswer] = []
+        var at = start
+        while at < bytes.count {
+            guard let length = bytes.load(UInt32.self, at: at).map({ Int($0) }), length >= 16,
+                length <= bytes.count - at, let type = bytes.load(UInt16.self, at: at + 4)
+            else { return nil }
+            found.append(NetlinkAnswer(type: type, body: Array(bytes[(at + 16)..<(at + length)])))
+            at += (length + 3) & ~3
+        }
+        return found
+    }
 
     /// The error of an `NLMSG_ERROR`; nil for other messages and for acknowledgements.
     public var error: Errno? {

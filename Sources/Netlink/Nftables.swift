@@ -101,10 +101,12 @@ public struct NftablesTransaction: Sendable {
         add(2, creates: false, body)
     }
 
-    /// Adds a base chain of the type filter, with the priority 0, that accepts.
+    /// Adds a base chain of the type filter, with the priority 0.
     ///
-    /// - Parameter hook: `NF_INET_LOCAL_IN` 1, `NF_INET_LOCAL_OUT` 3.
-    public mutating func add(chain: String, hook: UInt32) {
+    /// - Parameters:
+    ///   - hook: `NF_INET_LOCAL_IN` 1, `NF_INET_LOCAL_OUT` 3.
+    ///   - policy: what becomes of packets that no rule decides on: `NF_DROP` 0, `NF_ACCEPT` 1.
+    public mutating func add(chain: String, hook: UInt32, policy: UInt32 = 1) {
         var body = NetlinkBytes()
         body.append(1, text: table)
         body.append(3, text: chain)
@@ -112,7 +114,7 @@ public struct NftablesTransaction: Sendable {
             place.append(1, number: hook)
             place.append(2, number: 0)
         }
-        body.append(5, number: 1)
+        body.append(5, number: policy)
         body.append(7, text: "filter")
         add(3, creates: true, body)
     }

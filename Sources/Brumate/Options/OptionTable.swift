@@ -225,8 +225,7 @@ extension Option {
             $0.mountCompatibilityMode = $1
         },
         .value(
-            "empty-ns", nil, "net", .namespaces, "Make the network namespace but leave it to scripts to fill it.",
-            support: .later(namespaces, on: both) { $0.emptyNetworkNamespace }
+            "empty-ns", nil, "net", .namespaces, "Make the network namespace but leave it to scripts to fill it."
         ) { (options, word) throws(Failure) in
             guard word == "net" else { throw Failure(.usage, "'\(word)' can't be left empty; only net can") }
             options.emptyNetworkNamespace = true
@@ -234,7 +233,7 @@ extension Option {
         .value(
             "join-ns", "J", "NS:{PID|FILE}[,UID,GID]", .namespaces,
             "On restore, enter this namespace: ipc, net, time, user or uts.",
-            support: .later(namespaces, on: [.restore]) { !$0.joinNamespaces.isEmpty }
+            support: .later(namespaces, on: [.restore]) { $0.joinNamespaces.contains { $0.kind != .net } }
         ) { (options, word) throws(Failure) in options.joinNamespaces.append(try word.joinedNamespace()) },
         .flag("weak-sysctls", nil, .namespaces, "Skip sysctls that this kernel lacks.") { $0.weakSysctls = $1 },
         .value(

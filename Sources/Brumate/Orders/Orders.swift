@@ -50,6 +50,7 @@ enum Orders {
         request.policy.tcpEstablished = options.tcpEstablished
         request.policy.tcpClose = options.tcpClose
         request.policy.skipInFlight = options.skipInFlight
+        request.policy.emptiesNetwork = options.emptyNetworkNamespace
         switch options.networkLock {
         case .iptables: request.policy.networkLock = .iptables
         case .nftables: request.policy.networkLock = .nftables
@@ -101,6 +102,9 @@ enum Orders {
         request.policy.tcpEstablished = options.tcpEstablished
         request.policy.tcpClose = options.tcpClose
         request.policy.skipInFlight = options.skipInFlight
+        request.policy.emptiesNetwork = options.emptyNetworkNamespace
+        request.policy.weakSettings = options.weakSysctls
+        request.joinedNetwork = try joinedNetwork(options)
         request.asSibling = options.restoreSibling
         request.leaveStopped = options.ending == .stopped
         request.pidFile = options.pidfile
@@ -130,6 +134,14 @@ enum Orders {
             resources.add(text)
         }
         return resources
+    }
+
+    /// The network namespace to join: that of a task, or one that has a path.
+    private static func joinedNetwork(_ options: Options) throws(Failure) -> FilePath? {
+        let joined = options.joinNamespaces.filter { $0.kind == .net }
+        guard joined.count < 2 else { throw Failure(.usage, "--join-ns net is given twice") }
+        guard let target = joined.first?.target else { return nil }
+        return Int32(target).map { FilePath("/proc/\($0)/ns/net") } ?? FilePath(target)
     }
 
     /// Waits until the restored root ends, as a restore without `--restore-detached` does.

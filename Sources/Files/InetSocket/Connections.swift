@@ -39,6 +39,11 @@ final class Connections {
                 isOver: entry.state == TCPState.closed.rawValue))
     }
 
+    /// Holds up all packets of the namespace of a tree that has its own, as soon as it stands still.
+    func lockNamespace(_ context: DumpContext) throws(Failure) {
+        try lock.take(.namespace, context.policy.networkLock, context.log)
+    }
+
     /// Locks the connections and reads them.
     func finish(_ context: DumpContext) throws(Failure) {
         let waiting = WaitingConnections.of(context)
@@ -54,7 +59,7 @@ final class Connections {
         // A connection that is over needs no lock.
         let open = Set(ends.lazy.filter { !$0.isOver }.map(\.connection).filter { !waiting.isReconnected($0) })
             .union(waiting.outside)
-        try lock.take(open, context.policy.networkLock, context.log)
+        if !lock.isWhole { try lock.take(.connections(open), context.policy.networkLock, context.log) }
         var places: [UInt32: Int] = [:]
         for (place, entry) in context.files.enumerated() where entry.hasIsk { places[entry.id] = place }
         // A death of ours in repair mode would leave it on, so signals have to wait.
@@ -67,7 +72,7 @@ final class Connections {
             context.files[place].isk.state = stream.state.rawValue
             if !more.isEmpty { context.files[place].isk.opts.more = more }
         }
-        if context.policy.leaveRunning { lock.drop(context.log) }
+        if context.policy.leaveRunning, !lock.isWhole { lock.drop(context.log) }
     }
 
     /// Reads all ends.
@@ -109,14 +114,17 @@ final class Connections {
     func leave(_ context: DumpContext) throws(Failure) {
         let waiting = WaitingConnections.of(context)
         waiting.leave()
-        guard !ends.isEmpty || !waiting.outside.isEmpty, !context.policy.tcpClose else { return }
+        guard !ends.isEmpty || !waiting.outside.isEmpty, !context.policy.tcpClose else {
+            if lock.isWhole { try lock.stay(.namespace) }
+            return
+        }
         for end in ends {
             do throws(SystemCallError) { try Repair.begin(end.file.handle.number) } catch {
                 context.log.warning("the connection from \(end.connection.text) ends for its peer: \(error)")
             }
         }
         let held = ends.map(\.connection).filter { !waiting.isReconnected($0) }
-        try lock.stay(Set(held).union(waiting.outside))
+        try lock.stay(lock.isWhole ? .namespace : .connections(Set(held).union(waiting.outside)))
     }
 
     /// Lets the connections go: the dump failed.

@@ -492,12 +492,12 @@ enum InetSocket: FileKind {
 
     /// Locks the network before the first connection is made, even if the dump's lock is still there: a restore may be
     /// elsewhere.
-    private static func lock(_ context: RestoreContext) throws(Failure) {
+    static func lock(_ context: RestoreContext) throws(Failure) {
         let restored = Restored.of(context)
         guard !restored.connections.isEmpty, !restored.isLocked else { return }
         restored.isLocked = true
         guard restored.method != .skip else { return }
-        try restored.lock.take(restored.connections, nil, context.log)
+        try restored.lock.take(.connections(restored.connections), nil, context.log)
     }
 
     /// Whether other listeners have the socket's port: they all allowed that, even if one does so no more.
@@ -519,11 +519,20 @@ enum InetSocket: FileKind {
         }
     }
 
+    /// Takes back the lock that the dump left.
+    ///
+    /// - Parameter isWhole: it held up the whole namespace that we are in.
+    static func unlock(_ context: RestoreContext, isWhole: Bool) {
+        let restored = Restored.of(context)
+        guard isWhole || !restored.dumped.isEmpty else { return }
+        NetworkLock.release(
+            isWhole ? .namespace : .connections(restored.dumped), restored.method, id: restored.id, context.log)
+    }
+
     static func start(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {
         let restored = Restored.of(context)
         if !restored.dumped.isEmpty {
             restored.lock.drop(context.log)
-            NetworkLock.release(restored.dumped, restored.method, id: restored.id, context.log)
             restored.dumped = []
             try letGoOn(context)
         }

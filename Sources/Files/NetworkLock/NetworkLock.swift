@@ -10,14 +10,28 @@ internal import SystemPackage
 /// While a tree still stands, the table is owned by our netlink socket and dies with us. Once the tree is gone, another
 /// takes its place that stays: with the chains and sets that CRIU makes for `--network-lock nftables`, under the name that
 /// it derives from the dump's id, so that either of us takes back the other's.
+///
+/// Of a tree with a network namespace of its own, everything in the namespace is held up, from the freeze on.
 final class NetworkLock {
+    /// What is held up.
+    enum Extent {
+        case connections(Set<Connection>)
+        /// All packets of the network namespace that we are in.
+        case namespace
+
+        var isEmpty: Bool { if case .connections(let all) = self { all.isEmpty } else { false } }
+    }
+
     /// Packets with this mark pass: those that restore the state of connections.
     static let passingMark: UInt32 = 0xc114
 
     /// The dump's id.
     let id: String
     private var owner: NetlinkConnection?
-    private var ruled: Set<Connection> = []
+    /// What rules of iptables hold up.
+    private var ruled: Extent?
+    /// Whether the whole namespace is held up.
+    private(set) var isWhole = false
     private var chosen: NetworkLockMethod?
 
     /// A lock that holds nothing yet.
@@ -40,15 +54,16 @@ final class NetworkLock {
     /// The method to use: the one that was asked for, or what the machine has.
     func method(_ policy: DumpPolicy) -> NetworkLockMethod { chosen ?? policy.networkLock ?? .nftables }
 
-    /// Locks connections for as long as we live and do not let go.
-    func take(_ connections: Set<Connection>, _ method: NetworkLockMethod?, _ log: Logger) throws(Failure) {
+    /// Holds up packets for as long as we live and do not let go.
+    func take(_ extent: Extent, _ method: NetworkLockMethod?, _ log: Logger) throws(Failure) {
         chosen = method ?? .nftables
-        guard !connections.isEmpty, chosen != .skip else { return }
+        guard !extent.isEmpty, chosen != .skip else { return }
         if chosen == .nftables {
             do throws(SystemCallError) {
                 let kernel = try NetlinkConnection(12)
-                try NetworkLock.rules(connections, "brumate-" + id.prefix(21), isOwned: true).commit(kernel)
+                try NetworkLock.rules(extent, "brumate-" + id.prefix(21), isOwned: true).commit(kernel)
                 owner = consume kernel
+                if case .namespace = extent { isWhole = true }
                 return
             } catch {
                 guard method == nil else {
@@ -60,39 +75,39 @@ final class NetworkLock {
             }
         }
         chosen = .iptables
-        try NetworkLock.rule(connections, adds: true)
-        ruled = connections
+        try NetworkLock.rule(extent, adds: true)
+        ruled = extent
+        if case .namespace = extent { isWhole = true }
     }
 
     /// Makes the lock outlast us, until a restore takes it back.
-    func stay(_ connections: Set<Connection>) throws(Failure) {
+    func stay(_ extent: Extent) throws(Failure) {
         if owner != nil {
             // An owned table can't be handed over, so another one comes before it goes.
             try attempt("keep the network locked until the restore") { () throws(SystemCallError) in
                 let kernel = try NetlinkConnection(12)
-                try NetworkLock.rules(connections, NetworkLock.table(of: id), isOwned: false).commit(kernel)
+                try NetworkLock.rules(extent, NetworkLock.table(of: id), isOwned: false).commit(kernel)
             }
             owner = nil
         }
-        ruled = []
+        ruled = nil
     }
 
     /// Lets the connections go.
     func drop(_ log: Logger) {
         owner = nil
-        guard !ruled.isEmpty else { return }
+        isWhole = false
+        guard let ruled else { return }
         do throws(Failure) { try NetworkLock.rule(ruled, adds: false) } catch { log.warning("\(error)") }
-        ruled = []
+        self.ruled = nil
     }
 
     /// Takes back the lock that a dump left.
-    static func release(
-        _ connections: Set<Connection>, _ method: NetworkLockMethod, id: String, _ log: Logger
-    ) {
+    static func release(_ extent: Extent, _ method: NetworkLockMethod, id: String, _ log: Logger) {
         switch method {
         case .skip: break
         case .iptables:
-            do throws(Failure) { try rule(connections, adds: false) } catch { log.warning("\(error)") }
+            do throws(Failure) { try rule(extent, adds: false) } catch { log.warning("\(error)") }
         case .nftables:
             do throws(SystemCallError) {
                 var transaction = NftablesTransaction(table: table(of: id))
@@ -107,9 +122,32 @@ final class NetworkLock {
 
     // MARK: nftables
 
-    private static func rules(_ connections: Set<Connection>, _ table: String, isOwned: Bool) -> NftablesTransaction {
+    private static func rules(_ extent: Extent, _ table: String, isOwned: Bool) -> NftablesTransaction {
         var transaction = NftablesTransaction(table: table)
         transaction.create(isOwned: isOwned)
+        switch extent {
+        case .connections(let connections): add(connections, to: &transaction)
+        case .namespace:
+            for (chain, hook) in hooks {
+                transaction.add(chain: chain, hook: hook, policy: 0)
+                transaction.add(pass, to: chain)
+            }
+        }
+        return transaction
+    }
+
+    private static let hooks: [(chain: String, hook: UInt32)] = [("output", 3), ("input", 1)]
+
+    /// Lets packets pass that have the mark.
+    private static var pass: NftablesTransaction.Rule {
+        var pass = NftablesTransaction.Rule()
+        pass.load(meta: 3, into: 8)
+        pass.require(8, [UInt8](bytesOf: passingMark))
+        pass.end(1)
+        return pass
+    }
+
+    private static func add(_ connections: Set<Connection>, to transaction: inout NftablesTransaction) {
         // Types of the nft program: ipv4_addr 7, ipv6_addr 8, inet_service 13, six bits for each part of a key.
         let families: [(name: String, id: UInt32, type: UInt32, size: UInt32, offset: UInt32, code: UInt8)] = [
             ("conns4", 1, 7, 4, 12, 2), ("conns6", 2, 8, 16, 8, 10),
@@ -118,12 +156,8 @@ final class NetworkLock {
             let type = set.type << 18 | 13 << 12 | set.type << 6 | 13
             transaction.add(set: set.name, id: set.id, keyLength: 2 * set.size + 8, type: type)
         }
-        for (chain, hook) in [("output", UInt32(3)), ("input", 1)] {
+        for (chain, hook) in hooks {
             transaction.add(chain: chain, hook: hook)
-            var pass = NftablesTransaction.Rule()
-            pass.load(meta: 3, into: 8)
-            pass.require(8, [UInt8](bytesOf: passingMark))
-            pass.end(1)
             transaction.add(pass, to: chain)
             for set in families {
                 var rule = NftablesTransaction.Rule()
@@ -150,7 +184,6 @@ final class NetworkLock {
             }
             transaction.add(Array(keys), to: set.name, id: set.id)
         }
-        return transaction
     }
 
     private static func key(_ connection: Connection) -> [UInt8] {
@@ -161,8 +194,50 @@ final class NetworkLock {
 
     // MARK: iptables
 
-    /// Adds or removes the rules that CRIU makes, with one call of the program for each family. Only if that fails, as
-    /// one of the rules to remove is gone, there is a call for each rule.
+    /// Adds or removes the rules that CRIU makes.
+    private static func rule(_ extent: Extent, adds: Bool) throws(Failure) {
+        switch extent {
+        case .connections(let connections): try rule(connections, adds: adds)
+        case .namespace: try ruleNamespace(adds: adds)
+        }
+    }
+
+    /// A chain of its own, in both families.
+    private static func ruleNamespace(adds: Bool) throws(Failure) {
+        let mark = "0x\(String(passingMark, radix: 16))"
+        // A chain can go once nobody jumps to it any more.
+        let steps =
+            adds
+            ? [
+                [
+                    "-I INPUT -j CRIU", "-I OUTPUT -j CRIU", "-A CRIU -m mark --mark \(mark) -j ACCEPT",
+                    "-A CRIU -j DROP",
+                ]
+            ] : [["-D INPUT -j CRIU", "-D OUTPUT -j CRIU"], ["-X CRIU"]]
+        let hasSixth = (try? FileStatus.read("/proc/sys/net/ipv6", in: currentDirectory)) != nil
+        for program in hasSixth ? ["iptables-restore", "ip6tables-restore"] : ["iptables-restore"] {
+            for step in steps {
+                let text = (["*filter", ":CRIU - [0:0]"] + step + ["COMMIT", ""]).joined(separator: "\n")
+                let status = try restoreTables(program, text)
+                guard status != 0 else { continue }
+                guard !adds else {
+                    // What is locked by now is let go.
+                    _ = try? ruleNamespace(adds: false)
+                    throw lockFailure(program, status)
+                }
+                throw Failure(.denied, "the network may be locked still: \(program) ended with the status \(status)")
+            }
+        }
+    }
+
+    private static func lockFailure(_ program: String, _ status: Int32) -> Failure {
+        Failure(
+            .denied, "can't lock the network: \(program) ended with the status \(status)",
+            advice: "Install iptables, or pass --network-lock nftables")
+    }
+
+    /// One call of the program for each family. Only if that fails, as one of the rules to remove is gone, there is a call
+    /// for each rule.
     private static func rule(_ connections: Set<Connection>, adds: Bool) throws(Failure) {
         for (family, prefix) in [(Int32(2), ""), (10, "6")] {
             var lines: [String] = []
@@ -178,11 +253,7 @@ final class NetworkLock {
             let text = "*filter\n" + lines.joined(separator: "\n") + "\nCOMMIT\n"
             let status = try restoreTables("ip\(prefix)tables-restore", text)
             guard status != 0 else { continue }
-            guard !adds else {
-                throw Failure(
-                    .denied, "can't lock the network: ip\(prefix)tables-restore ended with the status \(status)",
-                    advice: "Install iptables, or pass --network-lock nftables")
-            }
+            guard !adds else { throw lockFailure("ip\(prefix)tables-restore", status) }
             for line in lines { _ = try? restoreTables("ip\(prefix)tables-restore", "*filter\n\(line)\nCOMMIT\n") }
         }
     }

@@ -36,7 +36,41 @@ enum SocketOptions {
         var entry = SkOptsEntry()
     }
 
+    /// Which network namespace a socket is of (`SO_NETNS_COOKIE`); nil if the kernel does not tell (before Linux 5.14).
+    private static func namespace(of number: Int32) -> UInt64? {
+        var value: (cookie: UInt64, length: UInt64) = (0, 8)
+        let answer = try? withAddress(of: &value) { (address) throws(SystemCallError) in
+            try systemCall(.getsockopt, Int(number), socketLevel, 71, address, address + 8)
+        }
+        return answer.map { _ in value.cookie }
+    }
+
+    /// The network namespace of new sockets.
+    private final class Home {
+        let cookie: UInt64?
+
+        init() {
+            guard let number = try? systemCall(.socket, 1, 2 | 0o2000000, 0) else {
+                cookie = nil
+                return
+            }
+            let fresh = Descriptor(owning: Int32(number))
+            cookie = namespace(of: fresh.number)
+        }
+    }
+
+    /// A socket of another namespace would be looked for, and made, in the wrong one.
+    private static func checkNamespace(_ file: OpenFile, _ context: DumpContext) throws(Failure) {
+        guard let home = context.state(Home.self, { Home() }).cookie, namespace(of: file.handle.number) != home else {
+            return
+        }
+        throw Failure(
+            .unsupported, "it belongs to another network namespace than the tree, which can't be dumped yet",
+            advice: "Close it before the dump")
+    }
+
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> SkOptsEntry {
+        try checkNamespace(file, context)
         let values: [Int64]
         if let known = file.facts.options {
             values = known
