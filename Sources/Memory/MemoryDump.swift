@@ -409,23 +409,29 @@ public enum MemoryDump {
         let plans = PagePlans.of(context)
         for plan in plans.all { try plan.copy?.detach() }
         if !plans.all.isEmpty { try context.faults.pass(.dumpPages) }
+        // As long as all copies are there, no frame holds one page now and another then.
+        for index in plans.all.indices {
+            guard let copy = plans.all[index].copy else { continue }
+            let process = plans.all[index].process
+            try during(.dumping(process.id, process.name)) { () throws(Failure) in
+                try MemoryCopies.correctFlags(of: process, by: copy)
+                var guards: [AddressRange] = []
+                if plans.all[index].pages == nil {
+                    let found = try findPages(process, context, in: copy)
+                    (plans.all[index].pages, guards) = (found.pages, found.guards)
+                }
+                try finishLayout(of: process, guards, context)
+            }
+        }
         while !plans.all.isEmpty {
             // A copy ends as soon as it is written.
             let plan = plans.all.removeFirst()
             let process = plan.process
             try during(.dumping(process.id, process.name)) { () throws(Failure) in
+                guard var pages = plan.pages else { throw Failure(.bug, "pages that nobody looked for") }
                 guard let copy = plan.copy else {
-                    guard let pages = plan.pages else { throw Failure(.bug, "pages that nobody looked for") }
                     return try write(pages, of: process, .running(process.id, memory: process.memory.number), context)
                 }
-                try MemoryCopies.correctFlags(of: process, by: copy)
-                var (pages, guards): (FoundPages, [AddressRange])
-                if let found = plan.pages {
-                    (pages, guards) = (found, [])
-                } else {
-                    (pages, guards) = try findPages(process, context, in: copy)
-                }
-                try finishLayout(of: process, guards, context)
                 for index in pages.stretches.indices { pages.stretches[index].isReadable = false }
                 try write(pages, of: process, .task(copy.id, memory: copy.memory.number), context)
             }

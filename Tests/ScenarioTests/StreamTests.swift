@@ -239,6 +239,34 @@ struct `Pages travel` {
         }
     }
 
+    /// Pages that were about to be brought to the parent were never brought to a child that was forked just then.
+    @Test func `from the images, also to children that are forked while they come`() throws {
+        let program = try Program(
+            """
+            N, P = 4096, 4096
+            memory = mmap.mmap(-1, N * P, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            for page in range(0, N, 2): memory[page * P] = 1 + page % 255
+            def wrong(): return sum(memory[page * P] != 1 + page % 255 for page in range(0, N, 2))
+            def check():
+                reader = threading.Thread(target=wrong); reader.start()
+                children = []
+                for _ in range(40):
+                    child = os.fork()
+                    if child == 0: os._exit(1 if wrong() else 0)
+                    children.append(child)
+                reader.join()
+                bad = [child for child in children if os.waitpid(child, 0)[1]]
+                return '%d children miss pages' % len(bad) if bad else 'ok'
+            serve(check)
+            """)
+        for _ in 0..<5 {
+            #expect(try program.dump() == 0)
+            #expect(try program.restore(["--lazy-pages"]) == 0)
+            #expect(program.ask() == "ok")
+            #expect(wait(for: "all pages are there: ", in: "images/lazy-pages.log", program))
+        }
+    }
+
     @Test func `from a page server to a lazy-pages daemon`() throws {
         let program = try Program(`Pages travel`.script)
         #expect(try program.dump() == 0)

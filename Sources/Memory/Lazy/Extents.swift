@@ -11,6 +11,13 @@ struct Extents {
         /// The address in the image of one of its bytes.
         func image(of address: Address) -> Address { image + (address.rawValue - range.start.rawValue) }
 
+        /// Where the part belongs that the image has in a range which overlaps it.
+        func range(ofImage other: AddressRange) -> AddressRange {
+            let (start, end) = (max(image, other.start), min(imageRange.end, other.end))
+            let from = range.start + (start.rawValue - image.rawValue)
+            return AddressRange(start: from, end: from + (end.rawValue - start.rawValue))
+        }
+
         /// The addresses in the image.
         var imageRange: AddressRange { AddressRange(start: image, end: image + range.length) }
 
@@ -85,14 +92,21 @@ struct Extents {
         return removed
     }
 
+    /// Removes the first part that lies in a range.
+    mutating func removeFirst(in range: AddressRange) -> Extent? {
+        let index = index(endingAfter: range.start)
+        guard index < list.endIndex, list[index].range.overlaps(range) else { return nil }
+        return remove(list[index].part(in: range).range).first
+    }
+
+    /// Removes the first part that the image has in a range of its own addresses.
+    mutating func removeFirst(image: AddressRange) -> Extent? {
+        list.first { $0.imageRange.overlaps(image) }.flatMap { remove($0.range(ofImage: image)).first }
+    }
+
     /// Removes what the image has in a range of its own addresses.
     mutating func remove(image: AddressRange) -> [Extent] {
-        let ranges = list.filter { $0.imageRange.overlaps(image) }.map { extent in
-            let start = max(extent.image, image.start)
-            let end = min(extent.imageRange.end, image.end)
-            let from = extent.range.start + (start.rawValue - extent.image.rawValue)
-            return AddressRange(start: from, end: from + (end.rawValue - start.rawValue))
-        }
+        let ranges = list.filter { $0.imageRange.overlaps(image) }.map { $0.range(ofImage: image) }
         return ranges.flatMap { remove($0) }
     }
 

@@ -214,7 +214,8 @@ public final class Pager {
             memory.workingSet?.note(extent.image(of: address))
             let start = Address(address.rawValue & ~(WorkingSet.window - 1))
             let range = extent.part(in: AddressRange(start: start, end: start + WorkingSet.window)).range
-            for part in memory.missing.remove(range) { try bring(part, to: memory) }
+            // One after the other: a child that is forked meanwhile is to miss what is still missing here.
+            while let part = memory.missing.removeFirst(in: range) { try bring(part, to: memory) }
         } else if try memory.zero(address) || memory.isGone {
             memory.waiting.remove(address.rawValue)
         }
@@ -223,9 +224,8 @@ public final class Pager {
     /// Brings pages that nobody waits for yet.
     private func fill() throws(Failure) {
         for memory in memories {
-            guard let parts = memory.workingSet?.take(from: &memory.missing) else { continue }
-            for part in parts { try bring(part, to: memory) }
-            return
+            guard let part = memory.workingSet?.take(from: &memory.missing) else { continue }
+            return try bring(part, to: memory)
         }
         guard isRestored, let memory = memories.first(where: { !$0.missing.isEmpty }),
             let part = memory.missing.removeFirst(most: requester == nil ? Pager.smallestChunk : chunk)

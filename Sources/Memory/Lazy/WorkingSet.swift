@@ -42,13 +42,14 @@ final class WorkingSet {
     /// Notes that a thread waits for a page, by its address in the image.
     func note(_ address: Address) { add(address.rawValue) }
 
-    /// The next parts of what was known that are still missing; nil if there are no more. They are taken out of `missing`.
-    func take(from missing: inout Extents) -> [Extents.Extent]? {
+    /// The next part of what was known that is still missing; nil if there is no more. It is taken out of `missing`.
+    func take(from missing: inout Extents) -> Extents.Extent? {
         while next < windows.count {
             let start = Address(windows[next])
+            if let part = missing.removeFirst(image: AddressRange(start: start, end: start + WorkingSet.window)) {
+                return part
+            }
             next += 1
-            let parts = missing.remove(image: AddressRange(start: start, end: start + WorkingSet.window))
-            if !parts.isEmpty { return parts }
         }
         return nil
     }
