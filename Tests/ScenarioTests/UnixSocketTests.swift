@@ -283,6 +283,8 @@ struct `UNIX sockets` {
             both, both2 = pair(); both.shutdown(socket.SHUT_RDWR)
             hup, hup2 = pair(); hup2.send(b'left'); hup2.close()
             reset, reset2 = pair(); reset.send(b'never read'); reset2.send(b'data'); reset2.close()
+            reset_pk, reset_pk2 = pair(PACKET); reset_pk.send(b'never read'); reset_pk2.send(b'data'); reset_pk2.send(b'more'); reset_pk2.close()
+            reset_no, reset_no2 = pair(PACKET); reset_no.send(b'never read'); reset_no2.close()
             dg, dg2 = pair(DGRAM); dg2.send(b'd'); dg2.close()
             full, full2 = pair(); full.setblocking(False); full.setsockopt(1, 7, 4096)
             count = 0
@@ -292,9 +294,9 @@ struct `UNIX sockets` {
             single = new(); single.setsockopt(1, 8, 5000)
             room = (full.getsockopt(1, 7), full.getsockopt(1, 72), single.getsockopt(1, 8))
             def poll(s): p = select.poll(); p.register(s, 0xffff & ~0x300 & ~4); return [e for _, e in p.poll(0)]
-            states = [poll(s) for s in (w, w2, r, r2, both, both2, hup, reset, dg)]
+            states = [poll(s) for s in (w, w2, r, r2, both, both2, hup, reset, reset_pk, reset_no, dg)]
             def check():
-                same([poll(s) for s in (w, w2, r, r2, both, both2, hup, reset, dg)], states)
+                same([poll(s) for s in (w, w2, r, r2, both, both2, hup, reset, reset_pk, reset_no, dg)], states)
                 same(w2.recv(99), b'last words'); same(w2.recv(9), b''); w2.send(b'back'); same(w.recv(9), b'back')
                 same(r2.recv(9), b'kept')
                 try: w.send(b'x'); return 'still open'
@@ -303,6 +305,11 @@ struct `UNIX sockets` {
                 same(reset.recv(9), b'data')
                 try: reset.recv(9); return 'no reset'
                 except ConnectionResetError: pass
+                # Of packets the error comes first.
+                for s, rest in ((reset_pk, [b'data', b'more']), (reset_no, [])):
+                    try: s.recv(9); return 'no reset of packets'
+                    except ConnectionResetError: pass
+                    for data in rest + [b'']: same(s.recv(9), data)
                 same(dg.recv(9), b'd')
                 same((full.getsockopt(1, 7), full.getsockopt(1, 72), single.getsockopt(1, 8)), room)
                 got = full2.recv(1 << 20, socket.MSG_WAITALL | socket.MSG_DONTWAIT); same(len(got), count)

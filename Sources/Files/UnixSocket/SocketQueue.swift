@@ -132,6 +132,15 @@ struct SocketQueue {
         return (got ?? 0) > 0
     }
 
+    /// An error comes before the packets that wait, and only once.
+    private func receive(into room: inout MessageRoom) throws(SystemCallError) -> MessageRoom.Arrival {
+        let flags = 0x4000_0042  // MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC
+        do throws(SystemCallError) { return try room.receive(from: number, flags: flags) } catch {
+            guard !isStream, error.errno == .ECONNRESET else { throw error }
+            return try room.receive(from: number, flags: flags)
+        }
+    }
+
     /// What follows behind some bytes, nil at the end.
     private func next(_ offset: Int, _ room: inout MessageRoom) throws(Failure) -> Piece? {
         // Reading moves the offset on by itself, but not to where a piece is looked at again. A packet of no bytes is
@@ -144,9 +153,9 @@ struct SocketQueue {
         }
         let arrival: MessageRoom.Arrival
         do throws(SystemCallError) {
-            arrival = try room.receive(from: number, flags: 0x4000_0042)  // PEEK | DONTWAIT | CMSG_CLOEXEC
+            arrival = try receive(into: &room)
         } catch {
-            // ECONNRESET: nothing is left, and the error that waits is taken. EINVAL, ENOTCONN: never connected.
+            // ECONNRESET: nothing is left of a stream. EINVAL, ENOTCONN: never connected.
             if [.EAGAIN, .ECONNRESET, .EINVAL, .ENOTCONN].contains(error.errno) { return nil }
             throw Failure(.denied, "can't read the socket's queue", cause: error)
         }

@@ -10,7 +10,7 @@ internal import SystemPackage
 /// A UNIX domain socket: dump. The restore is in UnixSocketMaking.
 enum UnixSocket: FileKind {
     static let established: UInt32 = 1, closed: UInt32 = 7, listening: UInt32 = 10
-    static let stream: UInt32 = 1, datagram: UInt32 = 2
+    static let stream: UInt32 = 1, datagram: UInt32 = 2, seqpacket: UInt32 = 5
     /// `uflags` of an entry that stands for a socket outside of the tree.
     static let external: UInt32 = 1
 
@@ -38,6 +38,8 @@ enum UnixSocket: FileKind {
         /// How many have been looked into.
         var revealed = 0
         var packets: [QueuedPacket] = []
+        /// Those that were to hear of a reset.
+        var reset: Set<UInt32> = []
         /// Files that were found too late for files.img.
         var lost: Set<UInt32> = []
         /// Listeners whose connections are taken when nothing else is left to do.
@@ -129,10 +131,21 @@ enum UnixSocket: FileKind {
             let socket = met.sockets[met.revealed]
             met.revealed += 1
             guard UInt32(socket.facts.state) != listening else { continue }
-            let packets = try during(.file("UNIX socket of \(socket.text)")) { () throws(Failure) in
-                try queue(of: socket.file.handle.number, socket, context).peek(bytes: Int(socket.facts.queued))
+            let bytes = socket.facts.queued
+            if socket.type == seqpacket, SocketKind.hasError(socket.file.handle.number) {
+                // Looking at the queue takes the error.
+                met.reset.insert(socket.inode)
+                if context.policy.leaveRunning {
+                    if bytes == 0 { continue }
+                    context.log.warning(
+                        "the UNIX socket of \(socket.text) does not hear any more that its peer was closed with something unread (ECONNRESET): that was in the way of its queue"
+                    )
+                }
             }
-            for var packet in packets {
+            let waiting = try during(.file("UNIX socket of \(socket.text)")) { () throws(Failure) in
+                try queue(of: socket.file.handle.number, socket, context).peek(bytes: Int(bytes))
+            }
+            for var packet in waiting {
                 packet.entry.idFor = socket.file.id
                 met.packets.append(packet)
             }
@@ -174,7 +187,7 @@ enum UnixSocket: FileKind {
                     met.places[entry.peer] = -1
                 }
             } else if entry.type != datagram, entry.state == established,
-                SocketKind.hasError(socket.file.handle.number)
+                met.reset.contains(socket.inode) || SocketKind.hasError(socket.file.handle.number)
             {
                 // The other end was closed with something unread.
                 context.files[index].usk.reset = true
