@@ -136,3 +136,15 @@ public func setSocketOption(_ socket: Int32, level: Int = 1, _ option: Int, _ va
         try systemCall(.setsockopt, Int(socket), level, option, address, 4)
     }
 }
+
+/// A file in memory that holds some bytes, at its beginning (`memfd_create(2)`, close-on-exec).
+public func memoryFile(_ name: String, holding bytes: [UInt8] = []) throws(SystemCallError) -> Descriptor {
+    let file = Descriptor(
+        owning: Int32(
+            try withCString(name) { (name) throws(SystemCallError) in
+                try systemCall(.memfd_create, name, 1)
+            }))
+    try writeAll(bytes, to: file.number)
+    try systemCall(.lseek, Int(file.number), 0, 0)
+    return file
+}

@@ -34,11 +34,11 @@ public final class MemoryCopies {
             return
         }
         var (first, last): ([(SystemCall, [Int])], [(SystemCall, [Int])]) = ([], [])
-        for mapping in process.mappings where !mapping.isShared && !mapping.isOfKernel {
+        for mapping in process.mappings where MemoryCopies.isKeptFromForks(mapping) {
             let (start, length) = (Int(bitPattern: UInt(mapping.range.start.rawValue)), Int(mapping.range.length))
             // MADV_DONTFORK and MADV_DOFORK, MADV_WIPEONFORK and MADV_KEEPONFORK
             for (flag, on, off) in [("dc", 10, 11), ("wf", 18, 19)] as [(StaticString, Int, Int)]
-            where mapping.flags.contains(flag) && MemoryCopies.isKeptFromForks(mapping) {
+            where mapping.flags.contains(flag) {
                 first.append((.madvise, [start, length, off]))
                 last.append((.madvise, [start, length, on]))
             }

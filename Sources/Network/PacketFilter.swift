@@ -26,8 +26,8 @@ enum PacketFilter {
     /// Runs a program with a file as its input. Returns its status, 127 if there is none, and what it wrote.
     private static func run(_ words: [String], input: [UInt8]?) throws(Failure) -> (status: Int32, output: [UInt8]) {
         try attempt("run \(words[0])") { () throws(SystemCallError) in
-            let input = try memory(input ?? [])
-            let output = try memory([])
+            let input = try memoryFile("rules", holding: input ?? [])
+            let output = try memoryFile("rules")
             // Who may call us without the folders of such programs.
             let script = #"PATH="$PATH:/usr/sbin:/sbin" exec "$@""#
             let program = try startProgram(
@@ -37,17 +37,6 @@ enum PacketFilter {
             try systemCall(.lseek, Int(output.number), 0, 0)
             return (status, try readToEnd(output))
         }
-    }
-
-    private static func memory(_ bytes: [UInt8]) throws(SystemCallError) -> Descriptor {
-        let file = Descriptor(
-            owning: Int32(
-                try withCString("rules") { (name) throws(SystemCallError) in
-                    try systemCall(.memfd_create, name, 1)  // MFD_CLOEXEC
-                }))
-        try writeAll(bytes, to: file.number)
-        try systemCall(.lseek, Int(file.number), 0, 0)
-        return file
     }
 
     // MARK: nftables

@@ -260,13 +260,7 @@ final class NetworkLock {
 
     private static func restoreTables(_ program: String, _ text: String) throws(Failure) -> Int32 {
         let file = try attempt("pass rules to \(program)") { () throws(SystemCallError) in
-            let file = Descriptor(
-                owning: Int32(
-                    try withCString("rules") { (name) throws(SystemCallError) in
-                        try systemCall(.memfd_create, name, 1)  // MFD_CLOEXEC
-                    }))
-            try writeAll(Array(text.utf8), to: file.number)
-            return file
+            try memoryFile("rules", holding: Array(text.utf8))
         }
         // Not --wait last: it takes what follows for a number of seconds.
         let words = [
