@@ -126,6 +126,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
                 tree.thaw(request.afterwards)
                 if request.afterwards == .killed {
                     try context.inNetwork { () throws(Failure) in FileDump.gone(context) }
+                    order.files.letGo()
                 }
                 if isLetGoEarly {
                     context.statistics[.frozen] = ContinuousClock.now - started

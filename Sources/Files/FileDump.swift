@@ -85,14 +85,21 @@ public final class FileDump: FileDumper {
             try openFile("/proc/\(process.id.rawValue)/fdinfo", [.directory])
         }
         let information = folder.number
+        let numbers = process.descriptors.map(\.number)
+        if Looks.isSharedWork(numbers.count) {
+            Descriptor.makeRoom(for: min(numbers.count, mostKept + 2 * Looks.most) + 2 * Workers.count)
+        }
+        func looks(from start: Int) -> Looks {
+            Looks(Array(numbers[min(start, numbers.count)..<min(start + Looks.most, numbers.count)]), of: process)
+        }
         var entries: [FdinfoEntry] = []
         entries.reserveCapacity(process.descriptors.count)
-        var start = 0
-        while start < process.descriptors.count {
-            let part = process.descriptors[start..<min(start + Looks.most, process.descriptors.count)]
-            var looks = try Looks(part.map(\.number), of: process) { () throws(Failure) in try Lens.of(context) }
-            for (number, closesOnExec) in part {
-                guard let look = looks.take() else { throw Failure(.bug, "a descriptor was not looked at") }
+        var ahead = looks(from: 0)
+        for start in stride(from: 0, to: numbers.count, by: Looks.most) {
+            var current = ahead
+            ahead = looks(from: start + Looks.most)
+            while let look = try current.take(through: { () throws(Failure) in try Lens.of(context) }) {
+                let (number, closesOnExec) = process.descriptors[entries.count]
                 entries.append(
                     try during(.descriptor(number)) { () throws(Failure) in
                         var entry = try dump(number, look, of: process, information)
@@ -101,7 +108,6 @@ public final class FileDump: FileDumper {
                         return entry
                     })
             }
-            start += part.count
         }
         try table.append(contentsOf: entries)
         try table.finish()
@@ -130,11 +136,20 @@ public final class FileDump: FileDumper {
     /// no end, a lock would not be free. The numbers of our copies stay taken.
     public func letGo() {
         guard let nothing = try? openFile("/dev/null") else { return }
-        let handles = kept.map { $0.handle.number } + others.compactMap { $0.file?.handle.number }
-        for number in handles { _ = try? systemCall(.dup3, Int(nothing.number), Int(number), 0o2000000) }
-        if let lens = try? Lens.of(context) { try? lens.look(at: nothing.number) }
+        let (fresh, handles) = (
+            nothing.number, kept.map { $0.handle.number } + others.compactMap { $0.file?.handle.number }
+        )
+        // With the tree gone, each is closed by this.
+        _ = Workers.map(handles.count, share: FileDump.share, threads: FileDump.threads(handles.count)) { range in
+            for number in handles[range] { _ = try? systemCall(.dup3, Int(fresh), Int(number), 0o2000000) }
+        }
+        if let lens = try? Lens.of(context) { try? lens.look(at: fresh) }
         others = []
     }
+
+    /// How many files a thread lets go of at once.
+    private static let share = 256
+    private static func threads(_ count: Int) -> Int { count < 2 * share ? 1 : Workers.count }
 
     /// Half of what we may have open.
     private let mostKept: Int = {
@@ -162,8 +177,7 @@ public final class FileDump: FileDumper {
         entry.id = found.id
         let isLocked = information.lines.contains { $0.starts(with: "lock:".utf8) }
         if isLocked || found.isNew {
-            var facts = try facts(of: ours, status, information, family: look.family, target: look.target)
-            (facts.options, facts.owner) = (look.options, look.owner)
+            let facts = if let known = look.facts { known } else { try facts(of: ours, status, information) }
             if isLocked { try Locks.of(context).dump(facts, found.id, handle: ours, number, of: process, context) }
             if found.isNew {
                 if status.kind == .socket { context.socketInodes[found.id] = status.inode }
@@ -199,22 +213,9 @@ public final class FileDump: FileDumper {
     }
 
     private func facts(
-        of ours: Int32, _ status: FileStatus, _ information: DescriptorInformation, family: Int32? = nil,
-        target known: [UInt8]? = nil
+        of ours: Int32, _ status: FileStatus, _ information: DescriptorInformation
     ) throws(Failure) -> FileFacts {
-        let family = family ?? (status.kind == .socket ? try? socketOption(ours, 39) : nil)  // SO_DOMAIN
-        // What /proc says of these is known, and reading it is dear.
-        let target: [UInt8]
-        if let known {
-            target = known
-        } else if family != nil {
-            target = Array("socket:[\(status.inode)]".utf8)
-        } else if Eventfd.number(information) != nil {
-            target = Eventfd.target
-        } else {
-            target = try Lens.of(context).target(of: ours)
-        }
-        return FileFacts(status: status, target: target, information: information, family: family)
+        try Looks.facts(of: ours, status, information) { () throws(Failure) in try Lens.of(context) }
     }
 
     /// What is the same wherever a file is seen.

@@ -17,3 +17,12 @@ func fileKind(of facts: FileFacts, _ policy: DumpPolicy, _ plugins: Plugins) -> 
     if external == nil, PluginFile.plugin(for: facts, plugins) != nil { return PluginFile.self }
     return kind ?? external
 }
+
+/// The kind that all sockets of an address family are of, where sockets have much to be asked for.
+func socketKind(_ family: Int32) -> (any FileKind.Type)? {
+    switch family {
+    case 1: UnixSocket.self
+    case 2, 10: InetSocket.self
+    default: nil
+    }
+}

@@ -658,9 +658,9 @@ public final class ImageWriter {
         name.header.flatMap { [UInt8](bytesOf: $0.littleEndian) }
     }
 
-    /// Appends a message with its length.
-    fileprivate static func encode(
-        _ message: any Message, _ name: ImageName, into buffer: inout [UInt8]
+    /// Appends a message with its length to some bytes. Any thread may do that for an image.
+    public static func encode(
+        _ message: some Message, _ name: ImageName, into buffer: inout [UInt8]
     ) throws(Failure) {
         let bytes: [UInt8]
         do { bytes = try message.serializedBytes() } catch {
@@ -671,7 +671,7 @@ public final class ImageWriter {
     }
 
     /// Appends a message with its length.
-    public func append(_ message: any Message) throws(Failure) {
+    public func append(_ message: some Message) throws(Failure) {
         try ImageWriter.encode(message, name, into: &buffer)
         try spill()
     }

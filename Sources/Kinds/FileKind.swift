@@ -13,8 +13,8 @@ public struct FileFacts: Sendable {
     public var information: DescriptorInformation
     /// The address family of a socket (`SO_DOMAIN`), where it was asked for.
     public var family: Int32?
-    /// What a socket answered when it was asked for the options that all have, where it was asked already.
-    public var options: [Int64]?
+    /// What its kind learned from a copy of the descriptor already (`FileKind.ask`).
+    public var answers: (any Sendable)?
     /// Who gets signals for it (`F_GETOWN_EX`, `F_GETSIG`), where that was asked already.
     public var owner: FileOwnership?
 
@@ -79,6 +79,9 @@ public protocol FileKind: SendableMetatype {
     static var isRefusedSingly: Bool { get }
     /// Why a file can't be dumped, if that is known before the task is stopped.
     static func refusal(_ facts: FileFacts) -> Failure?
+    /// Learns from a copy of a descriptor what depends on nothing else, for `FileFacts.answers`. Any thread may do that,
+    /// also where the file turns out to be known or to be none that can be dumped. What fails is asked again by `dump`.
+    static func ask(_ number: Int32) -> (any Sendable)?
     /// Dumps it.
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry
     /// Dumps the files that only its files refer to: descriptors under way in a socket. All descriptor tables are dumped,
@@ -124,6 +127,8 @@ extension FileKind {
     public static var isRefusedSingly: Bool { false }
     /// Nothing is known.
     public static func refusal(_ facts: FileFacts) -> Failure? { nil }
+    /// Nothing.
+    public static func ask(_ number: Int32) -> (any Sendable)? { nil }
     /// Nothing.
     public static func reveal(_ context: DumpContext) throws(Failure) {}
     /// Nothing.

@@ -17,7 +17,7 @@ public struct InetDiagnosis: Sendable {
     public var sending: UInt32
     /// `RCV_SHUTDOWN` 1, `SEND_SHUTDOWN` 2.
     public var shutdown: UInt8
-    /// Whether TCP MD5 keys are set.
+    /// Whether TCP MD5 keys are set, if that was asked for.
     public var hasKeys: Bool
 
     /// All sockets of a protocol by inode, of both families.
@@ -30,12 +30,16 @@ public struct InetDiagnosis: Sendable {
     }
 
     /// Calls for each socket of a protocol, also for those that have no inode.
+    ///
+    /// - Parameter asksForKeys: whether TCP MD5 keys are of interest, which costs some more.
     public static func forEach(
-        _ code: UInt8, _ states: UInt32 = .max, _ body: (InetDiagnosis) -> Void
+        _ code: UInt8, _ states: UInt32 = .max, asksForKeys: Bool = false, _ body: (InetDiagnosis) -> Void
     ) throws(SystemCallError) {
         let kernel = try NetlinkConnection(4)
+        // INET_DIAG_SHUTDOWN 8. Keys come with INET_DIAG_INFO 2 only.
+        let wanted: UInt8 = 1 << 7 | (asksForKeys ? 1 << 1 : 0)
         for family: UInt8 in [2, 10] {
-            let request = [family, code, 1 << 7, 0] + [UInt8](bytesOf: states) + [UInt8](repeating: 0, count: 48)
+            let request = [family, code, wanted, 0] + [UInt8](bytesOf: states) + [UInt8](repeating: 0, count: 48)
             do throws(SystemCallError) {
                 try kernel.list(20, request) { answer in
                     if let one = InetDiagnosis(answer) { body(one) }
@@ -57,8 +61,17 @@ public struct InetDiagnosis: Sendable {
         (state, sourcePort, peerPort) = (body[1], UInt16(bigEndian: here), UInt16(bigEndian: there))
         (source, peer) = (Array(body[8..<24]), Array(body[24..<40]))
         (self.receiving, self.sending) = (receiving, sending)
-        let more = NetlinkBytes.attributes(body, from: 72)
-        shutdown = more[8]?.first ?? 0  // INET_DIAG_SHUTDOWN
-        hasKeys = !(more[14]?.isEmpty ?? true)  // INET_DIAG_MD5SIG
+        (shutdown, hasKeys) = (0, false)
+        var at = 72
+        while let length = body.load(UInt16.self, at: at).map({ Int($0) }), length >= 4, at + length <= body.count,
+            let kind = body.load(UInt16.self, at: at + 2)
+        {
+            switch kind & 0x3fff {
+            case 8 where length > 4: shutdown = body[at + 4]  // INET_DIAG_SHUTDOWN
+            case 18 where length > 4: hasKeys = true  // INET_DIAG_MD5SIG
+            default: break
+            }
+            at += (length + 3) & ~3
+        }
     }
 }

@@ -138,7 +138,7 @@ public struct NetlinkBytes: Sendable {
     }
 
     /// Appends bytes without a header.
-    public mutating func append(_ raw: [UInt8]) { bytes += raw }
+    public mutating func append(_ raw: some Collection<UInt8>) { bytes += raw }
 
     /// Appends an attribute.
     public mutating func append(_ attribute: UInt16, _ value: [UInt8]) {

@@ -144,22 +144,29 @@ public struct NftablesTransaction: Sendable {
     }
 
     /// Adds keys to a set.
-    public mutating func add(_ keys: [[UInt8]], to set: String, id: UInt32) {
-        var start = 0
-        while start < keys.count {
-            let end = min(start + 500, keys.count)
+    ///
+    /// - Parameter length: how many bytes each key has, a multiple of four.
+    public mutating func add(_ keys: [UInt8], of length: Int, to set: String, id: UInt32) {
+        // NFTA_LIST_ELEM, NFTA_SET_ELEM_KEY, NFTA_DATA_VALUE: each the only attribute in the one before.
+        var heads: [UInt8] = []
+        for (depth, attribute) in [1, 1, 1].enumerated() {
+            heads += [UInt8](bytesOf: UInt16(12 - 4 * depth + length))
+            heads += [UInt8](bytesOf: UInt16(attribute) | (depth < 2 ? 0x8000 : 0))
+        }
+        for start in stride(from: 0, to: keys.count, by: 500 * length) {
+            let end = min(start + 500 * length, keys.count)
+            var elements = NetlinkBytes()
+            for key in stride(from: start, to: end, by: length) {
+                elements.append(heads)
+                elements.append(keys[key..<min(key + length, end)])
+            }
             var body = NetlinkBytes()
             body.append(1, text: table)
             body.append(2, text: set)
             body.append(4, number: id)
-            body.nest(3) { list in
-                for key in keys[start..<end] {
-                    list.nest(1) { element in element.nest(1) { $0.append(1, key) } }
-                }
-            }
+            body.append(3 | 0x8000, elements.bytes)
             // NLM_F_CREATE without EXCL: the same connection may be named twice.
             add(type: 10 << 8 | 12, flags: 0x405, family: 1, resource: 0, body)
-            start = end
         }
     }
 

@@ -131,6 +131,22 @@ struct `A program goes on with its internet sockets` {
         #expect(client.receive(10) == "alivealive")
     }
 
+    @Test(arguments: [0, 700])
+    func `unless it signs its packets, among however many sockets`(others: Int) throws {
+        let program = try Program(
+            """
+            others = [socket.socket() for _ in range(\(others))]
+            signing = socket.socket(); signing.bind(('127.0.0.1', 0)); signing.listen()
+            signing.setsockopt(6, 14, struct.pack('HH4s120xBBHi80s', 2, 0, b'\\x7f\\0\\0\\1', 0, 0, 3, 0, b'key'))
+            open(work + '/number', 'w').write(str(signing.fileno()))
+            serve(lambda: None)
+            """)
+        #expect(try program.dump(["--tcp-established"]) == 1)
+        let error = program.lastLine("dump.log")
+        #expect(error.contains("TCP_MD5SIG") && error.contains("descriptor \(program.text("number"))"), "\(error)")
+        #expect(program.ask() == "ok")
+    }
+
     @Test(arguments: ["dump-files:fail", "dump-commit:fail", "dump-commit:kill", "dump-cured:kill"])
     func `after a dump that did not end well`(fault: String) throws {
         let program = try Program(

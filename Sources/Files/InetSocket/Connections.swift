@@ -1,4 +1,5 @@
 internal import Diagnostics
+internal import ImageFormat
 internal import ImageMessages
 internal import Kinds
 internal import Linux
@@ -66,28 +67,41 @@ final class Connections {
         let before = try attempt("block signals") { () throws(SystemCallError) in try Connections.setSignalMask(.max) }
         let outcome = Result { () throws(Failure) in try readAll(SocketDefaults.of(context)) }
         _ = try? Connections.setSignalMask(before)
-        for (end, (stream, more)) in zip(ends, try outcome.get()) {
+        for (end, found) in zip(ends, try outcome.get()) {
             guard let place = places[end.file.id] else { throw Failure(.bug, "a connection without its file") }
-            try stream.write(end.inode, to: context.images)
-            context.files[place].isk.state = stream.state.rawValue
-            if !more.isEmpty { context.files[place].isk.opts.more = more }
+            let image = context.images.create(.tcpStream(end.inode))
+            try image.append(raw: found.stream)
+            try image.finish()
+            context.files[place].isk.state = found.state.rawValue
+            if !found.more.isEmpty { context.files[place].isk.opts.more = found.more }
         }
         if context.policy.leaveRunning, !lock.isWhole { lock.drop(context.log) }
     }
 
+    /// What was read of an end: its stream as an image holds it, and its options.
+    private struct Found: Sendable {
+        let state: TCPState, stream: [UInt8], more: [BrumateSocketOptionEntry]
+    }
+
+    /// How many ends a thread takes at once.
+    private static let share = 16
+
     /// Reads all ends.
-    private func readAll(
-        _ defaults: SocketDefaults
-    ) throws(Failure) -> [(stream: TCPStream, more: [BrumateSocketOptionEntry])] {
-        let jobs = ends.map { (number: $0.file.handle.number, place: Place($0), usual: defaults.values($0.kind)) }
+    private func readAll(_ defaults: SocketDefaults) throws(Failure) -> [Found] {
+        let jobs = ends.map { end in
+            (number: end.file.handle.number, place: Place(end), usual: defaults.values(end.kind), inode: end.inode)
+        }
         let threads = jobs.count < TCPStream.fewConnections ? 1 : Workers.count
-        return try Workers.map(jobs.count, threads: threads) { (range) throws(Failure) in
-            let (number, place, usual) = jobs[range.lowerBound]
-            return try inside(place) { () throws(Failure) in
-                let more = SocketOptions.more(number, usual, isConnected: true)
-                return (try TCPStream(reading: number), more)
+        let found = try Workers.map(jobs.count, share: Connections.share, threads: threads) { (range) throws(Failure) in
+            try jobs[range].map { (number, place, usual, inode) throws(Failure) in
+                try inside(place) { () throws(Failure) in
+                    let more = SocketOptions.more(number, usual, isConnected: true)
+                    let stream = try TCPStream(reading: number)
+                    return Found(state: stream.state, stream: try stream.encoded(inode), more: more)
+                }
             }
         }
+        return Array(found.joined())
     }
 
     /// Where an end is, for messages.
@@ -118,10 +132,18 @@ final class Connections {
             if lock.isWhole { try lock.stay(.namespace) }
             return
         }
-        for end in ends {
-            do throws(SystemCallError) { try Repair.begin(end.file.handle.number) } catch {
-                context.log.warning("the connection from \(end.connection.text) ends for its peer: \(error)")
+        let numbers = ends.map { $0.file.handle.number }
+        let failures = Workers.map(
+            numbers.count, share: Connections.share,
+            threads: numbers.count < TCPStream.fewConnections ? 1 : Workers.count
+        ) { range in
+            numbers[range].map { number in
+                Result { () throws(SystemCallError) in try Repair.begin(number) }
             }
+        }
+        for (end, outcome) in zip(ends, failures.joined()) {
+            guard case .failure(let error) = outcome else { continue }
+            context.log.warning("the connection from \(end.connection.text) ends for its peer: \(error)")
         }
         let held = ends.map(\.connection).filter { !waiting.isReconnected($0) }
         try lock.stay(lock.isWhole ? .namespace : .connections(Set(held).union(waiting.outside)))
@@ -139,25 +161,35 @@ enum TCPPolicy {
     /// Every state but TIME_WAIT and SYN_RECV, which no descriptor has.
     private static let states: UInt32 = 0xfff & ~(1 << 6 | 1 << 3)
 
+    /// Sockets that sign their packets (`TCP_MD5SIG`), by inode, of whatever program: the kernel tells of the keys only
+    /// here.
+    static func signing() -> Set<UInt32> {
+        var found: Set<UInt32> = []
+        try? InetDiagnosis.forEach(6, states, asksForKeys: true) {
+            if $0.hasKeys, $0.inode != 0 { found.insert($0.inode) }
+        }
+        return found
+    }
+
+    /// Why a socket of `signing` can't be dumped.
+    static var signingRefusal: Failure {
+        Failure(
+            .unsupported, "the socket signs its packets (TCP_MD5SIG), and keys are not written to images",
+            advice: "Close it before the dump")
+    }
+
     /// Finds sockets, by inode, that the dump would refuse. Returns the inode and why.
     static func check(_ inodes: Set<UInt32>, _ policy: DumpPolicy) -> (inode: UInt32, failure: Failure)? {
         var ours: [UInt32: InetDiagnosis] = [:]
         var waiting: [InetDiagnosis] = []
-        let answer: Void? = try? InetDiagnosis.forEach(6, states) { one in
+        let answer: Void? = try? InetDiagnosis.forEach(6, states, asksForKeys: true) { one in
             if inodes.contains(one.inode) { ours[one.inode] = one }
             if WaitingConnections.isWaiting(one) { waiting.append(one) }
         }
         guard answer != nil else { return nil }
         var open: [UInt32: Connection] = [:]
         for (inode, facts) in ours {
-            if facts.hasKeys {
-                return (
-                    inode,
-                    Failure(
-                        .unsupported, "the socket signs its packets (TCP_MD5SIG), and keys are not written to images",
-                        advice: "Close it before the dump")
-                )
-            }
+            if facts.hasKeys { return (inode, signingRefusal) }
             guard facts.peerPort != 0, facts.state != 7, facts.state != 10 else { continue }
             open[inode] = Connection(
                 here: InetAddress(family: facts.family, facts.source, port: facts.sourcePort),

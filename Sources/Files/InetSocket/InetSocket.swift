@@ -25,38 +25,64 @@ enum InetSocket: FileKind {
             advice: "Close it before the dump")
     }
 
+    /// What a socket says of itself.
+    private struct Answers {
+        let kind: SocketKind, here: InetAddress?, there: InetAddress?, namespace: UInt64?
+        /// All that its entry says of the socket, but for what needs the owner or other sockets.
+        var entry = InetSkEntry()
+        /// Connections that wait to be accepted.
+        var waiting = 0
+
+        init(_ number: Int32) throws(Failure) {
+            let kind = try attempt("ask what socket it is") { () throws(SystemCallError) in try SocketKind(number) }
+            try InetSocket.check(kind)
+            (entry.family, entry.type) = (UInt32(kind.family), UInt32(kind.type))
+            entry.proto = UInt32(kind.code)
+            (entry.state, entry.backlog) = (TCPState.closed.rawValue, 0)
+            (here, there) = try attempt("ask for the socket's addresses") { () throws(SystemCallError) in
+                (try InetAddress.local(of: number), try InetAddress.peer(of: number, family: kind.family))
+            }
+            self.kind = kind
+            namespace = SocketOptions.namespace(of: number)
+            entry.opts = try attempt("read the socket's options") { () throws(SystemCallError) in
+                SocketOptions.entry(of: try SocketOptions.ask(number))
+            }
+            try InetSocket.describe(here, there, kind, number, &entry)
+            if kind.type == stream, kind.code == tcp || kind.code == multipath {
+                waiting = try InetSocket.describeStream(kind, number, &entry)
+            }
+            try InternetOptions.dump(number, kind, &entry)
+            try SocketOptions.dumpNetwork(&entry.opts, number)
+        }
+    }
+
+    static func ask(_ number: Int32) -> (any Sendable)? { try? Answers(number) }
+
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry {
         let number = file.handle.number
-        let kind = try attempt("ask what socket it is") { () throws(SystemCallError) in try SocketKind(number) }
-        try check(kind)
-        var entry = InetSkEntry()
+        let answers = if let known = file.facts.answers as? Answers { known } else { try Answers(number) }
+        let (kind, here, there) = (answers.kind, answers.here, answers.there)
+        try SocketOptions.checkNamespace(answers.namespace, context)
+        var entry = answers.entry
         entry.id = file.id
         entry.ino = UInt32(truncatingIfNeeded: file.facts.status.inode)
-        (entry.family, entry.type) = (UInt32(kind.family), UInt32(kind.type))
-        (entry.proto, entry.flags) = (UInt32(kind.code), file.facts.statusFlags)
-        (entry.state, entry.backlog) = (TCPState.closed.rawValue, 0)
+        entry.flags = file.facts.statusFlags
         entry.nsID = file.owner.ids.netNsID
         entry.fown = try FileOwner.dump(file)
-        let (here, there) = try attempt("ask for the socket's addresses") { () throws(SystemCallError) in
-            (try InetAddress.local(of: number), try InetAddress.peer(of: number, family: kind.family))
-        }
-        try describe(here, there, kind, number, &entry)
-        switch kind.code {
-        case tcp where kind.type == stream, multipath where kind.type == stream:
-            let waiting = try dumpStream(kind, number, &entry, context)
-            if waiting > 0, let here { try WaitingConnections.of(context).add(file, here, count: waiting, context) }
-        default: try dumpPackets(kind, file, &entry, context)
+        (entry.opts.uid, entry.opts.gid) = (file.facts.status.uid, file.facts.status.gid)
+        if kind.type == stream {
+            if answers.waiting > 0 { try keepWaiting(answers, file, context) }
+        } else {
+            try dumpPackets(kind, file, &entry, context)
+            let groups = context.state(Memberships.self) { Memberships() }
+            entry.memberships = groups.dump(number, family: kind.family)
         }
         // Also one that is closed by now.
         let isConnected = kind.type == stream && there != nil
-        try InternetOptions.dump(number, kind, &entry)
-        entry.opts = try SocketOptions.dump(file, context)
-        let isRead = here != nil && isConnected && !context.policy.tcpClose
-        try SocketOptions.dumpNetwork(
-            &entry.opts, file, kind, isConnected: isConnected, omitsMore: isRead, context)
-        if kind.type != stream {
-            let groups = context.state(Memberships.self) { Memberships() }
-            entry.memberships = groups.dump(number, family: kind.family)
+        // The others are asked together.
+        if here == nil || !isConnected || context.policy.tcpClose {
+            entry.opts.more = SocketOptions.more(
+                number, SocketDefaults.of(context).values(kind), isConnected: isConnected)
         }
         if let here, let there, kind.type == stream {
             Connections.of(context).add(file, Connection(here: here, there: there), kind, entry)
@@ -87,8 +113,8 @@ enum InetSocket: FileKind {
     }
 
     /// Returns how many connections wait to be accepted.
-    private static func dumpStream(
-        _ kind: SocketKind, _ number: Int32, _ entry: inout InetSkEntry, _ context: DumpContext
+    private static func describeStream(
+        _ kind: SocketKind, _ number: Int32, _ entry: inout InetSkEntry
     ) throws(Failure) -> Int {
         let information = try attempt("read the socket's state") { () throws(SystemCallError) in
             try TCPStream.information(number)
@@ -99,11 +125,6 @@ enum InetSocket: FileKind {
             // tcpi_unacked and tcpi_sacked of a listener: connections that wait, and how many may.
             waiting = Int(information.load(UInt32.self, at: 24) ?? 0)
             entry.backlog = information.load(UInt32.self, at: 28) ?? 0
-            guard waiting == 0 || kind.code == tcp || context.policy.skipInFlight else {
-                throw Failure(
-                    .unsupported, "\(waiting) connections of Multipath TCP wait to be accepted, which can't be kept",
-                    advice: "Try again once the task has accepted them, or pass --skip-in-flight to let them break")
-            }
         } else if kind.code == multipath, TCPState(rawValue: entry.state) != .closed || entry.dstPort != 0 {
             throw Failure(
                 .unsupported, "connections of Multipath TCP can't be dumped: the kernel has no way to restore them",
@@ -128,6 +149,18 @@ enum InetSocket: FileKind {
         }
         if state & 0x2000 != 0 { entry.shutdown = .read }
         return waiting
+    }
+
+    /// Notes a listener with connections that wait to be accepted.
+    private static func keepWaiting(_ answers: Answers, _ file: OpenFile, _ context: DumpContext) throws(Failure) {
+        guard answers.kind.code == tcp || context.policy.skipInFlight else {
+            throw Failure(
+                .unsupported,
+                "\(answers.waiting) connections of Multipath TCP wait to be accepted, which can't be kept",
+                advice: "Try again once the task has accepted them, or pass --skip-in-flight to let them break")
+        }
+        guard let here = answers.here else { return }
+        try WaitingConnections.of(context).add(file, here, count: answers.waiting, context)
     }
 
     /// Whether a socket has keys (`TCP_AO_INFO`, which fails where there are none).

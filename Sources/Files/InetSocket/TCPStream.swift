@@ -182,13 +182,12 @@ struct TCPStream: Sendable {
         return room
     }
 
-    /// Writes the image.
-    func write(_ inode: UInt32, to images: ImageDirectory) throws(Failure) {
-        let image = images.create(.tcpStream(inode))
-        try image.append(entry)
-        try image.append(raw: received)
-        try image.append(raw: unacknowledged)
-        try image.finish()
+    /// What the image holds.
+    func encoded(_ inode: UInt32) throws(Failure) -> [UInt8] {
+        var bytes: [UInt8] = []
+        bytes.reserveCapacity(128 + received.count + unacknowledged.count)
+        try ImageWriter.encode(entry, .tcpStream(inode), into: &bytes)
+        return bytes + received + unacknowledged
     }
 
     // MARK: restore

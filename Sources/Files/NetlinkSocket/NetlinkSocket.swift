@@ -44,7 +44,7 @@ enum NetlinkSocket: FileKind {
         }
         entry.fown = try FileOwner.dump(file)
         entry.opts = try SocketOptions.dump(file, context)
-        try SocketOptions.dumpNetwork(&entry.opts, file, kind, isConnected: false, context)
+        try SocketOptions.dumpNetwork(&entry.opts, file, kind, context)
         var whole = FileEntry(.netlinksk, file.id)
         whole.nlsk = entry
         return whole

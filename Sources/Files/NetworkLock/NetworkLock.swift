@@ -177,18 +177,20 @@ final class NetworkLock {
             }
         }
         for set in families {
-            var keys: Set<[UInt8]> = []
+            var keys: [UInt8] = []
             for connection in connections where connection.there.plain.family == Int32(set.code) {
-                keys.insert(key(connection))
-                keys.insert(key(connection.reversed))
+                append(connection, to: &keys)
+                // Of a connection within the tree both ends may be here.
+                if !connections.contains(connection.reversed) { append(connection.reversed, to: &keys) }
             }
-            transaction.add(Array(keys), to: set.name, id: set.id)
+            transaction.add(keys, of: Int(2 * set.size + 8), to: set.name, id: set.id)
         }
     }
 
-    private static func key(_ connection: Connection) -> [UInt8] {
-        [connection.here.plain, connection.there.plain].flatMap { end in
-            end.bytes + [UInt8](bytesOf: end.port.bigEndian) + [0, 0]
+    private static func append(_ connection: Connection, to keys: inout [UInt8]) {
+        for end in [connection.here.plain, connection.there.plain] {
+            keys += end.bytes
+            keys += [UInt8(end.port >> 8), UInt8(end.port & 0xff), 0, 0]
         }
     }
 

@@ -18,7 +18,14 @@ public enum FilePreflight {
             return look.left > 0
         }
         // A socket that was not looked at may be the other end of a connection.
-        if look.left > 0 { try look.checkConnections() }
+        if look.isWhole { return try look.checkConnections() }
+        // Hardly any program has such sockets. Where one has, all are looked for.
+        let signing = TCPPolicy.signing()
+        guard !signing.isEmpty else { return }
+        try forEachProcess(of: root) { (task) throws(Failure) in
+            try look.check(task, for: signing)
+            return true
+        }
     }
 }
 
@@ -27,6 +34,8 @@ private struct Look {
     private let plugins: Plugins
     /// How many links may still be read.
     private(set) var left = 2000
+    /// Whether all links were read.
+    private(set) var isWhole = true
     private static let mostOfTask = 500
     /// Sockets by inode, and who has them.
     private var sockets: [UInt32: (task: TaskID, number: Int32)] = [:]
@@ -42,6 +51,7 @@ private struct Look {
         guard let folder = try? openFile("/proc/\(task.rawValue)/fd", [.directory]),
             let numbers = try? listNumbers(".", in: folder.number, most: min(left, Look.mostOfTask))
         else { return }
+        if numbers.count == min(left, Look.mostOfTask) { isWhole = false }
         for number in numbers {
             left -= 1
             guard let text = target(of: number, in: folder.number), !known.contains(text) else { continue }
@@ -82,6 +92,22 @@ private struct Look {
                 ? buffer.starts(with: "socket:[".utf8)
                 : first == 0x2f && (buffer.starts(with: "/dev/".utf8) || buffer.starts(with: "/secretmem ".utf8))
         return isInteresting ? Array(buffer[..<length]) : nil
+    }
+
+    /// Looks for sockets that sign their packets.
+    mutating func check(_ task: TaskID, for signing: Set<UInt32>) throws(Failure) {
+        guard let folder = try? openFile("/proc/\(task.rawValue)/fd", [.directory]),
+            let numbers = try? listNumbers(".", in: folder.number)
+        else { return }
+        for number in numbers {
+            guard let text = target(of: number, in: folder.number), text.starts(with: "socket:[".utf8),
+                let inode = UInt32(String(decoding: text.dropFirst(8).dropLast(), as: UTF8.self)),
+                signing.contains(inode)
+            else { continue }
+            try during(.dumping(task, Look.name(of: task))) { () throws(Failure) in
+                try during(.descriptor(number)) { () throws(Failure) in throw TCPPolicy.signingRefusal }
+            }
+        }
     }
 
     /// Looks for TCP connections that need the user's word.

@@ -37,7 +37,7 @@ enum SocketOptions {
     }
 
     /// Which network namespace a socket is of (`SO_NETNS_COOKIE`); nil if the kernel does not tell (before Linux 5.14).
-    private static func namespace(of number: Int32) -> UInt64? {
+    static func namespace(of number: Int32) -> UInt64? {
         var value: (cookie: UInt64, length: UInt64) = (0, 8)
         let answer = try? withAddress(of: &value) { (address) throws(SystemCallError) in
             try systemCall(.getsockopt, Int(number), socketLevel, 71, address, address + 8)
@@ -60,33 +60,32 @@ enum SocketOptions {
     }
 
     /// A socket of another namespace would be looked for, and made, in the wrong one.
-    private static func checkNamespace(_ file: OpenFile, _ context: DumpContext) throws(Failure) {
-        guard let home = context.state(Home.self, { Home() }).cookie, namespace(of: file.handle.number) != home else {
-            return
-        }
+    static func checkNamespace(_ cookie: UInt64?, _ context: DumpContext) throws(Failure) {
+        guard let home = context.state(Home.self, { Home() }).cookie, cookie != home else { return }
         throw Failure(
             .unsupported, "it belongs to another network namespace than the tree, which can't be dumped yet",
             advice: "Close it before the dump")
     }
 
+    /// Asks a socket for what all have.
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> SkOptsEntry {
-        try checkNamespace(file, context)
-        let values: [Int64]
-        if let known = file.facts.options {
-            values = known
-        } else {
-            values = try attempt("read the socket's options") { () throws(SystemCallError) in
-                try ask(file.handle.number)
-            }
-        }
+        let number = file.handle.number
+        try checkNamespace(namespace(of: number), context)
+        return entry(
+            of: try attempt("read the socket's options") { () throws(SystemCallError) in try ask(number) }, context)
+    }
+
+    /// The entry of what `ask` has learned, which is that of the last socket if nothing differs.
+    static func entry(of values: [Int64], _ context: DumpContext) -> SkOptsEntry {
         let last = context.state(Last.self) { Last() }
         if last.values != values { (last.values, last.entry) = (values, entry(of: values)) }
         return last.entry
     }
 
-    private static func entry(of values: [Int64]) -> SkOptsEntry {
+    /// The entry of what `ask` has learned.
+    static func entry(of values: [Int64]) -> SkOptsEntry {
         func bits(_ option: Int) -> UInt32 {
-            UInt32(truncatingIfNeeded: (plain + rare).firstIndex(of: option).map { values[$0] } ?? 0)
+            UInt32(truncatingIfNeeded: plain.firstIndex(of: option).map { values[$0] } ?? 0)
         }
         var entry = SkOptsEntry()
         (entry.soSndbuf, entry.soRcvbuf) = (bits(7), bits(8))
@@ -111,13 +110,16 @@ enum SocketOptions {
     }
 
     /// What only sockets of a network have: device, linger, filter, owner; and options that CRIU does not know.
-    ///
-    /// - Parameter omitsMore: the latter come later, by `more`.
     static func dumpNetwork(
-        _ entry: inout SkOptsEntry, _ file: OpenFile, _ kind: SocketKind, isConnected: Bool, omitsMore: Bool = false,
-        _ context: DumpContext
+        _ entry: inout SkOptsEntry, _ file: OpenFile, _ kind: SocketKind, _ context: DumpContext
     ) throws(Failure) {
-        let number = file.handle.number
+        try dumpNetwork(&entry, file.handle.number)
+        (entry.uid, entry.gid) = (file.facts.status.uid, file.facts.status.gid)
+        entry.more = more(file.handle.number, SocketDefaults.of(context).values(kind), isConnected: false)
+    }
+
+    /// Device, linger and filter. May be asked in any thread.
+    static func dumpNetwork(_ entry: inout SkOptsEntry, _ number: Int32) throws(Failure) {
         var linger: (isOn: Int32, seconds: Int32) = (0, 0)
         let device = try attempt("read the socket's options") { () throws(SystemCallError) in
             var length: UInt32 = 8
@@ -132,10 +134,6 @@ enum SocketOptions {
         if !device.isEmpty { entry.soBoundDev = imageBytes(device) }
         entry.soFilter = try SocketFilter.dump(number)
         if (try? socketOption(number, 44)) == 1 { entry.locksFilter = true }
-        entry.uid = file.facts.status.uid
-        entry.gid = file.facts.status.gid
-        guard !omitsMore else { return }
-        entry.more = more(number, SocketDefaults.of(context).values(kind), isConnected: isConnected)
     }
 
     /// Options that CRIU does not know, where they differ from a new socket's. May be asked in any thread.

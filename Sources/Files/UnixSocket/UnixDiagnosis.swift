@@ -5,6 +5,8 @@ internal import Linux
 struct UnixDiagnosis {
     /// The socket.
     var inode: UInt32 = 0
+    /// `SOCK_STREAM`, `SOCK_DGRAM`, `SOCK_SEQPACKET`.
+    var type: UInt8 = 0
     /// `TCP_ESTABLISHED` 1, `TCP_CLOSE` 7, `TCP_LISTEN` 10.
     var state: UInt8 = 0
     /// The address as in `sun_path`.
@@ -26,6 +28,7 @@ struct UnixDiagnosis {
 
     /// Reads the message that begins at an offset and has a length.
     fileprivate init(_ answer: [UInt8], _ start: Int, _ count: Int) {
+        type = answer.load(UInt8.self, at: start + 17) ?? 0
         state = answer.load(UInt8.self, at: start + 18) ?? 0
         inode = answer.load(UInt32.self, at: start + 20) ?? 0
         var at = start + 32
@@ -68,9 +71,11 @@ final class UnixDiagnoses {
     deinit { if socket >= 0 { _ = try? systemCall(.close, Int(socket)) } }
 
     /// A socket's diagnosis, nil if it does not exist in this network namespace.
-    func of(_ inode: UInt32) throws(Failure) -> UnixDiagnosis? {
+    ///
+    /// - Parameter amongMany: others will be asked for.
+    func of(_ inode: UInt32, amongMany: Bool = false) throws(Failure) -> UnixDiagnosis? {
         if let found = known[inode] { return found }
-        if !hasAll, asked >= UnixDiagnoses.mostSingle { try askAll() }
+        if !hasAll, amongMany || asked >= UnixDiagnoses.mostSingle { try askAll() }
         if let found = known[inode] { return found }
         asked += 1
         try attempt("ask the kernel about a socket") { () throws(SystemCallError) in

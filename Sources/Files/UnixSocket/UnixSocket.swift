@@ -32,6 +32,9 @@ enum UnixSocket: FileKind {
             }
         }
 
+        /// From how many descriptors on a process is taken for one with many sockets.
+        static let few = 128
+
         let diagnoses = UnixDiagnoses()
         var sockets: [Socket] = []
         var places: [UInt32: Int] = [:]
@@ -48,11 +51,29 @@ enum UnixSocket: FileKind {
         static func of(_ context: DumpContext) -> Met { context.state(Met.self) { Met() } }
     }
 
+    /// What a socket says of itself.
+    private struct Answers {
+        let options: [Int64]
+        /// Nobody if it is not connected.
+        let peer: SkCredEntry?
+
+        init(_ number: Int32) throws(Failure) {
+            options = try attempt("read the socket's options") { () throws(SystemCallError) in
+                try SocketOptions.ask(number)
+            }
+            peer = try PeerCredentials.read(number)
+        }
+    }
+
+    static func ask(_ number: Int32) -> (any Sendable)? { try? Answers(number) }
+
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry {
         let number = file.handle.number
-        let (domain, type) = try attempt("ask what socket it is") { () throws(SystemCallError) in
-            let family = if let known = file.facts.family { known } else { try socketOption(number, 39) }
-            return (family, try socketOption(number, 3))
+        let domain: Int32
+        if let known = file.facts.family {
+            domain = known
+        } else {
+            domain = try attempt("ask what socket it is") { () throws(SystemCallError) in try socketOption(number, 39) }
         }
         guard domain == 1 else {
             throw Failure(
@@ -62,25 +83,26 @@ enum UnixSocket: FileKind {
         let met = Met.of(context)
         let status = file.facts.status
         let inode = UInt32(truncatingIfNeeded: status.inode)
-        guard let facts = try met.diagnoses.of(inode) else {
+        guard let facts = try met.diagnoses.of(inode, amongMany: file.owner.descriptors.count > Met.few) else {
             throw Failure(.unsupported, "the kernel does not know the socket: it is of another network namespace")
         }
+        let answers = if let known = file.facts.answers as? Answers { known } else { try Answers(number) }
         var entry = UnixSkEntry()
-        (entry.id, entry.ino, entry.type, entry.state) = (file.id, inode, UInt32(type), UInt32(facts.state))
+        (entry.id, entry.ino, entry.type, entry.state) = (file.id, inode, UInt32(facts.type), UInt32(facts.state))
         (entry.flags, entry.uflags) = (file.facts.statusFlags, 0)
         (entry.backlog, entry.peer) = (UInt32(facts.state) == listening ? facts.backlog : 0, facts.peer)
         entry.fown = try FileOwner.dump(file)
-        entry.opts = try SocketOptions.dump(file, context)
+        entry.opts = SocketOptions.entry(of: answers.options, context)
         entry.name = imageBytes(facts.name)
         if facts.shutdown != 0 { entry.shutdown = SkShutdown(rawValue: Int(facts.shutdown)) ?? .both }
         entry.nsID = file.owner.ids.netNsID
-        if UInt32(facts.state) != closed, let peer = try PeerCredentials.read(number) { entry.peerCred = peer }
+        if UInt32(facts.state) != closed, let peer = answers.peer { entry.peerCred = peer }
         if status.uid != 0 || status.gid != 0 || status.mode & 0o7777 != usualMode {
             (entry.inode.mode, entry.inode.uid, entry.inode.gid) = (status.mode & 0o7777, status.uid, status.gid)
         }
         try describePlace(of: facts, file, &entry)
         met.places[inode] = met.sockets.count
-        met.sockets.append(Met.Socket(file: file, inode: inode, type: UInt32(type), facts: facts))
+        met.sockets.append(Met.Socket(file: file, inode: inode, type: UInt32(facts.type), facts: facts))
         var whole = FileEntry(.unixsk, file.id)
         whole.usk = entry
         return whole
