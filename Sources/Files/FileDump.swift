@@ -152,13 +152,7 @@ public final class FileDump: FileDumper {
     private static func threads(_ count: Int) -> Int { count < 2 * share ? 1 : Workers.count }
 
     /// Half of what we may have open.
-    private let mostKept: Int = {
-        var limit: (UInt64, UInt64) = (0, 0)
-        _ = try? withAddress(of: &limit) { (address) throws(SystemCallError) in
-            try systemCall(.prlimit64, 0, 7, 0, address)  // RLIMIT_NOFILE
-        }
-        return Int(clamping: min(limit.0, 1 << 20) / 2)
-    }()
+    private let mostKept = Descriptor.limit() / 2
 
     private func dump(
         _ number: Int32, _ look: Looks.Look, of process: DumpedProcess, _ folder: Int32

@@ -31,6 +31,15 @@ public struct Descriptor: ~Copyable, Sendable {
         _ = try? file.duplicate(atLeast: file.number + Int32(clamping: min(count, 1 << 20)))
     }
 
+    /// How many we may have open (`RLIMIT_NOFILE`), at most a million.
+    public static func limit() -> Int {
+        var limit: (UInt64, UInt64) = (0, 0)
+        _ = try? withAddress(of: &limit) { (address) throws(SystemCallError) in
+            try systemCall(.prlimit64, 0, 7, 0, address)
+        }
+        return Int(clamping: min(limit.0, 1 << 20))
+    }
+
     /// A second descriptor of the same open file description, close-on-exec (`F_DUPFD_CLOEXEC`).
     public borrowing func duplicate(atLeast lowest: Int32 = 3) throws(SystemCallError) -> Descriptor {
         Descriptor(owning: Int32(try systemCall(.fcntl, Int(number), 1030, Int(lowest))))

@@ -199,11 +199,20 @@ public final class Puppet {
     }
 
     /// Runs a batch and reads its answers.
+    ///
+    /// - Parameter body: what is done here meanwhile. Whatever it throws, the batch has run.
     @discardableResult
-    public func run(_ batch: consuming Batch) throws(Failure) -> Results {
-        if batch.isEmpty { return Results(values: [], data: batch.data) }
+    public func run(
+        _ batch: consuming Batch, meanwhile body: () throws(Failure) -> Void = {}
+    ) throws(Failure) -> Results {
+        if batch.isEmpty {
+            try body()
+            return Results(values: [], data: batch.data)
+        }
         let loaded = try begin(batch)
+        let outcome = Result { () throws(Failure) in try body() }
         let stop = try tracee.wait()
+        try outcome.get()
         guard stop == .signal(5) else {
             let place = (try? tracee.registers()).map { "\(Address($0.ip))" } ?? "?"
             throw Failure(.bug, "task \(id) stopped with \(stop) at \(place) in a batch")

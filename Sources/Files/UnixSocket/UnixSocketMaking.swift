@@ -15,7 +15,7 @@ final class UnixSocketMaking {
     private let context: RestoreContext
     private let all: [FileEntry]
     private var byInode: [UInt32: FileEntry] = [:]
-    /// What is ours to make: neither outside nor passed by the caller.
+    /// What is ours to make, by id: neither outside nor passed by the caller.
     private var mine: [FileEntry] = []
     private let witnesses: Witnesses
     private let others = UnixDiagnoses()
@@ -31,7 +31,7 @@ final class UnixSocketMaking {
 
     init(_ members: [FileEntry], _ context: RestoreContext) {
         self.context = context
-        all = members
+        all = members.map { (id: $0.id, member: $0) }.sorted { $0.id < $1.id }.map(\.member)
         witnesses = Witnesses(context)
         for member in members { byInode[member.usk.ino] = member }
     }
@@ -72,11 +72,13 @@ final class UnixSocketMaking {
 
     /// Makes the sockets, with their names, listening and connected.
     func make() throws(Failure) {
-        for member in all where member.usk.uflags & UnixSocket.external == 0 {
-            guard member.usk.name.count <= 108, [1, 2, 5].contains(member.usk.type) else {
-                throw Failure(.corruptImage, "the UNIX socket \(member.usk.ino) has an impossible name or type")
+        for member in all {
+            let socket = member.usk
+            guard socket.uflags & UnixSocket.external == 0 else { continue }
+            guard socket.name.count <= 108, socket.type == 1 || socket.type == 2 || socket.type == 5 else {
+                throw Failure(.corruptImage, "the UNIX socket \(socket.ino) has an impossible name or type")
             }
-            if let passed = try context.inherited(UnixSocketMaking.key(member.usk)) {
+            if let passed = try context.inherited(UnixSocketMaking.key(socket)) {
                 try context.files.add(member.id, passed)
             } else {
                 mine.append(member)
@@ -129,7 +131,7 @@ final class UnixSocketMaking {
             if socket.place == nil { return true }
             return try socket.isTaken(others)
         }
-        for member in mine.sorted(by: { $0.id < $1.id }) {
+        for member in mine {
             let socket = member.usk
             guard socket.peer != 0, socket.peer != socket.ino, !done.contains(member.id),
                 let other = byInode[socket.peer], own.contains(other.id), other.usk.peer == socket.ino,
@@ -146,7 +148,7 @@ final class UnixSocketMaking {
                 pairs.append(Pair(one: member, two: other))
             }
         }
-        for member in mine.sorted(by: { $0.id < $1.id }) where !done.contains(member.id) {
+        for member in mine where !done.contains(member.id) {
             let socket = member.usk
             let other = byInode[socket.peer]
             if socket.type == UnixSocket.datagram {
@@ -230,12 +232,7 @@ final class UnixSocketMaking {
         }
         for (maker, pairs) in Dictionary(grouping: pairs, by: { Maker(who: $0.who, type: $0.one.usk.type) }) {
             if let who = maker.who, let puppet = try witnesses.witness(who.pid) {
-                var start = 0
-                while start < pairs.count {
-                    let end = min(start + UnixSocketMaking.mostAtOnce, pairs.count)
-                    try makePairs(pairs[start..<end], in: puppet, who, maker.type)
-                    start = end
-                }
+                try makePairs(pairs, in: puppet, who, maker.type)
             } else {
                 for pair in pairs {
                     var ends: (Int32, Int32) = (-1, -1)
@@ -253,32 +250,44 @@ final class UnixSocketMaking {
     /// Sockets that a witness handles in one batch; it may have a low limit on open files.
     private static let mostAtOnce = 200
 
+    /// While the witness makes some, we fetch those before, and what has been fetched it closes.
     private func makePairs(
-        _ pairs: ArraySlice<Pair>, in puppet: Puppet, _ who: SkCredEntry, _ type: UInt32
+        _ pairs: [Pair], in puppet: Puppet, _ who: SkCredEntry, _ type: UInt32
     ) throws(Failure) {
-        var batch = Batch()
-        Witnesses.assume(who, &batch)
-        var rooms: [Batch.Buffer] = []
-        for _ in pairs {
-            let room = batch.reserve(8)
-            batch.add(
-                .socketpair, .value(1), .value(Int(type) | 0o2000000), .value(0), .buffer(room),
-                doing: "create a pair of sockets")
-            rooms.append(room)
+        let most = UnixSocketMaking.mostPairs
+        var made: [(here: Int32, there: Int32)] = [], fetched = made
+        var rest = pairs[...], waiting = rest.prefix(0)
+        while !(rest.isEmpty && made.isEmpty && fetched.isEmpty) {
+            let some = rest.prefix(most)
+            rest = rest.dropFirst(some.count)
+            var batch = Batch()
+            for (here, there) in fetched {
+                batch.add(.close, .value(Int(here)), doing: "close a socket")
+                batch.add(.close, .value(Int(there)), doing: "close a socket")
+            }
+            if !some.isEmpty { Witnesses.assume(who, &batch) }
+            let rooms = some.map { _ in
+                let room = batch.reserve(8)
+                batch.add(
+                    .socketpair, .value(1), .value(Int(type) | 0o2000000), .value(0), .buffer(room),
+                    doing: "create a pair of sockets")
+                return room
+            }
+            if !some.isEmpty { Witnesses.resume(who, &batch) }
+            let results = try puppet.run(batch) { () throws(Failure) in
+                for (pair, (here, there)) in zip(waiting, made) {
+                    try add(
+                        pair, try witnesses.fetch(Int(here), from: puppet),
+                        try witnesses.fetch(Int(there), from: puppet))
+                }
+            }
+            (fetched, waiting) = (made, some)
+            made = rooms.map { (results.value(Int32.self, $0), results.value(Int32.self, $0, at: 4)) }
         }
-        Witnesses.resume(who, &batch)
-        let results = try puppet.run(batch)
-        var end = Batch()
-        for (pair, room) in zip(pairs, rooms) {
-            let numbers = (results.value(Int32.self, room), results.value(Int32.self, room, at: 4))
-            try add(
-                pair, try witnesses.fetch(Int(numbers.0), from: puppet),
-                try witnesses.fetch(Int(numbers.1), from: puppet))
-            end.add(.close, .value(Int(numbers.0)), doing: "close a socket")
-            end.add(.close, .value(Int(numbers.1)), doing: "close a socket")
-        }
-        try puppet.run(end)
     }
+
+    /// Pairs that a witness makes in one batch. The two before are still open in it, and its limit on open files is ours.
+    private static let mostPairs = max(1, min(500, Descriptor.limit() / 8))
 
     private func add(_ pair: Pair, _ here: consuming Descriptor, _ there: consuming Descriptor) throws(Failure) {
         mates[pair.one.id] = there.number
