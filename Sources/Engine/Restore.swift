@@ -172,6 +172,7 @@ final class RestoreOrder {
         guard inventory.imgVersion >= 1, inventory.imgVersion <= 2 else {
             throw Failure(.unsupported, "the images are of version \(inventory.imgVersion), known are 1 and 2")
         }
+        FileRestore.begin(context)
         var listed: [PlannedProcess] = []
         var mappings: [AddressRange] = []
         for entry in try images.loadAll(.processTree, as: PstreeEntry.self) {

@@ -5,17 +5,51 @@ public import Kinds
 internal import Linux
 internal import Logging
 internal import Remote
+internal import Synchronization
 
 /// Restores files: each description once in the controller, then every descriptor table and directory.
 public enum FileRestore {
+    /// Begins to read a large files.img in other threads.
+    public static func begin(_ context: RestoreContext) {
+        guard context.images.size(.files) > 1 << 16 else { return }
+        Heap.keep(ImageReader.mostReserved)
+        context.state(Reading.self) { Reading() }.begin(context.images)
+    }
+
+    /// files.img while it is read.
+    private final class Reading {
+        private final class Outcome: Sendable {
+            let entries = Mutex<Result<[FileEntry], Failure>?>(nil)
+        }
+
+        private let outcome = Outcome()
+        private var thread: Background?
+
+        func begin(_ images: ImageSet) {
+            let outcome = outcome
+            thread = Background {
+                let read = Result { () throws(Failure) in try images.loadAll(.files, as: FileEntry.self) }
+                outcome.entries.withLock { $0 = read }
+            }
+        }
+
+        func finish(_ images: ImageSet) throws(Failure) -> [FileEntry] {
+            guard let thread = thread.take() else { return try images.loadAll(.files, as: FileEntry.self) }
+            thread.wait()
+            let read = outcome.entries.withLock { $0.take() }
+            return try read?.get() ?? []
+        }
+    }
+
     /// Reads and checks files.img, before anything is created.
     public static func load(_ context: RestoreContext) throws(Failure) {
         let kinds = Kinds.of(context)
-        // What is made of an entry takes about ten times its bytes.
-        let size = context.images.size(.files)
-        if size > 1 << 16 { Heap.reserve(min(10 * size, 32 << 20)) }
-        for entry in try context.images.loadAll(.files, as: FileEntry.self) {
-            guard context.entries.updateValue(entry, forKey: entry.id) == nil else {
+        let entries = try context.state(Reading.self) { Reading() }.finish(context.images)
+        context.reserveEntries(entries.count)
+        kinds.byID.reserveCapacity(entries.count)
+        kinds.ids.reserveCapacity(entries.count)
+        for entry in entries {
+            guard context.add(entry) else {
                 throw Failure(.corruptImage, "files.img has two files with the id \(entry.id)")
             }
             let likely = kinds.byType[entry.type]
@@ -26,6 +60,7 @@ public enum FileRestore {
             }
             kinds.byType[entry.type] = kind
             kinds.byID[entry.id] = kind
+            kinds.ids.append(entry.id)
             if fileKinds[kind].comesAfterTasks(entry) { kinds.afterTasks.append(entry.id) }
             if let owner = fileKinds[kind].owner(entry), owner.signum != 0 || owner.pid != 0 {
                 kinds.owners.append((entry.id, owner))
@@ -40,11 +75,24 @@ public enum FileRestore {
     /// Which kind each entry is of, as an index into the registry.
     private final class Kinds {
         var byID: [UInt32: Int] = [:]
+        /// All, in the order of the image.
+        var ids: [UInt32] = []
         /// The kind that an entry of a type was of before.
         var byType: [UInt32: Int] = [:]
         /// Files with late steps, in the order of the registry.
-        lazy var late: [(id: UInt32, index: Int)] = byID.filter { fileKinds[$0.value].hasLateSteps }
-            .map { ($0.key, $0.value) }.sorted { ($0.index, $0.id) < ($1.index, $1.id) }
+        lazy var late: [(id: UInt32, index: Int)] = {
+            var found: [(id: UInt32, index: Int)] = []
+            var met: Set<Int> = []
+            for id in ids {
+                guard let index = byID[id] else { continue }
+                switch fileKinds[index].lateSteps {
+                case .none: break
+                case .together: if met.insert(index).inserted { found.append((id, index)) }
+                case .each: found.append((id, index))
+                }
+            }
+            return found.sorted { ($0.index, $0.id) < ($1.index, $1.id) }
+        }()
 
         func forEachLate(
             _ context: RestoreContext, _ body: (any FileKind.Type, FileEntry) throws(Failure) -> Void
@@ -65,7 +113,7 @@ public enum FileRestore {
     public static func make(_ context: RestoreContext) throws(Failure) {
         let kinds = Kinds.of(context)
         let late = Set(kinds.afterTasks)
-        try make(kinds.byID.keys.filter { !late.contains($0) }, kinds, context)
+        try make(late.isEmpty ? kinds.ids : kinds.ids.filter { !late.contains($0) }, kinds, context)
     }
 
     /// From how many files of a kind on threads are worth their start.
@@ -80,13 +128,14 @@ public enum FileRestore {
             members.append((kind, fileKinds[kind].group(entry, context), id))
         }
         members.sort { $0 < $1 }
+        var counts = [Int](repeating: 0, count: fileKinds.count)
+        for member in members { counts[member.kind] += 1 }
         var apart: Set<UInt32> = []
-        for (index, kind) in fileKinds.enumerated() {
-            let run = members.drop { $0.kind < index }.prefix { $0.kind == index }
-            guard run.count >= manyFiles else { continue }
-            apart.formUnion(try kind.makeApart(run.compactMap { context.entries[$0.id] }, context))
+        for (index, kind) in fileKinds.enumerated() where counts[index] >= manyFiles {
+            let run = members.lazy.filter { $0.kind == index }.compactMap { context.entries[$0.id] }
+            apart.formUnion(try kind.makeApart(Array(run), context))
         }
-        members.removeAll { apart.contains($0.id) }
+        if !apart.isEmpty { members.removeAll { apart.contains($0.id) } }
         var start = 0
         while start < members.count {
             let (kind, group, _) = members[start]

@@ -229,8 +229,8 @@ public final class ImageReader {
 
     /// From how many bytes on several threads decode an image, and up to how many it is read at once.
     private static let large = 128 << 10, largest = 256 << 20
-    /// How many messages a thread takes at once.
-    private static let share = 256
+    /// The most memory that a thread gets in advance for the messages that it decodes (`Heap.keep`).
+    public static let mostReserved = 8 << 20
 
     /// All messages up to the end.
     public func rest<M: Message & Sendable>(_ type: M.Type) throws(Failure) -> [M] {
@@ -253,8 +253,13 @@ public final class ImageReader {
             at += 4 + length
         }
         let (all, name) = (ranges, name)
-        let decoded = try Workers.map(all.count, share: ImageReader.share) { (part) throws(Failure) in
+        // One share for each thread.
+        let share = max(1, (all.count + Workers.count - 1) / Workers.count)
+        let decoded = try Workers.map(all.count, share: share) { (part) throws(Failure) in
+            // What is made of a message takes about ten times its bytes.
+            Heap.reserveHere(min(10 * bytes.count / Workers.count, ImageReader.mostReserved))
             var messages: [M] = []
+            messages.reserveCapacity(part.count)
             for range in all[part] {
                 messages.append(try ImageReader.decode(bytes, range, name, at: first + range.lowerBound))
             }

@@ -75,15 +75,18 @@ public final class Courier {
 
     private func send(_ numbers: [Int32], to puppet: Puppet) throws(Failure) -> [RemoteDescriptor] {
         var arrived: [RemoteDescriptor] = []
-        var start = 0
-        while start < numbers.count {
-            // A few messages at a time: the socket's buffer bounds what may be under way.
+        arrived.reserveCapacity(numbers.count)
+        // A few messages at a time: the socket's buffer bounds what may be under way.
+        let parts = stride(from: 0, to: numbers.count, by: Courier.most * Courier.mostMessages).map {
+            numbers[$0..<min($0 + Courier.most * Courier.mostMessages, numbers.count)]
+        }
+        try parts.first.map { (part) throws(Failure) in try send(messages: part) }
+        for (place, part) in parts.enumerated() {
             var batch = Batch()
-            var heads: [(Batch.Slot, Batch.Buffer, Int)] = []
-            for _ in 0..<16 where start < numbers.count {
-                let end = min(start + Courier.most, numbers.count)
-                try send(Array(numbers[start..<end]))
-                let control = batch.reserve(16 + 4 * (end - start) + 8)
+            var heads: [(Batch.Buffer, Int)] = []
+            for start in stride(from: part.startIndex, to: part.endIndex, by: Courier.most) {
+                let count = min(Courier.most, part.endIndex - start)
+                let control = batch.reserve(16 + 4 * count + 8)
                 let byte = batch.reserve(1)
                 let vector = batch.place(value: (UInt64(0), UInt64(1)))
                 batch.point(vector, at: 0, to: byte)
@@ -91,13 +94,14 @@ public final class Courier {
                     value: (UInt64(0), UInt64(0), UInt64(0), UInt64(1), UInt64(0), UInt64(control.count), UInt64(0)))
                 batch.point(message, at: 16, to: vector)
                 batch.point(message, at: 32, to: control)
-                let slot = batch.add(
-                    .recvmsg, .descriptor(remote), .buffer(message), .value(0), doing: "receive descriptors")
-                heads.append((slot, control, end - start))
-                start = end
+                batch.add(.recvmsg, .descriptor(remote), .buffer(message), .value(0), doing: "receive descriptors")
+                heads.append((control, count))
             }
-            let results = try puppet.run(batch)
-            for (_, control, count) in heads {
+            // What comes next is sent while these arrive.
+            let results = try puppet.run(batch) { () throws(Failure) in
+                if place + 1 < parts.count { try send(messages: parts[place + 1]) }
+            }
+            for (control, count) in heads {
                 let length = results.value(UInt64.self, control)
                 guard length == UInt64(16 + 4 * count) else {
                     throw Failure(
@@ -110,6 +114,15 @@ public final class Courier {
             }
         }
         return arrived
+    }
+
+    /// How many messages are received at a time; twice as many may be under way.
+    private static let mostMessages = 8
+
+    private func send(messages numbers: ArraySlice<Int32>) throws(Failure) {
+        for start in stride(from: numbers.startIndex, to: numbers.endIndex, by: Courier.most) {
+            try send(Array(numbers[start..<min(start + Courier.most, numbers.endIndex)]))
+        }
     }
 
     private func send(_ numbers: [Int32]) throws(Failure) {

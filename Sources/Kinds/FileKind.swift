@@ -71,6 +71,16 @@ public final class OpenFile {
     }
 }
 
+/// How often `FileKind.wire`, `settle` and `start` are called for files of a kind.
+public enum LateSteps: Sendable {
+    /// Not at all.
+    case none
+    /// Once, with any of them, for all of them.
+    case together
+    /// For each.
+    case each
+}
+
 /// A kind of open file: dump and restore side by side.
 public protocol FileKind: SendableMetatype {
     /// Whether a file under dump is of this kind.
@@ -94,8 +104,8 @@ public protocol FileKind: SendableMetatype {
     static func part(_ context: DumpContext) throws(Failure)
     /// Reads and checks the kind's own images, before anything is created.
     static func load(_ context: RestoreContext) throws(Failure)
-    /// Whether there is anything to do for its files after `make`.
-    static var hasLateSteps: Bool { get }
+    /// What is to do for its files after `make`.
+    static var lateSteps: LateSteps { get }
     /// Whether an entry of files.img is of this kind.
     static func restores(_ entry: FileEntry) -> Bool
     /// Entries with the same key are made together: the two ends of a pipe.
@@ -143,8 +153,8 @@ extension FileKind {
     }
     /// Nobody.
     public static func owner(_ entry: FileEntry) -> FownEntry? { nil }
-    /// Yes.
-    public static var hasLateSteps: Bool { true }
+    /// `wire`, `settle` and `start` for each.
+    public static var lateSteps: LateSteps { .each }
     /// By itself.
     public static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 { UInt64(entry.id) }
     /// No.

@@ -151,7 +151,25 @@ public final class RestoreContext {
     /// Figures for the stats image.
     public var statistics = Statistics()
     /// Every file of files.img, by id.
-    public var entries: [UInt32: FileEntry] = [:]
+    public private(set) var entries: [UInt32: FileEntry] = [:]
+    /// The ids of each type in files.img, in the order of the image.
+    private var idsByType: [UInt32: [UInt32]] = [:]
+
+    /// Takes in a file of files.img. Returns whether its id was not taken yet.
+    public func add(_ entry: FileEntry) -> Bool {
+        guard entries.updateValue(entry, forKey: entry.id) == nil else { return false }
+        idsByType[entry.type, default: []].append(entry.id)
+        return true
+    }
+
+    /// Makes room for so many files of files.img.
+    public func reserveEntries(_ count: Int) { entries.reserveCapacity(count) }
+
+    /// All files of a type in files.img.
+    public func entries(of type: FdTypes) -> [FileEntry] {
+        (idsByType[UInt32(type.rawValue)] ?? []).compactMap { entries[$0] }
+    }
+
     /// The file descriptions made so far.
     public var files = FileTable()
     /// The tree under restore, parents first, zombies included.
@@ -195,7 +213,9 @@ public final class RestoreContext {
     public func inherits(_ key: String) -> Bool { policy.inherited[key] != nil }
 
     /// Another descriptor of the description that the caller passed for a resource (`--inherit-fd`); nil if none was.
-    public func inherited(_ key: String) throws(Failure) -> Descriptor? {
+    public func inherited(_ key: @autoclosure () -> String) throws(Failure) -> Descriptor? {
+        if policy.inherited.isEmpty { return nil }
+        let key = key()
         guard let number = policy.inherited[key] else { return nil }
         used.insert(key)
         log.info("\(key) is our descriptor \(number)")

@@ -94,6 +94,17 @@ public struct NftablesTransaction: Sendable {
         add(0, creates: true, body)
     }
 
+    /// Whether there is a table of the `inet` family with a name in the network namespace that we are in.
+    public static func has(table: String) -> Bool {
+        var body = NetlinkBytes()
+        body.append(1, text: table)
+        let header: [UInt8] = [1, 0, 0, 0]  // NFPROTO_INET
+        do throws(SystemCallError) {
+            try NetlinkConnection(12).change(10 << 8 | 1, header + body.bytes)  // NFT_MSG_GETTABLE
+            return true
+        } catch { return false }
+    }
+
     /// Deletes the table.
     public mutating func delete() {
         var body = NetlinkBytes()

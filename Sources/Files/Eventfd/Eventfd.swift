@@ -35,7 +35,7 @@ enum Eventfd: FileKind {
         return whole
     }
 
-    static let hasLateSteps = false
+    static let lateSteps = LateSteps.none
 
     static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.eventfd.rawValue) && entry.hasEfd }
 

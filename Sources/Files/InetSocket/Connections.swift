@@ -83,16 +83,13 @@ final class Connections {
         let state: TCPState, stream: [UInt8], more: [BrumateSocketOptionEntry]
     }
 
-    /// How many ends a thread takes at once.
-    private static let share = 16
-
     /// Reads all ends.
     private func readAll(_ defaults: SocketDefaults) throws(Failure) -> [Found] {
         let jobs = ends.map { end in
             (number: end.file.handle.number, place: Place(end), usual: defaults.values(end.kind), inode: end.inode)
         }
         let threads = jobs.count < TCPStream.fewConnections ? 1 : Workers.count
-        let found = try Workers.map(jobs.count, share: Connections.share, threads: threads) { (range) throws(Failure) in
+        let found = try Workers.map(jobs.count, share: TCPStream.share, threads: threads) { (range) throws(Failure) in
             try jobs[range].map { (number, place, usual, inode) throws(Failure) in
                 try inside(place) { () throws(Failure) in
                     let more = SocketOptions.more(number, usual, isConnected: true)
@@ -134,7 +131,7 @@ final class Connections {
         }
         let numbers = ends.map { $0.file.handle.number }
         let failures = Workers.map(
-            numbers.count, share: Connections.share,
+            numbers.count, share: TCPStream.share,
             threads: numbers.count < TCPStream.fewConnections ? 1 : Workers.count
         ) { range in
             numbers[range].map { number in

@@ -270,7 +270,7 @@ enum InetSocket: FileKind {
     }
 
     static func load(_ context: RestoreContext) throws(Failure) {
-        let entries = context.entries.values.filter { restores($0) }.map(\.isk)
+        let entries = context.entries(of: .inetsk).filter { restores($0) }.map(\.isk)
         let restored = Restored.of(context)
         let inventory = try context.images.load(.inventory, as: InventoryEntry.self)
         restored.method = NetworkLockMethod(rawValue: inventory.networkLockMethod) ?? .iptables
@@ -523,13 +523,13 @@ enum InetSocket: FileKind {
         }
     }
 
-    /// Locks the network before the first connection is made, even if the dump's lock is still there: a restore may be
+    /// Locks the network before the first connection is made, unless the dump's lock is still there: a restore may be
     /// elsewhere.
     static func lock(_ context: RestoreContext) throws(Failure) {
         let restored = Restored.of(context)
         guard !restored.connections.isEmpty, !restored.isLocked else { return }
         restored.isLocked = true
-        guard restored.method != .skip else { return }
+        guard restored.method != .skip, !NetworkLock.isHere(restored.method, id: restored.id) else { return }
         try restored.lock.take(.connections(restored.connections), nil, context.log)
     }
 
@@ -574,15 +574,16 @@ enum InetSocket: FileKind {
     /// Switches the repair mode of all connections off.
     private static func letGoOn(_ context: RestoreContext) throws(Failure) {
         var ends: [(number: Int32, reuse: Bool)] = []
-        for entry in context.entries.values where restores(entry) && makesConnection(entry.isk, context) {
+        for entry in context.entries(of: .inetsk) where restores(entry) && makesConnection(entry.isk, context) {
             ends.append((try context.files.number(entry.id), entry.isk.opts.reuseaddr))
         }
-        let dealer = Dealer(ends.count)
         let all = ends
-        try Workers.run(all.count < TCPStream.fewConnections ? 1 : Workers.count) { () throws(Failure) in
-            while let index = dealer.take() {
+        _ = try Workers.map(
+            all.count, share: TCPStream.share, threads: all.count < TCPStream.fewConnections ? 1 : Workers.count
+        ) { (range) throws(Failure) in
+            for (number, reuse) in all[range] {
                 try attempt("let the connection go on") { () throws(SystemCallError) in
-                    try Repair.endWithProbe(all[index].number, reuse: all[index].reuse)
+                    try Repair.endWithProbe(number, reuse: reuse)
                 }
             }
         }

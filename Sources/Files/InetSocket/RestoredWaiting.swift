@@ -67,10 +67,10 @@ final class RestoredWaiting {
         }
         guard !isEmpty else { return }
         let ports = Set(byListener.keys.compactMap { context.entries[$0]?.isk.srcPort })
-        for (id, entry) in context.entries where entry.hasIsk && entry.isk.type == UInt32(InetSocket.stream) {
+        for entry in context.entries(of: .inetsk) where entry.hasIsk && entry.isk.type == UInt32(InetSocket.stream) {
             let ends = try InetSocket.connection(entry.isk).plain
             let isListener = entry.isk.state == TCPState.listening.rawValue && ports.contains(entry.isk.srcPort)
-            if isListener || clients[ends] != nil { concerned.insert(id) }
+            if isListener || clients[ends] != nil { concerned.insert(entry.id) }
         }
     }
 

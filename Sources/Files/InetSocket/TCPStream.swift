@@ -210,11 +210,12 @@ struct TCPStream: Sendable {
         _ wanted: [(inode: UInt32, state: UInt32)], from images: ImageSet
     ) throws(Failure) -> [UInt32: TCPStream] {
         let threads = wanted.count < fewConnections ? 1 : Workers.count
-        let streams = try Workers.map(wanted.count, threads: threads) { (range) throws(Failure) -> TCPStream? in
-            let (inode, state) = wanted[range.lowerBound]
-            let stream = try TCPStream(inode, state: state, from: images)
-            return stream.received.count + stream.unacknowledged.count <= 4096 ? stream : nil
-        }
+        let streams = try Workers.map(wanted.count, share: share, threads: threads) { (range) throws(Failure) in
+            try wanted[range].map { (inode, state) throws(Failure) -> TCPStream? in
+                let stream = try TCPStream(inode, state: state, from: images)
+                return stream.received.count + stream.unacknowledged.count <= 4096 ? stream : nil
+            }
+        }.joined()
         var found: [UInt32: TCPStream] = [:]
         for (stream, (inode, _)) in zip(streams, wanted) { if let stream { found[inode] = stream } }
         return found
@@ -222,6 +223,8 @@ struct TCPStream: Sendable {
 
     /// From so many on, several threads work on them.
     static let fewConnections = 64
+    /// How many a thread takes at once.
+    static let share = 16
 
     /// The number of the first byte that waits to be received.
     private var receiveStart: UInt32 { entry.inqSeq &- (state.receivedFin ? 1 : 0) &- entry.inqLen }

@@ -52,7 +52,7 @@ enum NetlinkSocket: FileKind {
 
     // MARK: restore
 
-    static let hasLateSteps = false
+    static let lateSteps = LateSteps.none
 
     static func restores(_ entry: FileEntry) -> Bool {
         entry.type == UInt32(FdTypes.netlinksk.rawValue) && entry.hasNlsk

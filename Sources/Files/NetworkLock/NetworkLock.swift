@@ -102,6 +102,11 @@ final class NetworkLock {
         self.ruled = nil
     }
 
+    /// Whether the lock that a dump left is here.
+    static func isHere(_ method: NetworkLockMethod, id: String) -> Bool {
+        method == .nftables && NftablesTransaction.has(table: table(of: id))
+    }
+
     /// Takes back the lock that a dump left.
     static func release(_ extent: Extent, _ method: NetworkLockMethod, id: String, _ log: Logger) {
         switch method {

@@ -59,7 +59,7 @@ enum PluginFile: FileKind {
         return request
     }
 
-    static let hasLateSteps = false
+    static let lateSteps = LateSteps.none
 
     static func restores(_ entry: FileEntry) -> Bool {
         entry.type == UInt32(FdTypes.ext.rawValue) && entry.hasExt && entry.ext.hasPlugin
@@ -68,7 +68,7 @@ enum PluginFile: FileKind {
     static func owner(_ entry: FileEntry) -> FownEntry? { entry.ext.fown }
 
     static func load(_ context: RestoreContext) throws(Failure) {
-        for entry in context.entries.values where restores(entry) {
+        for entry in context.entries(of: .ext) where restores(entry) {
             try during(.file(name(entry))) { () throws(Failure) in
                 _ = try context.plugins.plugin(named: String(decoding: entry.ext.plugin, as: UTF8.self))
             }

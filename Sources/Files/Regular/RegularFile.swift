@@ -70,7 +70,7 @@ enum RegularFile: FileKind {
             advice: "Open it and pass --inherit-fd fd[NUMBER]:\(key(entry))")
     }
 
-    static let hasLateSteps = false
+    static let lateSteps = LateSteps.none
 
     static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.reg.rawValue) && entry.hasReg }
 

@@ -44,10 +44,10 @@ final class RestoredRemaps {
             else { continue }
             inodes[Inode(device: entry.dev, inode: entry.ino)] = remap.origID
         }
-        for entry in context.entries.values where entry.hasFifo {
+        for entry in context.entries(of: .fifo) where entry.hasFifo {
             onlyPaths.insert(entry.fifo.hasRegfID ? entry.fifo.regfID : entry.id)
         }
-        for entry in context.entries.values where entry.hasTty && entry.tty.hasRegfID {
+        for entry in context.entries(of: .tty) where entry.hasTty && entry.tty.hasRegfID {
             onlyPaths.insert(entry.tty.regfID)
         }
         for entry in remaps.values where entry.remapType == .linked || !entry.hasRemapType {

@@ -77,7 +77,7 @@ final class TtyRestore {
     /// What must come from outside, before anything is created.
     private func checkOutside(_ context: RestoreContext) throws(Failure) {
         var (masters, slaves): (Set<UInt32>, Set<UInt32>) = ([], [])
-        for entry in context.entries.values where Tty.restores(entry) {
+        for entry in context.entries(of: .tty) where Tty.restores(entry) {
             let info = try info(entry)
             if TtyRestore.isPassed(info, context) { continue }
             guard info.type != .extTty else {

@@ -109,7 +109,7 @@ enum Tun: FileKind {
 
     // MARK: restore
 
-    static let hasLateSteps = false
+    static let lateSteps = LateSteps.none
 
     static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.tunf.rawValue) && entry.hasTunf }
 

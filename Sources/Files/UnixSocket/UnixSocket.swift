@@ -358,6 +358,8 @@ enum UnixSocket: FileKind {
     /// All are made together: connections are made through listeners.
     static func group(_ entry: FileEntry, _ context: RestoreContext) -> UInt64 { 0 }
 
+    static let lateSteps = LateSteps.together
+
     /// The kernel notes who makes a pair, listens and connects.
     static func comesAfterTasks(_ entry: FileEntry) -> Bool { true }
 

@@ -13,10 +13,10 @@ internal import SystemPackage
 /// sockets that sent, before anything is connected that would receive from one sender only.
 final class UnixSocketMaking {
     private let context: RestoreContext
-    private let all: [FileEntry]
-    private var byInode: [UInt32: FileEntry] = [:]
+    private let all: [Member]
+    private var byInode: [UInt32: Member] = [:]
     /// What is ours to make, by id: neither outside nor passed by the caller.
-    private var mine: [FileEntry] = []
+    private var mine: [Member] = []
     private let witnesses: Witnesses
     private let others = UnixDiagnoses()
     /// The other ends: of members by their ids, or our own, which are closed in the end.
@@ -24,16 +24,20 @@ final class UnixSocketMaking {
     private var temporary: [UInt32: Int32] = [:]
     /// Members whose name is not theirs to bind.
     private var accepted: Set<UInt32> = []
-    /// What new sockets have, by type.
-    private var fresh: [UInt32: SocketOptions.Fresh] = [:]
     /// Connections to the outside that could be made anew.
     private var reconnected: Set<UInt32> = []
 
-    init(_ members: [FileEntry], _ context: RestoreContext) {
+    init(_ entries: [FileEntry], _ context: RestoreContext) {
         self.context = context
-        all = members.map { (id: $0.id, member: $0) }.sorted { $0.id < $1.id }.map(\.member)
+        all = entries.map { Member(id: $0.id, usk: $0.usk) }.sorted { $0.id < $1.id }
         witnesses = Witnesses(context)
-        for member in members { byInode[member.usk.ino] = member }
+        byInode.reserveCapacity(all.count)
+        for member in all { byInode[member.usk.ino] = member }
+    }
+
+    /// A socket of files.img.
+    private struct Member {
+        let id: UInt32, usk: UnixSkEntry
     }
 
     /// Files that were made, to be removed if the restore fails.
@@ -50,7 +54,7 @@ final class UnixSocketMaking {
 
     private static func key(_ entry: UnixSkEntry) -> String { "socket:[\(entry.ino)]" }
 
-    private func naming<R>(_ member: FileEntry, _ body: () throws(Failure) -> R) throws(Failure) -> R {
+    private func naming<R>(_ member: Member, _ body: () throws(Failure) -> R) throws(Failure) -> R {
         try during(.file("UNIX socket \(member.usk.ino)"), body)
     }
 
@@ -58,12 +62,12 @@ final class UnixSocketMaking {
 
     /// A connection of two members through a listener.
     private struct Joint {
-        let client: FileEntry, accepted: FileEntry
+        let client: Member, accepted: Member
     }
 
     /// A pair, of which one end may be ours to close.
     private struct Pair {
-        let one: FileEntry, two: FileEntry?
+        let one: Member, two: Member?
 
         var who: SkCredEntry? {
             one.usk.hasPeerCred ? one.usk.peerCred : (two?.usk.hasPeerCred ?? false) ? two?.usk.peerCred : nil
@@ -113,17 +117,17 @@ final class UnixSocketMaking {
     }
 
     /// Decides how each member is made. Joints are by the name of the accepted end.
-    private func sort() throws(Failure) -> ([FileEntry], [Pair], [[UInt8]: [Joint]]) {
+    private func sort() throws(Failure) -> ([Member], [Pair], [[UInt8]: [Joint]]) {
         let own = Set(mine.map(\.id))
         let listeners = Set(
             mine.filter { $0.usk.state == UnixSocket.listening }.map { [UInt8($0.usk.type)] + Array($0.usk.name) })
         var uses: [[UInt8]: Int] = [:]
         for member in mine where !member.usk.name.isEmpty { uses[Array(member.usk.name), default: 0] += 1 }
-        var singles: [FileEntry] = []
+        var singles: [Member] = []
         var pairs: [Pair] = []
         var joints: [[UInt8]: [Joint]] = [:]
         var done: Set<UInt32> = []
-        func isAccepted(_ member: FileEntry) throws(Failure) -> Bool {
+        func isAccepted(_ member: Member) throws(Failure) -> Bool {
             let name = Array(member.usk.name)
             if name.isEmpty { return false }
             if listeners.contains([UInt8(member.usk.type)] + name) || uses[name] ?? 0 > 1 { return true }
@@ -191,7 +195,7 @@ final class UnixSocketMaking {
     }
 
     /// Whether it was connected to a listener outside of the tree.
-    private func isOutside(_ member: FileEntry) -> Bool {
+    private func isOutside(_ member: Member) -> Bool {
         member.usk.type != UnixSocket.datagram && member.usk.peer != 0
             && byInode[member.usk.peer].map { $0.usk.uflags & UnixSocket.external != 0 } ?? false
     }
@@ -202,7 +206,7 @@ final class UnixSocketMaking {
         }
     }
 
-    private func makeSingle(_ member: FileEntry) throws(Failure) {
+    private func makeSingle(_ member: Member) throws(Failure) {
         let made = try UnixSocketMaking.create(member.usk.type)
         if isOutside(member), let outside = byInode[member.usk.peer] {
             if !member.usk.name.isEmpty {
@@ -261,9 +265,10 @@ final class UnixSocketMaking {
             let some = rest.prefix(most)
             rest = rest.dropFirst(some.count)
             var batch = Batch()
-            for (here, there) in fetched {
-                batch.add(.close, .value(Int(here)), doing: "close a socket")
-                batch.add(.close, .value(Int(there)), doing: "close a socket")
+            for range in UnixSocketMaking.stretches(fetched.flatMap { [$0.here, $0.there] }) {
+                batch.add(
+                    .close_range, .value(Int(range.lowerBound)), .value(Int(range.upperBound)), .value(0),
+                    doing: "close sockets")
             }
             if !some.isEmpty { Witnesses.assume(who, &batch) }
             let rooms = some.map { _ in
@@ -286,6 +291,19 @@ final class UnixSocketMaking {
         }
     }
 
+    /// Numbers in their order, neighbours together.
+    private static func stretches(_ numbers: [Int32]) -> [ClosedRange<Int32>] {
+        var found: [ClosedRange<Int32>] = []
+        for number in numbers.sorted() {
+            if let last = found.last, last.upperBound + 1 == number {
+                found[found.count - 1] = last.lowerBound...number
+            } else {
+                found.append(number...number)
+            }
+        }
+        return found
+    }
+
     /// Pairs that a witness makes in one batch. The two before are still open in it, and its limit on open files is ours.
     private static let mostPairs = max(1, min(500, Descriptor.limit() / 8))
 
@@ -300,7 +318,7 @@ final class UnixSocketMaking {
         try context.files.add(pair.one.id, here)
     }
 
-    private func listen(_ listeners: [FileEntry]) throws(Failure) {
+    private func listen(_ listeners: [Member]) throws(Failure) {
         for listener in listeners {
             try naming(listener) { () throws(Failure) in
                 try listen(
@@ -481,7 +499,7 @@ final class UnixSocketMaking {
         for member in mine where member.usk.type == UnixSocket.datagram && member.usk.peer != 0 {
             try naming(member) { () throws(Failure) in try connectDatagrams(member) }
         }
-        for member in mine { try naming(member) { () throws(Failure) in try end(member) } }
+        try endAll()
         for member in mine where !member.usk.name.isEmpty && !accepted.contains(member.id) {
             try naming(member) { () throws(Failure) in
                 try SocketName(member.usk).open(try context.files.number(member.id))
@@ -490,7 +508,7 @@ final class UnixSocketMaking {
         try witnesses.dismiss()
     }
 
-    private func fill(_ member: FileEntry, _ queue: [QueuedPacket], _ posting: Posting) throws(Failure) {
+    private func fill(_ member: Member, _ queue: [QueuedPacket], _ posting: Posting) throws(Failure) {
         let socket = member.usk
         if let mate = mates[member.id] {
             try posting.makeRoom(in: mate, for: queue)
@@ -518,7 +536,7 @@ final class UnixSocketMaking {
     }
 
     private func connectWaiting(
-        on listener: FileEntry, _ packets: [QueuedPacket], _ posting: Posting
+        on listener: Member, _ packets: [QueuedPacket], _ posting: Posting
     ) throws(Failure) {
         var waiting = listener.usk.waiting
         let listed = Set(waiting)
@@ -559,7 +577,7 @@ final class UnixSocketMaking {
         }
     }
 
-    private func connectDatagrams(_ member: FileEntry) throws(Failure) {
+    private func connectDatagrams(_ member: Member) throws(Failure) {
         let socket = member.usk
         let number = try context.files.number(member.id)
         guard let peer = byInode[socket.peer] else { return }
@@ -589,11 +607,43 @@ final class UnixSocketMaking {
         try connect([number], to: way.address, door: nil, as: nil)
     }
 
+    /// From how many sockets on, and how many a thread takes at once.
+    private static let manyEnds = 512, share = 128
+
     /// What would get in the way earlier: half-closing, owners, options and flags.
-    private func end(_ member: FileEntry) throws(Failure) {
+    private func endAll() throws(Failure) {
+        for member in mine { try naming(member) { () throws(Failure) in try disconnect(member) } }
+        var jobs: [(entry: UnixSkEntry, number: Int32)] = []
+        jobs.reserveCapacity(mine.count)
+        var fresh: [UInt32: SocketOptions.Fresh] = [:]
+        for member in mine {
+            let (entry, number) = (member.usk, try context.files.number(member.id))
+            jobs.append((entry, number))
+            // All new sockets of a type are the same.
+            guard fresh[entry.type] == nil else { continue }
+            fresh[entry.type] = try attempt("read the socket's options") { () throws(SystemCallError) in
+                try SocketOptions.Fresh(number)
+            }
+        }
+        let (all, options) = (jobs, fresh)
+        _ = try Workers.map(
+            all.count, share: UnixSocketMaking.share,
+            threads: all.count < UnixSocketMaking.manyEnds ? 1 : Workers.count
+        ) { (range) throws(Failure) in
+            for (entry, number) in all[range] {
+                try during(.file("UNIX socket \(entry.ino)")) { () throws(Failure) in
+                    try UnixSocketMaking.end(entry, number, over: options[entry.type])
+                }
+            }
+        }
+    }
+
+    private func disconnect(_ member: Member) throws(Failure) {
+        let mate = temporary.removeValue(forKey: member.id)
         let socket = member.usk
+        guard mate != nil || socket.peer == 0 else { return }
         let number = try context.files.number(member.id)
-        if let mate = temporary.removeValue(forKey: member.id) {
+        if let mate {
             try attempt("close the other end") { () throws(SystemCallError) in
                 if socket.reset {
                     // An end that is closed with something unread tells the other so.
@@ -604,7 +654,7 @@ final class UnixSocketMaking {
                 }
                 try systemCall(.close, Int(mate))
             }
-        } else if socket.peer == 0, mates[member.id] != nil, socket.type == UnixSocket.datagram {
+        } else if mates[member.id] != nil, socket.type == UnixSocket.datagram {
             try attempt("disconnect it") { () throws(SystemCallError) in
                 var unspecified: [UInt8] = [0, 0]
                 _ = try unspecified.withAddress { (address, count) throws(SystemCallError) in
@@ -612,13 +662,11 @@ final class UnixSocketMaking {
                 }
             }
         }
-        // All new sockets of a type are the same.
-        if fresh[socket.type] == nil {
-            fresh[socket.type] = try attempt("read the socket's options") { () throws(SystemCallError) in
-                try SocketOptions.Fresh(number)
-            }
-        }
-        try SocketOptions.restore(socket.opts, on: number, over: fresh[socket.type])
+    }
+
+    /// Touches no other socket, so any thread may do it.
+    private static func end(_ socket: UnixSkEntry, _ number: Int32, over fresh: SocketOptions.Fresh?) throws(Failure) {
+        try SocketOptions.restore(socket.opts, on: number, over: fresh)
         try attempt("set its state") { () throws(SystemCallError) in
             if socket.hasInode || (!socket.name.isEmpty && socket.name.first != 0) {
                 let mode = socket.hasInode ? Int(socket.inode.mode & 0o7777) : 0o777
@@ -630,7 +678,10 @@ final class UnixSocketMaking {
                     try systemCall(.shutdown, Int(number), socket.shutdown.rawValue - 1)
                 } catch { if error.errno != .ENOTCONN { throw error } }
             }
-            try setStatusFlags(number, socket.flags)
+            if socket.flags != UnixSocketMaking.freshFlags { try setStatusFlags(number, socket.flags) }
         }
     }
+
+    /// O_RDWR, which is all that a new socket has.
+    private static let freshFlags: UInt32 = 2
 }
