@@ -361,6 +361,14 @@ enum InetSocket: FileKind {
         restored.streams = [:]
         let dealer = Dealer(members.count)
         let made = Mutex<[(id: UInt32, number: Int32)]>([])
+        var usual: [UInt32: InternetOptions.Defaults] = [:]
+        for family in Set(members.map(\.entry.family)) {
+            let kind = SocketKind(family: Int32(truncatingIfNeeded: family), type: stream, code: tcp)
+            usual[family] = try attempt("create a socket") { () throws(SystemCallError) in
+                try InternetOptions.Defaults(kind)
+            }
+        }
+        let defaults = usual
         Descriptor.makeRoom(for: members.count + Workers.count)
         let outcome = Result { () throws(Failure) in
             try Workers.run(members.count < TCPStream.fewConnections ? 1 : Workers.count) { () throws(Failure) in
@@ -372,8 +380,11 @@ enum InetSocket: FileKind {
                             if let known { known } else {
                                 try TCPStream(entry.ino, state: entry.state, from: images)
                             }
-                        let made = try make(entry, sharesPort: false, closes: false) { (ends, number) throws(Failure) in
-                            try stream.restore(ends, on: number)
+                        let made = try make(
+                            entry, sharesPort: false, closes: false,
+                            over: stream.fillsQueues ? nil : defaults[entry.family]
+                        ) { (ends, number) throws(Failure) in
+                            try stream.restore(ends, on: number, hasHeaders: SegmentSize.hasHeaders(entry.opts))
                             return true
                         }
                         return made.release()
@@ -427,10 +438,11 @@ enum InetSocket: FileKind {
     /// Makes a socket, which may be done in any thread.
     ///
     /// - Parameters:
+    ///   - defaults: what it has until its options are set, as far as that is known.
     ///   - connect: connects it, if it is to be; else it gets its address here. Returns whether it did.
     ///   - fill: brings what waits in it.
     private static func make(
-        _ entry: InetSkEntry, sharesPort: Bool, closes: Bool,
+        _ entry: InetSkEntry, sharesPort: Bool, closes: Bool, over defaults: InternetOptions.Defaults? = nil,
         connect: (Connection, Int32) throws(Failure) -> Bool, fill: (Int32) throws(Failure) -> Void = { _ in }
     ) throws(Failure) -> Descriptor {
         let kind = kind(entry)
@@ -448,15 +460,25 @@ enum InetSocket: FileKind {
         try InternetOptions.prepare(entry, kind, number)
         let ends = try connection(entry, number)
         if try !connect(ends, number) { try address(entry, kind, ends, number, closes: closes) }
-        try InternetOptions.complete(entry, kind, number)
+        try InternetOptions.complete(entry, kind, number, over: defaults)
         var options = entry.opts
         options.reuseaddr = true
-        try SocketOptions.restore(options, on: number)
+        let fresh = try defaults.map { (defaults) throws(Failure) in
+            try attempt("read the socket's options") { () throws(SystemCallError) in
+                try SocketOptions.Fresh(number, like: defaults.general)
+            }
+        }
+        try SocketOptions.restore(options, on: number, over: fresh)
         try fill(number)
         try SocketOptions.completeNetwork(entry.opts, on: number, kind)
         try Memberships.restore(entry.memberships, on: number)
         try halfClose(entry, kind, number, closes: closes)
-        try attempt("set the socket's flags") { () throws(SystemCallError) in try setStatusFlags(number, entry.flags) }
+        // O_RDWR is all that a new socket has.
+        if defaults == nil || entry.flags != 2 {
+            try attempt("set the socket's flags") { () throws(SystemCallError) in
+                try setStatusFlags(number, entry.flags)
+            }
+        }
         return made
     }
 

@@ -76,6 +76,24 @@ enum InternetOptions {
 
     // MARK: restore
 
+    /// What new sockets of a kind have.
+    struct Defaults: Sendable {
+        let general: SocketOptions.Fresh
+        /// `IP_TTL` of IPv4; `TCP_KEEPIDLE`, `TCP_KEEPINTVL`, `TCP_KEEPCNT` of streams.
+        let hops: Int32?, idle: Int32?, interval: Int32?, count: Int32?
+
+        init(_ kind: SocketKind) throws(SystemCallError) {
+            let made = try kind.make()
+            let number = made.number
+            general = try SocketOptions.Fresh(number)
+            hops = kind.family == 2 ? try socketOption(number, level: internet, 2) : nil
+            let isStream = kind.code == InetSocket.tcp
+            idle = isStream ? try socketOption(number, level: tcp, 4) : nil
+            interval = isStream ? try socketOption(number, level: tcp, 5) : nil
+            count = isStream ? try socketOption(number, level: tcp, 6) : nil
+        }
+    }
+
     /// What has to be set before the socket gets its address.
     static func prepare(_ entry: InetSkEntry, _ kind: SocketKind, _ number: Int32) throws(Failure) {
         guard entry.ipOpts.freebind else { return }
@@ -103,7 +121,11 @@ enum InternetOptions {
     }
 
     /// What is set once the socket has its state.
-    static func complete(_ entry: InetSkEntry, _ kind: SocketKind, _ number: Int32) throws(Failure) {
+    ///
+    /// - Parameter defaults: what it has, where that is known.
+    static func complete(
+        _ entry: InetSkEntry, _ kind: SocketKind, _ number: Int32, over defaults: Defaults?
+    ) throws(Failure) {
         let options = entry.ipOpts
         try attempt("set the socket's options") { () throws(SystemCallError) in
             if kind.family == 10 {
@@ -112,7 +134,8 @@ enum InternetOptions {
                 if options.pktinfo { try setSocketOption(number, level: internet, 8, 1) }
                 if options.hasTos { try setSocketOption(number, level: internet, 1, Int32(bitPattern: options.tos)) }
                 if options.hasTtl {
-                    let hops = try socketOption(number, level: internet, 2)
+                    let known = defaults?.hops
+                    let hops = if let known { known } else { try socketOption(number, level: internet, 2) }
                     if Int64(options.ttl) != Int64(hops) {
                         try setSocketOption(number, level: internet, 2, Int32(bitPattern: options.ttl))
                     }
@@ -125,12 +148,12 @@ enum InternetOptions {
                 try setSocketOption(number, level: tcp, option, 1)
             }
             // In images of older versions these are among the general options.
-            for (option, value) in [
-                (4, stream.hasKeepidle ? stream.keepidle : old.tcpKeepidle),
-                (5, stream.hasKeepintvl ? stream.keepintvl : old.tcpKeepintvl),
-                (6, stream.hasKeepcnt ? stream.keepcnt : old.tcpKeepcnt),
+            for (option, value, known) in [
+                (4, stream.hasKeepidle ? stream.keepidle : old.tcpKeepidle, defaults?.idle),
+                (5, stream.hasKeepintvl ? stream.keepintvl : old.tcpKeepintvl, defaults?.interval),
+                (6, stream.hasKeepcnt ? stream.keepcnt : old.tcpKeepcnt, defaults?.count),
             ] where value != 0 {
-                let now = try socketOption(number, level: tcp, option)
+                let now = if let known { known } else { try socketOption(number, level: tcp, option) }
                 if Int64(now) != Int64(value) {
                     try setSocketOption(number, level: tcp, option, Int32(bitPattern: value))
                 }

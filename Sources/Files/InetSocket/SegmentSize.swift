@@ -1,4 +1,5 @@
 internal import Diagnostics
+internal import ImageMessages
 internal import Linux
 
 /// How much of a connection's data goes into one packet.
@@ -12,20 +13,29 @@ enum SegmentSize {
     private static let internet = 0, sixth = 41
 
     /// Makes the kernel compute the size from what the peers agreed on and the largest window so far.
-    static func recompute(_ connection: Connection, _ socket: Int32) throws(Failure) {
+    ///
+    /// - Parameter hasHeaders: IP options or extension headers are set on the socket, and have to be again.
+    static func recompute(_ connection: Connection, _ socket: Int32, hasHeaders: Bool) throws(Failure) {
         try attempt("set how large the connection's segments are") { () throws(SystemCallError) in
             guard connection.there.plain.family == 10 else {
-                let set = SegmentSize.value(socket, internet, 4)  // IP_OPTIONS
+                let set = hasHeaders ? SegmentSize.value(socket, internet, 4) : []  // IP_OPTIONS
                 return try SegmentSize.set(socket, internet, 4, set)
             }
             // IPV6_HOPOPTS, IPV6_RTHDRDSTOPTS, IPV6_RTHDR, IPV6_DSTOPTS
-            for option in [54, 55, 57, 59] {
+            for option in hasHeaders ? [54, 55, 57, 59] : [] {
                 let set = SegmentSize.value(socket, sixth, option)
                 if !set.isEmpty { return try SegmentSize.set(socket, sixth, option, set) }
             }
             // IPV6_2292PKTOPTIONS: a list of nothing, and no list again.
             try SegmentSize.set(socket, sixth, 6, [0])
             try SegmentSize.set(socket, sixth, 6, [])
+        }
+    }
+
+    /// Whether an image has options for a socket's headers.
+    static func hasHeaders(_ options: SkOptsEntry) -> Bool {
+        options.more.contains {
+            ($0.level == internet && $0.number == 4) || ($0.level == sixth && 54...59 ~= $0.number)
         }
     }
 

@@ -233,10 +233,15 @@ struct TCPStream: Sendable {
         entry.outqSeq &- (state.sentFin ? 1 : 0) &- entry.outqLen &- (state == .synSent ? 1 : 0)
     }
 
+    /// Whether something is put into the queues at the restore, for which the buffers' sizes and the flags are changed.
+    var fillsQueues: Bool { !received.isEmpty || !unacknowledged.isEmpty || state == .synSent }
+
     /// Makes a new socket this connection. It stays in repair mode.
-    func restore(_ connection: Connection, on socket: Int32) throws(Failure) {
+    ///
+    /// - Parameter hasHeaders: IP options or extension headers are set on the socket.
+    func restore(_ connection: Connection, on socket: Int32, hasHeaders: Bool) throws(Failure) {
         try attempt("make room for the queues") { () throws(SystemCallError) in
-            if !received.isEmpty || !unacknowledged.isEmpty || state == .synSent {
+            if fillsQueues {
                 // SO_SNDBUFFORCE, SO_RCVBUFFORCE; the real sizes come later.
                 try setSocketOption(socket, 32, Int32.max / 2)
                 try setSocketOption(socket, 33, Int32.max / 2)
@@ -256,14 +261,15 @@ struct TCPStream: Sendable {
         try connect(connection, socket)
         guard state != .synSent else { return }
         try restoreOptions(socket)
-        try SegmentSize.recompute(connection, socket)
+        // A segment is at most half of the peer's largest window, which is known at the end.
+        let isLater = entry.maxWindow / 2 < entry.mssClamp
+        if fillsQueues || !isLater { try SegmentSize.recompute(connection, socket, hasHeaders: hasHeaders) }
         try send(received, Repair.receiveQueue, socket)
         let sent = unacknowledged.count - Int(entry.unsqLen)
         try send(Array(unacknowledged[..<sent]), Repair.sendQueue, socket)
         try sendUnsent(Array(unacknowledged[sent...]), socket)
         try restoreWindow(socket)
-        // A segment is at most half of the peer's largest window.
-        if entry.maxWindow / 2 < entry.mssClamp { try SegmentSize.recompute(connection, socket) }
+        if isLater { try SegmentSize.recompute(connection, socket, hasHeaders: hasHeaders) }
         try restoreEnds(connection, socket)
     }
 

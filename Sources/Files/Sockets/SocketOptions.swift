@@ -163,13 +163,19 @@ enum SocketOptions {
     }
 
     /// What a socket has that nobody has set anything of yet.
-    struct Fresh {
+    struct Fresh: Sendable {
         let sending: Int32, receiving: Int32, bufferLock: Int32?, priority: Int32
 
         init(_ number: Int32) throws(SystemCallError) {
             (sending, receiving) = (try socketOption(number, 7), try socketOption(number, 8))
             bufferLock = try? socketOption(number, 72)
             priority = try socketOption(number, 12)
+        }
+
+        /// One that is like another, but for the sizes of its buffers, which grow when it is connected.
+        init(_ number: Int32, like other: Fresh) throws(SystemCallError) {
+            (sending, receiving) = (try socketOption(number, 7), try socketOption(number, 8))
+            (bufferLock, priority) = (other.bufferLock, other.priority)
         }
     }
 
@@ -180,18 +186,17 @@ enum SocketOptions {
         try attempt("set the socket's options") { () throws(SystemCallError) in
             let fresh = if let fresh { fresh } else { try Fresh(number) }
             // The kernel doubles what it is given. The FORCE forms go past the system's limits.
-            // Setting a buffer's size sets its lock too.
+            // Setting a buffer's size sets its lock too: SOCK_SNDBUF_LOCK 1, SOCK_RCVBUF_LOCK 2.
             var lock: Int32? = fresh.bufferLock
             if Int64(entry.soSndbuf) != Int64(fresh.sending) {
-                lock = nil
+                lock = lock.map { $0 | 1 }
                 try setSocketOption(number, 32, Int32(clamping: entry.soSndbuf / 2))
             }
             if Int64(entry.soRcvbuf) != Int64(fresh.receiving) {
-                lock = nil
+                lock = lock.map { $0 | 2 }
                 try setSocketOption(number, 33, Int32(clamping: entry.soRcvbuf / 2))
             }
-            if lock == nil { lock = try? socketOption(number, 72) }
-            if entry.hasSoBufLock, lock.map({ Int64($0) }) != Int64(entry.soBufLock) {
+            if entry.hasSoBufLock, let lock, Int64(lock) != Int64(entry.soBufLock) {
                 try setSocketOption(number, 72, Int32(clamping: entry.soBufLock))
             }
             for (option, seconds, micros) in [
