@@ -145,6 +145,8 @@ struct `A real program goes on under load` {
                 if 'rdb_last_bgsave_status:ok' not in c.ask('INFO', 'persistence'): return 'the save failed'
                 if asked < 4: save(); return
                 put(9, 1); wait('the clients', lambda: all(get(i + 4) for i in range(4)) or problems)
+                # While the disk is slow it answers up to two seconds before it writes.
+                wait('the file', lambda: 'aof_buffer_length:0\\r' in c.ask('INFO', 'persistence'))
                 redis.kill(); redis.wait()
                 # What it wrote before and after is one append-only file.
                 redis = server(); c = Client()
