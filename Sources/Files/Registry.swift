@@ -4,7 +4,8 @@ internal import Kinds
 let fileKinds: [any FileKind.Type] = [
     Refused.self, Pipe.self, Memfd.self, Eventfd.self, Signalfd.self, Timerfd.self, Pidfd.self, Inotify.self,
     Fanotify.self, BPFMap.self, IoUring.self, MessageQueue.self, NamespaceFile.self, InetSocket.self,
-    PacketSocket.self, NetlinkSocket.self, UnixSocket.self, Fifo.self, Tty.self, Tun.self, Userfault.self,
+    PacketSocket.self, NetlinkSocket.self, VsockSocket.self, UnixSocket.self, Fifo.self, Tty.self, Tun.self,
+    Userfault.self,
     RegularFile.self, PluginFile.self, ExternalFile.self, Epoll.self,
 ]
 

@@ -46,4 +46,6 @@ extension FileEntry {
     public var hasMessageQueue: Bool { if case .messageQueue = kind { true } else { false } }
     /// Whether it is `userfault`.
     public var hasUserfault: Bool { if case .userfault = kind { true } else { false } }
+    /// Whether it is `vsk`.
+    public var hasVsk: Bool { if case .vsk = kind { true } else { false } }
 }

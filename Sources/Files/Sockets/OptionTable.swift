@@ -33,6 +33,12 @@ struct SocketOption: Sendable {
         .init(1, 74, "SO_TXREHASH"), .init(1, 75, "SO_RCVMARK"), .init(1, 82, "SO_RCVPRIORITY"),
     ]
 
+    /// The limits before what they limit.
+    private static let virtual: [SocketOption] = [
+        .init(40, 2, "SO_VM_SOCKETS_BUFFER_MAX_SIZE", size: 8), .init(40, 1, "SO_VM_SOCKETS_BUFFER_MIN_SIZE", size: 8),
+        .init(40, 0, "SO_VM_SOCKETS_BUFFER_SIZE", size: 8), .init(40, 8, "SO_VM_SOCKETS_CONNECT_TIMEOUT", size: 16),
+    ]
+
     private static let internet: [SocketOption] = [
         .init(0, 4, "IP_OPTIONS", size: 40), .init(0, 10, "IP_MTU_DISCOVER"), .init(0, 11, "IP_RECVERR"),
         .init(0, 19, "IP_TRANSPARENT"), .init(0, 21, "IP_MINTTL"), .init(0, 24, "IP_BIND_ADDRESS_NO_PORT"),
@@ -114,6 +120,7 @@ struct SocketOption: Sendable {
             return common + fourth + sixth + fitting(sixthPackets) + (isStream ? tcp : protocolOptions(kind))
         case 16: return common + netlink
         case 17: return common + packet
+        case 40: return common + virtual
         default: return common
         }
     }

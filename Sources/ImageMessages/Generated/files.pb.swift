@@ -53,10 +53,11 @@ public nonisolated enum FdTypes: Int, SwiftProtobuf.Enum, Swift.CaseIterable {
   case bpfmap = 19
   case pidfd = 20
 
-  /// Ours: CRIU has no io_uring and no POSIX message queues.
+  /// Ours: CRIU has no io_uring, no POSIX message queues, no userfaultfd and no vsock.
   case ioUring = 1010
   case messageQueue = 1011
   case userfault = 1015
+  case vsocksk = 1016
   case ctlTty = 65534
   case autofsPipe = 65535
 
@@ -1039,6 +1040,14 @@ public nonisolated struct FileEntry: @unchecked Sendable {
     set {_uniqueStorage()._kind = .userfault(newValue)}
   }
 
+  public var vsk: VsockSkEntry {
+    get {
+      if case .vsk(let v)? = _storage._kind {return v}
+      return VsockSkEntry()
+    }
+    set {_uniqueStorage()._kind = .vsk(newValue)}
+  }
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public nonisolated enum OneOf_Kind: Equatable, Sendable {
@@ -1065,6 +1074,7 @@ public nonisolated struct FileEntry: @unchecked Sendable {
     case ioUring(IoUringEntry)
     case messageQueue(MessageQueueFileEntry)
     case userfault(UserfaultEntry)
+    case vsk(VsockSkEntry)
 
     fileprivate var isInitialized: Bool {
       // The use of inline closures is to circumvent an issue where the compiler
@@ -1161,6 +1171,10 @@ public nonisolated struct FileEntry: @unchecked Sendable {
       }()
       case .userfault: return {
         guard case .userfault(let v) = self else { preconditionFailure() }
+        return v.isInitialized
+      }()
+      case .vsk: return {
+        guard case .vsk(let v) = self else { preconditionFailure() }
         return v.isInitialized
       }()
       }
@@ -5499,6 +5513,119 @@ public nonisolated struct NetlinkSkEntry: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
+/// A vsock socket without a connection, ours.
+public nonisolated struct VsockSkEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var id: UInt32 {
+    get {_id ?? 0}
+    set {_id = newValue}
+  }
+  /// Returns true if `id` has been explicitly set.
+  public var hasID: Bool {self._id != nil}
+  /// Clears the value of `id`. Subsequent reads from it will return its default value.
+  public mutating func clearID() {self._id = nil}
+
+  public var ino: UInt32 {
+    get {_ino ?? 0}
+    set {_ino = newValue}
+  }
+  /// Returns true if `ino` has been explicitly set.
+  public var hasIno: Bool {self._ino != nil}
+  /// Clears the value of `ino`. Subsequent reads from it will return its default value.
+  public mutating func clearIno() {self._ino = nil}
+
+  public var type: UInt32 {
+    get {_type ?? 0}
+    set {_type = newValue}
+  }
+  /// Returns true if `type` has been explicitly set.
+  public var hasType: Bool {self._type != nil}
+  /// Clears the value of `type`. Subsequent reads from it will return its default value.
+  public mutating func clearType() {self._type = nil}
+
+  public var flags: UInt32 {
+    get {_flags ?? 0}
+    set {_flags = newValue}
+  }
+  /// Returns true if `flags` has been explicitly set.
+  public var hasFlags: Bool {self._flags != nil}
+  /// Clears the value of `flags`. Subsequent reads from it will return its default value.
+  public mutating func clearFlags() {self._flags = nil}
+
+  /// All ones: any, and not bound.
+  public var cid: UInt32 {
+    get {_cid ?? 0}
+    set {_cid = newValue}
+  }
+  /// Returns true if `cid` has been explicitly set.
+  public var hasCid: Bool {self._cid != nil}
+  /// Clears the value of `cid`. Subsequent reads from it will return its default value.
+  public mutating func clearCid() {self._cid = nil}
+
+  public var port: UInt32 {
+    get {_port ?? 0}
+    set {_port = newValue}
+  }
+  /// Returns true if `port` has been explicitly set.
+  public var hasPort: Bool {self._port != nil}
+  /// Clears the value of `port`. Subsequent reads from it will return its default value.
+  public mutating func clearPort() {self._port = nil}
+
+  public var listens: Bool {
+    get {_listens ?? false}
+    set {_listens = newValue}
+  }
+  /// Returns true if `listens` has been explicitly set.
+  public var hasListens: Bool {self._listens != nil}
+  /// Clears the value of `listens`. Subsequent reads from it will return its default value.
+  public mutating func clearListens() {self._listens = nil}
+
+  public var fown: FownEntry {
+    get {_fown ?? FownEntry()}
+    set {_fown = newValue}
+  }
+  /// Returns true if `fown` has been explicitly set.
+  public var hasFown: Bool {self._fown != nil}
+  /// Clears the value of `fown`. Subsequent reads from it will return its default value.
+  public mutating func clearFown() {self._fown = nil}
+
+  public var opts: SkOptsEntry {
+    get {_opts ?? SkOptsEntry()}
+    set {_opts = newValue}
+  }
+  /// Returns true if `opts` has been explicitly set.
+  public var hasOpts: Bool {self._opts != nil}
+  /// Clears the value of `opts`. Subsequent reads from it will return its default value.
+  public mutating func clearOpts() {self._opts = nil}
+
+  public var nsID: UInt32 {
+    get {_nsID ?? 0}
+    set {_nsID = newValue}
+  }
+  /// Returns true if `nsID` has been explicitly set.
+  public var hasNsID: Bool {self._nsID != nil}
+  /// Clears the value of `nsID`. Subsequent reads from it will return its default value.
+  public mutating func clearNsID() {self._nsID = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _id: UInt32? = nil
+  fileprivate var _ino: UInt32? = nil
+  fileprivate var _type: UInt32? = nil
+  fileprivate var _flags: UInt32? = nil
+  fileprivate var _cid: UInt32? = nil
+  fileprivate var _port: UInt32? = nil
+  fileprivate var _listens: Bool? = nil
+  fileprivate var _fown: FownEntry? = nil
+  fileprivate var _opts: SkOptsEntry? = nil
+  fileprivate var _nsID: UInt32? = nil
+}
+
 public nonisolated struct SkOptsEntry: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
@@ -6607,7 +6734,7 @@ public nonisolated struct BrumateDatagramEntry: Sendable {
 // MARK: - Code below here is support for the SwiftProtobuf runtime.
 
 nonisolated extension FdTypes: SwiftProtobuf._ProtoNameProviding {
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0UND\0\u{1}REG\0\u{1}PIPE\0\u{1}FIFO\0\u{1}INETSK\0\u{1}UNIXSK\0\u{1}EVENTFD\0\u{1}EVENTPOLL\0\u{1}INOTIFY\0\u{1}SIGNALFD\0\u{1}PACKETSK\0\u{1}TTY\0\u{1}FANOTIFY\0\u{1}NETLINKSK\0\u{1}NS\0\u{1}TUNF\0\u{1}EXT\0\u{1}TIMERFD\0\u{1}MEMFD\0\u{1}BPFMAP\0\u{1}PIDFD\0\u{2}^\u{f}IO_URING\0\u{1}MESSAGE_QUEUE\0\u{2}\u{4}USERFAULT\0\u{2}Gp\u{f}CTL_TTY\0\u{1}AUTOFS_PIPE\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0UND\0\u{1}REG\0\u{1}PIPE\0\u{1}FIFO\0\u{1}INETSK\0\u{1}UNIXSK\0\u{1}EVENTFD\0\u{1}EVENTPOLL\0\u{1}INOTIFY\0\u{1}SIGNALFD\0\u{1}PACKETSK\0\u{1}TTY\0\u{1}FANOTIFY\0\u{1}NETLINKSK\0\u{1}NS\0\u{1}TUNF\0\u{1}EXT\0\u{1}TIMERFD\0\u{1}MEMFD\0\u{1}BPFMAP\0\u{1}PIDFD\0\u{2}^\u{f}IO_URING\0\u{1}MESSAGE_QUEUE\0\u{2}\u{4}USERFAULT\0\u{1}VSOCKSK\0\u{2}Fp\u{f}CTL_TTY\0\u{1}AUTOFS_PIPE\0")
 }
 
 nonisolated extension MarkType: SwiftProtobuf._ProtoNameProviding {
@@ -7337,7 +7464,7 @@ nonisolated extension FdinfoEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
 
 nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "FileEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}type\0\u{1}id\0\u{1}reg\0\u{1}isk\0\u{1}nsf\0\u{1}psk\0\u{1}nlsk\0\u{1}efd\0\u{1}epfd\0\u{1}sgfd\0\u{1}tunf\0\u{1}tfd\0\u{1}ify\0\u{1}ffy\0\u{1}ext\0\u{1}usk\0\u{1}fifo\0\u{1}pipe\0\u{1}tty\0\u{1}memfd\0\u{1}bpf\0\u{1}pidfd\0\u{4}\\\u{f}io_uring\0\u{3}message_queue\0\u{2}\u{4}userfault\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}type\0\u{1}id\0\u{1}reg\0\u{1}isk\0\u{1}nsf\0\u{1}psk\0\u{1}nlsk\0\u{1}efd\0\u{1}epfd\0\u{1}sgfd\0\u{1}tunf\0\u{1}tfd\0\u{1}ify\0\u{1}ffy\0\u{1}ext\0\u{1}usk\0\u{1}fifo\0\u{1}pipe\0\u{1}tty\0\u{1}memfd\0\u{1}bpf\0\u{1}pidfd\0\u{4}\\\u{f}io_uring\0\u{3}message_queue\0\u{2}\u{4}userfault\0\u{1}vsk\0")
 
   fileprivate class _StorageClass {
     var _type: UInt32? = nil
@@ -7684,6 +7811,19 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
             _storage._kind = .userfault(v)
           }
         }()
+        case 1016: try {
+          var v: VsockSkEntry?
+          var hadOneofValue = false
+          if let current = _storage._kind {
+            hadOneofValue = true
+            if case .vsk(let m) = current {v = m}
+          }
+          try decoder.decodeSingularMessageField(value: &v)
+          if let v = v {
+            if hadOneofValue {try decoder.handleConflictingOneOf()}
+            _storage._kind = .vsk(v)
+          }
+        }()
         default: break
         }
       }
@@ -7794,6 +7934,10 @@ nonisolated extension FileEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
       case .userfault?: try {
         guard case .userfault(let v)? = _storage._kind else { preconditionFailure() }
         try visitor.visitSingularMessageField(value: v, fieldNumber: 1015)
+      }()
+      case .vsk?: try {
+        guard case .vsk(let v)? = _storage._kind else { preconditionFailure() }
+        try visitor.visitSingularMessageField(value: v, fieldNumber: 1016)
       }()
       case nil: break
       }
@@ -12553,6 +12697,99 @@ nonisolated extension NetlinkSkEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
       }
       if !storagesAreEqual {return false}
     }
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension VsockSkEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "VsockSkEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}ino\0\u{1}type\0\u{1}flags\0\u{1}cid\0\u{1}port\0\u{1}listens\0\u{1}fown\0\u{1}opts\0\u{3}ns_id\0")
+
+  public var isInitialized: Bool {
+    if self._id == nil {return false}
+    if self._ino == nil {return false}
+    if self._type == nil {return false}
+    if self._flags == nil {return false}
+    if self._cid == nil {return false}
+    if self._port == nil {return false}
+    if self._fown == nil {return false}
+    if self._opts == nil {return false}
+    if let v = self._fown, !v.isInitialized {return false}
+    if let v = self._opts, !v.isInitialized {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._id) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self._ino) }()
+      case 3: try { try decoder.decodeSingularUInt32Field(value: &self._type) }()
+      case 4: try { try decoder.decodeSingularUInt32Field(value: &self._flags) }()
+      case 5: try { try decoder.decodeSingularUInt32Field(value: &self._cid) }()
+      case 6: try { try decoder.decodeSingularUInt32Field(value: &self._port) }()
+      case 7: try { try decoder.decodeSingularBoolField(value: &self._listens) }()
+      case 8: try { try decoder.decodeSingularMessageField(value: &self._fown) }()
+      case 9: try { try decoder.decodeSingularMessageField(value: &self._opts) }()
+      case 10: try { try decoder.decodeSingularUInt32Field(value: &self._nsID) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._id {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._ino {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
+    } }()
+    try { if let v = self._type {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 3)
+    } }()
+    try { if let v = self._flags {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 4)
+    } }()
+    try { if let v = self._cid {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 5)
+    } }()
+    try { if let v = self._port {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 6)
+    } }()
+    try { if let v = self._listens {
+      try visitor.visitSingularBoolField(value: v, fieldNumber: 7)
+    } }()
+    try { if let v = self._fown {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 8)
+    } }()
+    try { if let v = self._opts {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 9)
+    } }()
+    try { if let v = self._nsID {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 10)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: VsockSkEntry, rhs: VsockSkEntry) -> Bool {
+    if lhs._id != rhs._id {return false}
+    if lhs._ino != rhs._ino {return false}
+    if lhs._type != rhs._type {return false}
+    if lhs._flags != rhs._flags {return false}
+    if lhs._cid != rhs._cid {return false}
+    if lhs._port != rhs._port {return false}
+    if lhs._listens != rhs._listens {return false}
+    if lhs._fown != rhs._fown {return false}
+    if lhs._opts != rhs._opts {return false}
+    if lhs._nsID != rhs._nsID {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
