@@ -136,9 +136,8 @@ public final class FileDump: FileDumper {
     /// no end, a lock would not be free. The numbers of our copies stay taken.
     public func letGo() {
         guard let nothing = try? openFile("/dev/null") else { return }
-        let (fresh, handles) = (
-            nothing.number, kept.map { $0.handle.number } + others.compactMap { $0.file?.handle.number }
-        )
+        let fresh = nothing.number
+        let handles = kept.map { $0.handle.number } + others.compactMap { $0.file?.handle.number }
         // With the tree gone, each is closed by this.
         _ = Workers.map(handles.count, share: FileDump.share, threads: FileDump.threads(handles.count)) { range in
             for number in handles[range] { _ = try? systemCall(.dup3, Int(fresh), Int(number), 0o2000000) }

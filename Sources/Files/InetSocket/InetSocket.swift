@@ -399,12 +399,7 @@ enum InetSocket: FileKind {
 
     private static func makeOne(_ member: FileEntry, _ context: RestoreContext) throws(Failure) {
         let entry = member.isk
-        try during(.file("socket:[\(entry.ino)]")) { () throws(Failure) in
-            if let passed = try context.inherited("socket:[\(entry.ino)]") {
-                return try context.files.add(member.id, passed)
-            }
-            try context.files.add(member.id, try make(entry, member.id, context))
-        }
+        try context.addSocket(member.id, inode: entry.ino) { () throws(Failure) in try make(entry, member.id, context) }
     }
 
     /// Connects a client anew to its listener, with what it had sent.

@@ -43,8 +43,7 @@ enum NetlinkSocket: FileKind {
             while let last = entry.groups.last, last == 0 { entry.groups.removeLast() }
         }
         entry.fown = try FileOwner.dump(file)
-        entry.opts = try SocketOptions.dump(file, context)
-        try SocketOptions.dumpNetwork(&entry.opts, file, kind, context)
+        entry.opts = try SocketOptions.dump(file, kind, context)
         var whole = FileEntry(.netlinksk, file.id)
         whole.nlsk = entry
         return whole
@@ -67,12 +66,7 @@ enum NetlinkSocket: FileKind {
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
         for member in members {
             let entry = member.nlsk
-            try during(.file("socket:[\(entry.ino)]")) { () throws(Failure) in
-                if let passed = try context.inherited("socket:[\(entry.ino)]") {
-                    return try context.files.add(member.id, passed)
-                }
-                try context.files.add(member.id, try make(entry, context))
-            }
+            try context.addSocket(member.id, inode: entry.ino) { () throws(Failure) in try make(entry, context) }
         }
     }
 

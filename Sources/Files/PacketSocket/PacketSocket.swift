@@ -63,8 +63,7 @@ enum PacketSocket: FileKind {
         }
         SocketMappings.of(context).ids[file.facts.status.inode] = file.id
         entry.fown = try FileOwner.dump(file)
-        entry.opts = try SocketOptions.dump(file, context)
-        try SocketOptions.dumpNetwork(&entry.opts, file, kind, context)
+        entry.opts = try SocketOptions.dump(file, kind, context)
         var whole = FileEntry(.packetsk, file.id)
         whole.psk = entry
         return whole

@@ -67,14 +67,6 @@ enum SocketOptions {
             advice: "Close it before the dump")
     }
 
-    /// Asks a socket for what all have.
-    static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> SkOptsEntry {
-        let number = file.handle.number
-        try checkNamespace(namespace(of: number), context)
-        return entry(
-            of: try attempt("read the socket's options") { () throws(SystemCallError) in try ask(number) }, context)
-    }
-
     /// The entry of what `ask` has learned, which is that of the last socket if nothing differs.
     static func entry(of values: [Int64], _ context: DumpContext) -> SkOptsEntry {
         let last = context.state(Last.self) { Last() }
@@ -109,13 +101,17 @@ enum SocketOptions {
         return entry
     }
 
-    /// What only sockets of a network have: device, linger, filter, owner; and options that CRIU does not know.
-    static func dumpNetwork(
-        _ entry: inout SkOptsEntry, _ file: OpenFile, _ kind: SocketKind, _ context: DumpContext
-    ) throws(Failure) {
-        try dumpNetwork(&entry, file.handle.number)
+    /// Asks a socket without a connection for everything: what all have, device, linger, filter, owner, and options that
+    /// CRIU does not know.
+    static func dump(_ file: OpenFile, _ kind: SocketKind, _ context: DumpContext) throws(Failure) -> SkOptsEntry {
+        let number = file.handle.number
+        try checkNamespace(namespace(of: number), context)
+        var entry = entry(
+            of: try attempt("read the socket's options") { () throws(SystemCallError) in try ask(number) })
+        try dumpNetwork(&entry, number)
         (entry.uid, entry.gid) = (file.facts.status.uid, file.facts.status.gid)
-        entry.more = more(file.handle.number, SocketDefaults.of(context).values(kind), isConnected: false)
+        entry.more = more(number, SocketDefaults.of(context).values(kind), isConnected: false)
+        return entry
     }
 
     /// Device, linger and filter. May be asked in any thread.
@@ -196,7 +192,7 @@ enum SocketOptions {
                 lock = lock.map { $0 | 2 }
                 try setSocketOption(number, 33, Int32(clamping: entry.soRcvbuf / 2))
             }
-            if entry.hasSoBufLock, let lock, Int64(lock) != Int64(entry.soBufLock) {
+            if entry.hasSoBufLock, lock.map({ Int64($0) }) != Int64(entry.soBufLock) {
                 try setSocketOption(number, 72, Int32(clamping: entry.soBufLock))
             }
             for (option, seconds, micros) in [

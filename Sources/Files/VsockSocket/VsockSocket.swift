@@ -39,8 +39,7 @@ enum VsockSocket: FileKind {
         }
         entry.nsID = file.owner.ids.netNsID
         entry.fown = try FileOwner.dump(file)
-        entry.opts = try SocketOptions.dump(file, context)
-        try SocketOptions.dumpNetwork(&entry.opts, file, kind, context)
+        entry.opts = try SocketOptions.dump(file, kind, context)
         var whole = FileEntry(.vsocksk, file.id)
         whole.vsk = entry
         return whole
@@ -90,12 +89,7 @@ enum VsockSocket: FileKind {
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
         for member in members {
             let entry = member.vsk
-            try during(.file("socket:[\(entry.ino)]")) { () throws(Failure) in
-                if let passed = try context.inherited("socket:[\(entry.ino)]") {
-                    return try context.files.add(member.id, passed)
-                }
-                try context.files.add(member.id, try make(entry))
-            }
+            try context.addSocket(member.id, inode: entry.ino) { () throws(Failure) in try make(entry) }
         }
     }
 
