@@ -54,7 +54,10 @@ struct `A server goes on with its clients elsewhere` {
                 wait('the server', connected); made[0].setsockopt(6, 1, 1); made[0].settimeout(25); return made[0]
             # What a dump kills becomes our child and is reaped at once; some machines' init takes seconds.
             ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-            def children(pid): return [int(c) for c in open('/proc/%d/task/%d/children' % (pid, pid)).read().split()]
+            # Those of one that ends meanwhile are none: sshd's of a session before this are still going.
+            def children(pid):
+                try: return [int(c) for c in open('/proc/%d/task/%d/children' % (pid, pid)).read().split()]
+                except (FileNotFoundError, ProcessLookupError): return []
             def tree(pid): return [pid] + [task for child in children(pid) for task in tree(child)]
             def brumate(order, *options):
                 words = [binary, order, '-D', work + '/images', '-v4', '-o', order + '.log', '--tcp-established', *options]
