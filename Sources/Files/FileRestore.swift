@@ -194,8 +194,23 @@ public enum FileRestore {
         try process.puppet.run(batch)
     }
 
+    /// Numbers that are to stay free, lowest first, below which less is missing than comes above.
+    private static func gaps(in table: [FdinfoEntry]) -> [Range<Int32>] {
+        var found: [Range<Int32>] = []
+        var next: Int32 = 0
+        for (index, entry) in table.enumerated() {
+            let number = Int32(truncatingIfNeeded: entry.fd)
+            if number > next {
+                guard Int(number - next) <= table.count - index else { break }
+                found.append(next..<number)
+            }
+            next = number + 1
+        }
+        return found
+    }
+
     /// Descriptors arrive in the order of their numbers, each no higher than its place; then each goes up to its place,
-    /// the highest first.
+    /// the highest first. Gaps are filled before, so that most arrive at their places.
     private static func fillTable(
         _ puppet: Puppet, _ table: [FdinfoEntry], _ context: RestoreContext
     ) throws(Failure) {
@@ -210,8 +225,23 @@ public enum FileRestore {
             }
             numbers.append(number)
         }
+        let gaps = gaps(in: table)
+        if let courier = context.courier, !gaps.isEmpty {
+            var start = Batch()
+            for number in gaps.joined() {
+                start.add(
+                    .dup3, .descriptor(courier.remote), .value(Int(number)), .value(0o2000000),
+                    doing: "fill a gap between descriptors")
+            }
+            try puppet.run(start)
+        }
         let arrived = try context.deliver(numbers, to: puppet)
         var batch = Batch()
+        for gap in gaps {
+            batch.add(
+                .close_range, .value(Int(gap.lowerBound)), .value(Int(gap.upperBound - 1)), .value(0),
+                doing: "free a gap between descriptors")
+        }
         for (entry, number) in zip(table, arrived).reversed() {
             if number.number == Int32(entry.fd) {
                 if entry.flags & 1 != 0 {

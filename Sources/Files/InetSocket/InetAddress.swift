@@ -6,11 +6,11 @@ internal import Linux
 struct InetAddress: Hashable {
     /// `AF_INET` 2, `AF_INET6` 10.
     var family: Int32
-    /// Four or sixteen bytes in network order.
-    var bytes: [UInt8]
     var port: UInt16
     /// The device that a link-local address belongs to.
     var scope: UInt32 = 0
+    /// The sixteen bytes, or the four of IPv4 and zeros, in network order as they lie in memory.
+    private var halves: (UInt64, UInt64)
 
     /// Of a `sockaddr`; nil if it is of another family.
     init?(_ address: [UInt8]) {
@@ -18,9 +18,14 @@ struct InetAddress: Hashable {
         self.family = Int32(family)
         self.port = UInt16(bigEndian: port)
         switch family {
-        case 2 where address.count >= 8: bytes = Array(address[4..<8])
-        case 10 where address.count >= 24:
-            bytes = Array(address[8..<24])
+        case 2:
+            guard let low = address.load(UInt32.self, at: 4) else { return nil }
+            halves = (UInt64(low), 0)
+        case 10:
+            guard let first = address.load(UInt64.self, at: 8), let second = address.load(UInt64.self, at: 16) else {
+                return nil
+            }
+            halves = (first, second)
             scope = address.load(UInt32.self, at: 24) ?? 0
         default: return nil
         }
@@ -33,46 +38,78 @@ struct InetAddress: Hashable {
             throw Failure(.corruptImage, "a socket has an impossible address")
         }
         self.family = Int32(family)
-        bytes = words.prefix(count).flatMap { [UInt8](bytesOf: $0) }
+        halves = (UInt64(words[0]), 0)
+        if family == 10 {
+            halves = (UInt64(words[0]) | UInt64(words[1]) << 32, UInt64(words[2]) | UInt64(words[3]) << 32)
+        }
         self.port = UInt16(port)
     }
 
-    /// Of four words as the kernel lists them.
-    init(family: UInt8, _ words: [UInt8], port: UInt16) {
+    /// Of sixteen bytes as the kernel lists them, of which an IPv4 address takes the first four.
+    init(family: UInt8, _ bytes: [UInt8], port: UInt16) {
         self.family = Int32(family)
-        bytes = Array(words.prefix(family == 2 ? 4 : 16))
+        halves = (bytes.load(UInt64.self) ?? UInt64(bytes.load(UInt32.self) ?? 0), bytes.load(UInt64.self, at: 8) ?? 0)
+        if family == 2 { halves = (halves.0 & 0xffff_ffff, 0) }
         self.port = port
     }
 
+    /// Four or sixteen bytes in network order.
+    var bytes: [UInt8] {
+        family == 2 ? [UInt8](bytesOf: UInt32(truncatingIfNeeded: halves.0)) : [UInt8](bytesOf: halves)
+    }
+
     /// The words of an image.
-    var words: [UInt32] { stride(from: 0, to: bytes.count, by: 4).compactMap { bytes.load(UInt32.self, at: $0) } }
+    var words: [UInt32] {
+        let first = UInt32(truncatingIfNeeded: halves.0)
+        if family == 2 { return [first] }
+        return [
+            first, UInt32(halves.0 >> 32), UInt32(truncatingIfNeeded: halves.1), UInt32(halves.1 >> 32),
+        ]
+    }
+
+    /// A `sockaddr_in` or `sockaddr_in6`, and its length.
+    private var asKernel: (words: (UInt64, UInt64, UInt64, UInt64), length: Int) {
+        let head = UInt64(UInt16(truncatingIfNeeded: family)) | UInt64(port.bigEndian) << 16
+        if family == 2 { return ((head | halves.0 << 32, 0, 0, 0), 16) }
+        return ((head, halves.0, halves.1, UInt64(scope)), 28)
+    }
 
     /// A `sockaddr_in` or `sockaddr_in6`.
     var socketAddress: [UInt8] {
-        let head = [UInt8](bytesOf: UInt16(family)) + [UInt8](bytesOf: port.bigEndian)
-        if family == 2 { return head + bytes + [UInt8](repeating: 0, count: 8) }
-        return head + [UInt8](repeating: 0, count: 4) + bytes + [UInt8](bytesOf: scope)
+        let (words, length) = asKernel
+        return Array([UInt8](bytesOf: words).prefix(length))
+    }
+
+    static func == (one: InetAddress, two: InetAddress) -> Bool {
+        one.family == two.family && one.port == two.port && one.scope == two.scope && one.halves == two.halves
+    }
+
+    func hash(into hasher: inout Hasher) {
+        hasher.combine(halves.0)
+        hasher.combine(halves.1)
+        hasher.combine(UInt64(port) << 32 | UInt64(scope))
     }
 
     /// An IPv4 address as such, where it is written as one of IPv6 (::ffff:a.b.c.d).
     var plain: InetAddress {
         var plain = self
         plain.scope = 0
-        guard family == 10, bytes.prefix(12) == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff] else { return plain }
-        (plain.family, plain.bytes) = (2, Array(bytes.suffix(4)))
+        guard family == 10, halves.0 == 0, halves.1 & 0xffff_ffff == 0xffff_0000 else { return plain }
+        (plain.family, plain.halves) = (2, (halves.1 >> 32, 0))
         return plain
     }
 
     /// Whether it stands for any address.
-    var isAny: Bool { bytes.allSatisfy { $0 == 0 } }
+    var isAny: Bool { halves == (0, 0) }
 
     /// Whether it means something only together with a device.
     var needsScope: Bool {
-        family == 10 && (bytes[0] == 0xfe && bytes[1] & 0xc0 == 0x80 || bytes[0] == 0xff && bytes[1] & 0xf <= 2)
+        family == 10 && (halves.0 & 0xc0ff == 0x80fe || halves.0 & 0xff == 0xff && halves.0 >> 8 & 0xf <= 2)
     }
 
     /// As text, for messages and rules.
     var host: String {
+        let bytes = bytes
         if family == 2 { return bytes.map { "\($0)" }.joined(separator: ".") }
         return stride(from: 0, to: 16, by: 2)
             .map { String(UInt16(bytes[$0]) << 8 | UInt16(bytes[$0 + 1]), radix: 16) }.joined(separator: ":")
@@ -113,8 +150,9 @@ struct InetAddress: Hashable {
 
     /// Calls `bind` or `connect`.
     func give(to socket: Int32, by call: SystemCall) throws(SystemCallError) {
-        try socketAddress.withConstantAddress { (address, count) throws(SystemCallError) in
-            try systemCall(call, Int(socket), address, count)
+        var (words, length) = asKernel
+        try withAddress(of: &words) { (address) throws(SystemCallError) in
+            try systemCall(call, Int(socket), address, length)
         }
     }
 }

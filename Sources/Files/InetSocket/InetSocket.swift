@@ -266,6 +266,8 @@ enum InetSocket: FileKind {
         var streams: [UInt32: TCPStream] = [:]
         /// Ports that more than one listener has.
         var sharedPorts: Set<UInt32> = []
+        /// Connections, by id, of which both ends are ours and have nothing to tell each other.
+        var settled: Set<UInt32> = []
         static func of(_ context: RestoreContext) -> Restored { context.state(Restored.self) { Restored() } }
     }
 
@@ -359,6 +361,7 @@ enum InetSocket: FileKind {
         let restored = Restored.of(context)
         let (streams, images) = (restored.streams, context.images)
         restored.streams = [:]
+        restored.settled = try settled(members, streams)
         let dealer = Dealer(members.count)
         let made = Mutex<[(id: UInt32, number: Int32)]>([])
         var usual: [UInt32: InternetOptions.Defaults] = [:]
@@ -381,7 +384,7 @@ enum InetSocket: FileKind {
                                 try TCPStream(entry.ino, state: entry.state, from: images)
                             }
                         let made = try make(
-                            entry, sharesPort: false, closes: false,
+                            entry, sharesPort: false, closes: false, repairs: true,
                             over: stream.fillsQueues ? nil : defaults[entry.family]
                         ) { (ends, number) throws(Failure) in
                             try stream.restore(ends, on: number, hasHeaders: SegmentSize.hasHeaders(entry.opts))
@@ -395,6 +398,30 @@ enum InetSocket: FileKind {
         }
         for (id, number) in made.withLock({ $0 }) { try context.files.add(id, Descriptor(owning: number)) }
         try outcome.get()
+    }
+
+    private static func settled(
+        _ members: [(id: UInt32, entry: InetSkEntry)], _ streams: [UInt32: TCPStream]
+    ) throws(Failure) -> Set<UInt32> {
+        var known: [(id: UInt32, ends: Connection, stream: TCPStream)] = []
+        known.reserveCapacity(members.count)
+        var byEnds: [Connection: Int] = [:]
+        byEnds.reserveCapacity(members.count)
+        for (id, entry) in members {
+            guard let stream = streams[entry.ino], stream.state == .established else { continue }
+            let ends = try connection(entry).plain
+            byEnds[ends] = known.count
+            known.append((id, ends, stream))
+        }
+        var found: Set<UInt32> = []
+        found.reserveCapacity(known.count)
+        for (id, ends, stream) in known {
+            guard let place = byEnds[ends.reversed], stream.hasToldAll(to: known[place].stream),
+                known[place].stream.hasToldAll(to: stream)
+            else { continue }
+            found.insert(id)
+        }
+        return found
     }
 
     private static func makeOne(_ member: FileEntry, _ context: RestoreContext) throws(Failure) {
@@ -433,11 +460,13 @@ enum InetSocket: FileKind {
     /// Makes a socket, which may be done in any thread.
     ///
     /// - Parameters:
+    ///   - repairs: it becomes a connection in repair mode, which lets it have an address that others have.
     ///   - defaults: what it has until its options are set, as far as that is known.
     ///   - connect: connects it, if it is to be; else it gets its address here. Returns whether it did.
     ///   - fill: brings what waits in it.
     private static func make(
-        _ entry: InetSkEntry, sharesPort: Bool, closes: Bool, over defaults: InternetOptions.Defaults? = nil,
+        _ entry: InetSkEntry, sharesPort: Bool, closes: Bool, repairs: Bool = false,
+        over defaults: InternetOptions.Defaults? = nil,
         connect: (Connection, Int32) throws(Failure) -> Bool, fill: (Int32) throws(Failure) -> Void = { _ in }
     ) throws(Failure) -> Descriptor {
         let kind = kind(entry)
@@ -448,7 +477,7 @@ enum InetSocket: FileKind {
                 try setSocketOption(number, level: 41, 26, entry.v6Only ? 1 : 0)
             }
             // Others may have the address at the same time while not all is restored.
-            if kind.type != raw { try setSocketOption(number, 2, 1) }
+            if kind.type != raw, !repairs { try setSocketOption(number, 2, 1) }
             if entry.opts.soReuseport || sharesPort { try setSocketOption(number, 15, 1) }
         }
         try SocketOptions.prepareNetwork(entry.opts, on: number, kind)
@@ -457,7 +486,7 @@ enum InetSocket: FileKind {
         if try !connect(ends, number) { try address(entry, kind, ends, number, closes: closes) }
         try InternetOptions.complete(entry, kind, number, over: defaults)
         var options = entry.opts
-        options.reuseaddr = true
+        options.reuseaddr = !repairs
         let fresh = try defaults.map { (defaults) throws(Failure) in
             try attempt("read the socket's options") { () throws(SystemCallError) in
                 try SocketOptions.Fresh(number, like: defaults.general)
@@ -590,17 +619,23 @@ enum InetSocket: FileKind {
 
     /// Switches the repair mode of all connections off.
     private static func letGoOn(_ context: RestoreContext) throws(Failure) {
-        var ends: [(number: Int32, reuse: Bool)] = []
+        let settled = Restored.of(context).settled
+        var ends: [(number: Int32, reuse: Bool, isSettled: Bool)] = []
         for entry in context.entries(of: .inetsk) where restores(entry) && makesConnection(entry.isk, context) {
-            ends.append((try context.files.number(entry.id), entry.isk.opts.reuseaddr))
+            ends.append(
+                (try context.files.number(entry.id), entry.isk.opts.reuseaddr, settled.contains(entry.id)))
         }
         let all = ends
         _ = try Workers.map(
             all.count, share: TCPStream.share, threads: all.count < TCPStream.fewConnections ? 1 : Workers.count
         ) { (range) throws(Failure) in
-            for (number, reuse) in all[range] {
+            for (number, reuse, isSettled) in all[range] {
                 try attempt("let the connection go on") { () throws(SystemCallError) in
-                    try Repair.endWithProbe(number, reuse: reuse)
+                    if isSettled {
+                        try Repair.end(number, reuse: reuse)
+                    } else {
+                        try Repair.endWithProbe(number, reuse: reuse)
+                    }
                 }
             }
         }

@@ -236,6 +236,12 @@ struct TCPStream: Sendable {
     /// Whether something is put into the queues at the restore, for which the buffers' sizes and the flags are changed.
     var fillsQueues: Bool { !received.isEmpty || !unacknowledged.isEmpty || state == .synSent }
 
+    /// Whether the other end has acknowledged everything, and this one knows how much the other takes.
+    func hasToldAll(to other: TCPStream) -> Bool {
+        unacknowledged.isEmpty && entry.outqSeq == other.entry.inqSeq && entry.hasSndWnd && other.entry.hasSndWnd
+            && entry.outqSeq &+ entry.sndWnd == other.entry.rcvWup &+ other.entry.rcvWnd
+    }
+
     /// Makes a new socket this connection. It stays in repair mode.
     ///
     /// - Parameter hasHeaders: IP options or extension headers are set on the socket.
