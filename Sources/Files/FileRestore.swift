@@ -45,13 +45,8 @@ public enum FileRestore {
     public static func load(_ context: RestoreContext) throws(Failure) {
         let kinds = Kinds.of(context)
         let entries = try context.state(Reading.self) { Reading() }.finish(context.images)
-        context.reserveEntries(entries.count)
-        kinds.byID.reserveCapacity(entries.count)
-        kinds.ids.reserveCapacity(entries.count)
-        for entry in entries {
-            guard context.add(entry) else {
-                throw Failure(.corruptImage, "files.img has two files with the id \(entry.id)")
-            }
+        kinds.byPlace.reserveCapacity(entries.count)
+        for (place, entry) in entries.enumerated() {
             let likely = kinds.byType[entry.type]
             let isLikely = likely.map { fileKinds[$0].restores(entry) } ?? false
             guard let kind = isLikely ? likely : fileKinds.firstIndex(where: { $0.restores(entry) }) else {
@@ -59,13 +54,13 @@ public enum FileRestore {
                 throw Failure(.unsupported, "the image holds a file of the type \(name), which can't be restored yet")
             }
             kinds.byType[entry.type] = kind
-            kinds.byID[entry.id] = kind
-            kinds.ids.append(entry.id)
-            if fileKinds[kind].comesAfterTasks(entry) { kinds.afterTasks.append(entry.id) }
+            kinds.byPlace.append(kind)
+            if fileKinds[kind].comesAfterTasks(entry) { kinds.afterTasks.append(place) }
             if let owner = fileKinds[kind].owner(entry), owner.signum != 0 || owner.pid != 0 {
                 kinds.owners.append((entry.id, owner))
             }
         }
+        try context.take(entries)
         try RestoredRemaps.of(context).load(context)
         try PipeContents.load(context)
         for kind in fileKinds { try kind.load(context) }
@@ -74,38 +69,39 @@ public enum FileRestore {
 
     /// Which kind each entry is of, as an index into the registry.
     private final class Kinds {
-        var byID: [UInt32: Int] = [:]
-        /// All, in the order of the image.
-        var ids: [UInt32] = []
+        /// In the order of the context's entries.
+        var byPlace: [Int] = []
         /// The kind that an entry of a type was of before.
         var byType: [UInt32: Int] = [:]
-        /// Files with late steps, in the order of the registry.
-        lazy var late: [(id: UInt32, index: Int)] = {
-            var found: [(id: UInt32, index: Int)] = []
+        /// Files with late steps, in the order of the registry; made at first use.
+        private var late: [(kind: Int, id: UInt32, place: Int)]?
+
+        private func allLate(_ context: RestoreContext) -> [(kind: Int, id: UInt32, place: Int)] {
+            if let late { return late }
+            var found: [(kind: Int, id: UInt32, place: Int)] = []
             var met: Set<Int> = []
-            for id in ids {
-                guard let index = byID[id] else { continue }
-                switch fileKinds[index].lateSteps {
+            for (place, kind) in byPlace.enumerated() {
+                switch fileKinds[kind].lateSteps {
                 case .none: break
-                case .together: if met.insert(index).inserted { found.append((id, index)) }
-                case .each: found.append((id, index))
+                case .together: if met.insert(kind).inserted { found.append((kind, context.entries[place].id, place)) }
+                case .each: found.append((kind, context.entries[place].id, place))
                 }
             }
-            return found.sorted { ($0.index, $0.id) < ($1.index, $1.id) }
-        }()
+            found.sort { $0 < $1 }
+            late = found
+            return found
+        }
 
         func forEachLate(
             _ context: RestoreContext, _ body: (any FileKind.Type, FileEntry) throws(Failure) -> Void
         ) throws(Failure) {
-            for (id, index) in late {
-                if let entry = context.entries[id] { try body(fileKinds[index], entry) }
-            }
+            for (kind, _, place) in allLate(context) { try body(fileKinds[kind], context.entries[place]) }
         }
 
         /// Files of which someone is told by signals.
         var owners: [(id: UInt32, owner: FownEntry)] = []
-        /// Files that can be made only once the tasks exist.
-        var afterTasks: [UInt32] = []
+        /// Places of files that can be made only once the tasks exist.
+        var afterTasks: [Int] = []
         static func of(_ context: RestoreContext) -> Kinds { context.state(Kinds.self) { Kinds() } }
     }
 
@@ -113,35 +109,36 @@ public enum FileRestore {
     public static func make(_ context: RestoreContext) throws(Failure) {
         let kinds = Kinds.of(context)
         let late = Set(kinds.afterTasks)
-        try make(late.isEmpty ? kinds.ids : kinds.ids.filter { !late.contains($0) }, kinds, context)
+        let all = Array(context.entries.indices)
+        try make(late.isEmpty ? all : all.filter { !late.contains($0) }, kinds, context)
     }
 
     /// From how many files of a kind on threads are worth their start.
     private static let manyFiles = 512
 
     /// Makes files, those of one group together.
-    private static func make(_ ids: [UInt32], _ kinds: Kinds, _ context: RestoreContext) throws(Failure) {
-        var members: [(kind: Int, group: UInt64, id: UInt32)] = []
-        members.reserveCapacity(ids.count)
-        for id in ids {
-            guard let kind = kinds.byID[id], let entry = context.entries[id] else { continue }
-            members.append((kind, fileKinds[kind].group(entry, context), id))
+    private static func make(_ places: [Int], _ kinds: Kinds, _ context: RestoreContext) throws(Failure) {
+        var members: [(kind: Int, group: UInt64, id: UInt32, place: Int)] = []
+        members.reserveCapacity(places.count)
+        for place in places {
+            let (kind, entry) = (kinds.byPlace[place], context.entries[place])
+            members.append((kind, fileKinds[kind].group(entry, context), entry.id, place))
         }
         members.sort { $0 < $1 }
         var counts = [Int](repeating: 0, count: fileKinds.count)
         for member in members { counts[member.kind] += 1 }
         var apart: Set<UInt32> = []
         for (index, kind) in fileKinds.enumerated() where counts[index] >= manyFiles {
-            let run = members.lazy.filter { $0.kind == index }.compactMap { context.entries[$0.id] }
+            let run = members.lazy.filter { $0.kind == index }.map { context.entries[$0.place] }
             apart.formUnion(try kind.makeApart(Array(run), context))
         }
         if !apart.isEmpty { members.removeAll { apart.contains($0.id) } }
         var start = 0
         while start < members.count {
-            let (kind, group, _) = members[start]
+            let (kind, group) = (members[start].kind, members[start].group)
             var end = start + 1
             while end < members.count, members[end].kind == kind, members[end].group == group { end += 1 }
-            try fileKinds[kind].make(members[start..<end].compactMap { context.entries[$0.id] }, context)
+            try fileKinds[kind].make(members[start..<end].map { context.entries[$0.place] }, context)
             start = end
         }
     }
@@ -183,7 +180,7 @@ public enum FileRestore {
         let arrived = try context.deliver(numbers, to: process.puppet)
         var batch = Batch()
         let dot = batch.place(string: ".".utf8)
-        let root = context.entries[directories.rootID]
+        let root = context.entry(directories.rootID)
         if root.map({ !Array($0.reg.name).elementsEqual("/".utf8) }) ?? false {
             batch.add(.fchdir, .descriptor(arrived[0]), doing: "enter the root directory")
             batch.add(.chroot, .buffer(dot), doing: "set the root directory")
@@ -269,8 +266,8 @@ public enum FileRestore {
         try kinds.forEachLate(context) { (kind, entry) throws(Failure) in try kind.wire(entry, context) }
         // Last, as nothing may open or close files after them.
         try RestoredLocks.of(context).restore(context) { (id) in
-            guard let entry = context.entries[id], let index = kinds.byID[id] else { return nil }
-            return fileKinds[index].owner(entry)
+            guard let place = context.place(id) else { return nil }
+            return fileKinds[kinds.byPlace[place]].owner(context.entries[place])
         }
     }
 

@@ -150,24 +150,32 @@ public final class RestoreContext {
     public var plugins = Plugins()
     /// Figures for the stats image.
     public var statistics = Statistics()
-    /// Every file of files.img, by id.
-    public private(set) var entries: [UInt32: FileEntry] = [:]
-    /// The ids of each type in files.img, in the order of the image.
-    private var idsByType: [UInt32: [UInt32]] = [:]
+    /// Every file of files.img, in its order.
+    public private(set) var entries: [FileEntry] = []
+    private var placesByID: [UInt32: Int] = [:]
+    private var placesByType: [UInt32: [Int]] = [:]
 
-    /// Takes in a file of files.img. Returns whether its id was not taken yet.
-    public func add(_ entry: FileEntry) -> Bool {
-        guard entries.updateValue(entry, forKey: entry.id) == nil else { return false }
-        idsByType[entry.type, default: []].append(entry.id)
-        return true
+    /// Takes in the files of files.img.
+    public func take(_ all: [FileEntry]) throws(Failure) {
+        placesByID.reserveCapacity(all.count)
+        for (place, entry) in all.enumerated() {
+            guard placesByID.updateValue(place, forKey: entry.id) == nil else {
+                throw Failure(.corruptImage, "files.img has two files with the id \(entry.id)")
+            }
+            placesByType[entry.type, default: []].append(place)
+        }
+        entries = all
     }
 
-    /// Makes room for so many files of files.img.
-    public func reserveEntries(_ count: Int) { entries.reserveCapacity(count) }
+    /// Where a file is in `entries`.
+    public func place(_ id: UInt32) -> Int? { placesByID[id] }
+
+    /// The file of files.img with an id.
+    public func entry(_ id: UInt32) -> FileEntry? { placesByID[id].map { entries[$0] } }
 
     /// All files of a type in files.img.
     public func entries(of type: FdTypes) -> [FileEntry] {
-        (idsByType[UInt32(type.rawValue)] ?? []).compactMap { entries[$0] }
+        (placesByType[UInt32(type.rawValue)] ?? []).map { entries[$0] }
     }
 
     /// The file descriptions made so far.

@@ -245,7 +245,7 @@ struct AddressSpace {
     /// Where a plugin has what it gave for a mapping of device memory.
     private func deviceOffset(_ area: Area) throws(Failure) -> UInt64 {
         try during(.mapping(area.range)) { () throws(Failure) in
-            guard let entry = context.entries[UInt32(truncatingIfNeeded: area.file)], entry.ext.hasPlugin else {
+            guard let entry = context.entry(UInt32(truncatingIfNeeded: area.file)), entry.ext.hasPlugin else {
                 throw Failure(.corruptImage, "no plugin made the device that it maps")
             }
             var request = PluginMessage("map")

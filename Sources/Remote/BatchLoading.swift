@@ -12,10 +12,13 @@ struct LoadedBatch: ~Copyable {
     private let dataCount: Int
     private let labels: [StaticString]
 
-    /// Writes a batch into `memory` from `offset` on. `base` is where the task sees the first byte of `memory`.
-    init(_ batch: consuming Batch, into memory: borrowing Mapping, at offset: Int, base: Address) throws(Failure) {
+    /// Writes a batch into a part of `memory`. `base` is where the task sees the first byte of `memory`.
+    init(
+        _ batch: consuming Batch, into memory: borrowing Mapping, at place: Range<Int>, base: Address
+    ) throws(Failure) {
         let stride = MemoryLayout<clinux_call>.stride
-        guard batch.size <= memory.length - offset else {
+        let offset = place.lowerBound
+        guard batch.size <= place.count, place.upperBound <= memory.length else {
             throw Failure(.bug, "a batch of \(batch.size) bytes does not fit the runway")
         }
         records = offset

@@ -222,7 +222,7 @@ public final class Puppet {
 
     /// Places a batch in the runway and lets the task run it.
     private func begin(_ batch: consuming Batch) throws(Failure) -> LoadedBatch {
-        let loaded = try LoadedBatch(batch, into: tree.memory, at: 0, base: tree.runway.start)
+        let loaded = try LoadedBatch(batch, into: tree.memory, at: 0..<tree.capacity, base: tree.runway.start)
         let (first, end) = (loaded.first, loaded.end)
         try attempt("run system calls in task \(id)") { () throws(SystemCallError) in
             try tracee.setRegisters(base.looping(at: tree.code, first: first, end: end))
@@ -308,7 +308,7 @@ public final class Puppet {
     /// Puts a thread to sleep in a system call and stops it there, so that the kernel holds a fresh restart block.
     /// After this only calls that don't sleep may be run.
     public func arm(_ call: SystemCall, _ arguments: [UInt64], with batch: consuming Batch = Batch()) throws(Failure) {
-        _ = try LoadedBatch(batch, into: tree.memory, at: 0, base: tree.runway.start)
+        _ = try LoadedBatch(batch, into: tree.memory, at: 0..<tree.capacity, base: tree.runway.start)
         let arguments = arguments + [UInt64](repeating: 0, count: 6 - arguments.count)
         try attempt("restart \(call) in task \(id)") { () throws(SystemCallError) in
             var registers = base.calling(call, arguments[0], arguments[1], at: tree.instruction)

@@ -267,7 +267,7 @@ public struct Server: ~Copyable {
 
     /// Places a batch and the command to run it.
     private borrowing func load(_ batch: consuming Batch, block: Int) throws(Failure) -> LoadedBatch {
-        let loaded = try LoadedBatch(batch, into: memory, at: 4096, base: runway.start)
+        let loaded = try LoadedBatch(batch, into: memory, at: 4096..<memory.length, base: runway.start)
         memory.store(loaded.first.rawValue, at: block + 24)
         memory.store(loaded.end.rawValue, at: block + 8)
         memory.storeShared(0, at: block + 4)

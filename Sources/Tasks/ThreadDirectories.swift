@@ -47,7 +47,7 @@ enum ThreadDirectories: TaskPart {
         batch.add(.unshare, .value(own), doing: "get directories of its own")
         let (directory, root) = (try place(more.cwdID), try place(more.rootID))
         batch.add(.chdir, .buffer(directory), doing: "enter the working directory")
-        let isChanged = context.entries[more.rootID].map { !Array($0.reg.name).elementsEqual("/".utf8) } ?? false
+        let isChanged = context.entry(more.rootID).map { !Array($0.reg.name).elementsEqual("/".utf8) } ?? false
         if isChanged { batch.add(.chroot, .buffer(root), doing: "set the root directory") }
         batch.add(.umask, .value(Int(more.umask)), doing: "set the umask")
     }

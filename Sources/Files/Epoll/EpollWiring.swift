@@ -117,7 +117,7 @@ struct EpollWiring {
 
         /// Puts a byte into an empty pipe, or a tick into a timer, which is set anew later. Other files get nothing.
         init?(_ id: UInt32, _ context: RestoreContext) throws(Failure) {
-            guard let entry = context.entries[id] else { return nil }
+            guard let entry = context.entry(id) else { return nil }
             file = try context.files.number(id)
             if entry.hasTfd { try Timerfd.setTicks(file, 1) }
             let isAsynchronous = entry.pipe.flags & 0o20000 != 0
@@ -145,7 +145,7 @@ struct EpollWiring {
 
     private func isReady(_ file: UInt32) throws(Failure) -> Bool {
         // A signalfd would show signals of ours.
-        if context.entries[file]?.hasSgfd ?? true { return false }
+        if context.entry(file)?.hasSgfd ?? true { return false }
         return try Epoll.isReady(context.files.number(file))
     }
 
@@ -309,7 +309,7 @@ final class DescriptorTables {
     }
 
     private init(_ context: RestoreContext) {
-        let epolls = Set(context.entries.values.lazy.filter(\.hasEpfd).map(\.id))
+        let epolls = Set(context.entries.lazy.filter(\.hasEpfd).map(\.id))
         var seen: Set<UInt32> = []
         for process in context.processes where !process.plan.isZombie && seen.insert(process.plan.ids.filesID).inserted
         {

@@ -70,7 +70,7 @@ enum Fifo: FileKind {
 
     private static func path(of entry: FileEntry, _ context: RestoreContext) throws(Failure) -> RegFileEntry {
         let id = entry.fifo.hasRegfID ? entry.fifo.regfID : entry.id
-        guard let other = context.entries[id], other.hasReg else {
+        guard let other = context.entry(id), other.hasReg else {
             throw Failure(.corruptImage, "the fifo \(entry.id) has no path")
         }
         return other.reg

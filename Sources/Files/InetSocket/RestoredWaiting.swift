@@ -48,7 +48,7 @@ final class RestoredWaiting {
                 guard let state = TCPState(rawValue: entry.state), let client = WaitingClient(rawValue: entry.client),
                     [.established, .closeWait, .closed].contains(state), entry.stream.inqLen <= TCPStream.longestQueue,
                     entry.stream.sndWscale <= 14, entry.stream.rcvWscale <= 14,
-                    let listener = context.entries[entry.listener], listener.hasIsk,
+                    let listener = context.entry(entry.listener), listener.hasIsk,
                     listener.isk.state == TCPState.listening.rawValue
                 else { throw Failure(.corruptImage, "a connection that waits to be accepted is damaged") }
                 let connection = Connection(
@@ -66,7 +66,7 @@ final class RestoredWaiting {
             }
         }
         guard !isEmpty else { return }
-        let ports = Set(byListener.keys.compactMap { context.entries[$0]?.isk.srcPort })
+        let ports = Set(byListener.keys.compactMap { context.entry($0)?.isk.srcPort })
         for entry in context.entries(of: .inetsk) where entry.hasIsk && entry.isk.type == UInt32(InetSocket.stream) {
             let ends = try InetSocket.connection(entry.isk).plain
             let isListener = entry.isk.state == TCPState.listening.rawValue && ports.contains(entry.isk.srcPort)

@@ -29,7 +29,7 @@ enum IoUring: FileKind {
     static func comesAfterTasks(_ entry: FileEntry) -> Bool { true }
 
     static func load(_ context: RestoreContext) throws(Failure) {
-        for entry in context.entries.values where restores(entry) {
+        for entry in context.entries where restores(entry) {
             try during(.file("io_uring \(entry.id)")) { () throws(Failure) in try RingRestore.check(entry.ioUring) }
         }
     }

@@ -33,7 +33,7 @@ final class RestoredRemaps {
     func load(_ context: RestoreContext) throws(Failure) {
         for entry in try context.images.loadAll(.remapPaths, as: RemapFilePathEntry.self) {
             remaps[entry.origID] = entry
-            if entry.remapType == .ghost, let file = context.entries[entry.origID], file.hasReg,
+            if entry.remapType == .ghost, let file = context.entry(entry.origID), file.hasReg,
                 file.reg.flags & RestoredRemaps.temporary != 0
             {
                 unnamed[entry.remapID] = (entry.origID, file.reg.flags)
@@ -106,7 +106,7 @@ final class RestoredRemaps {
         switch remap.remapType {
         case .ghost: return try raise(remap.remapID, at: path, context)
         case .linked:
-            guard let other = context.entries[remap.remapID], other.hasReg else {
+            guard let other = context.entry(remap.remapID), other.hasReg else {
                 throw Failure(.corruptImage, "its remap \(remap.remapID) is not in files.img")
             }
             return try link(Array(other.reg.name), to: path, remap.remapID)

@@ -150,7 +150,7 @@ extension TtyRestore {
                 .unsupported, "the terminal behind it is the controlling one of no task",
                 advice: "Run the restore in a terminal, with --shell-job")
         }
-        let regular = context.entries[entry.tty.hasRegfID ? entry.tty.regfID : entry.id]?.reg
+        let regular = context.entry(entry.tty.hasRegfID ? entry.tty.regfID : entry.id)?.reg
         let mode = Int(entry.tty.flags & 3) | Int(OpenFlags([.noControllingTerminal, .nonBlocking]).rawValue)
         var batch = Batch()
         let path = batch.place(string: regular.map { Array($0.name) } ?? Array("/dev/tty".utf8))

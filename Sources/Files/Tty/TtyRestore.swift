@@ -136,7 +136,7 @@ final class TtyRestore {
 
     /// The path entry of a terminal.
     private func path(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) -> RegFileEntry {
-        guard let other = context.entries[entry.tty.hasRegfID ? entry.tty.regfID : entry.id], other.hasReg,
+        guard let other = context.entry(entry.tty.hasRegfID ? entry.tty.regfID : entry.id), other.hasReg,
             other.reg.name.first == 0x2f, !other.reg.name.contains(0)
         else { throw Failure(.corruptImage, "the terminal \(entry.id) has no path") }
         return other.reg

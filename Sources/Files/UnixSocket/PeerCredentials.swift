@@ -119,19 +119,25 @@ final class Witnesses {
         batch.add(.setresgid, .value(-1), .value(0), .value(-1), doing: "become root again")
     }
 
-    /// Copies a descriptor of a witness.
-    func fetch(_ number: Int, from puppet: Puppet) throws(Failure) -> Descriptor {
-        let pidfd: Int32
-        if let known = pidfds[puppet.process] {
-            pidfd = known
-        } else {
-            pidfd = try attempt("open a pidfd of task \(puppet.process)") { () throws(SystemCallError) in
-                Int32(try systemCall(.pidfd_open, Int(puppet.process.rawValue), 0))
+    /// A witness whose descriptors are copied.
+    struct Source {
+        fileprivate let process: TaskID, pidfd: Int32
+
+        /// Copies one of them.
+        func fetch(_ number: Int) throws(Failure) -> Descriptor {
+            try attempt("copy a socket of task \(process)") { () throws(SystemCallError) in
+                Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(pidfd), number, 0)))
             }
-            pidfds[puppet.process] = pidfd
         }
-        return try attempt("copy a socket of task \(puppet.process)") { () throws(SystemCallError) in
-            Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(pidfd), number, 0)))
+    }
+
+    /// Opens a witness for copies of its descriptors.
+    func source(_ puppet: Puppet) throws(Failure) -> Source {
+        if let known = pidfds[puppet.process] { return Source(process: puppet.process, pidfd: known) }
+        let pidfd = try attempt("open a pidfd of task \(puppet.process)") { () throws(SystemCallError) in
+            Int32(try systemCall(.pidfd_open, Int(puppet.process.rawValue), 0))
         }
+        pidfds[puppet.process] = pidfd
+        return Source(process: puppet.process, pidfd: pidfd)
     }
 }

@@ -14,7 +14,8 @@ internal import SystemPackage
 final class UnixSocketMaking {
     private let context: RestoreContext
     private let all: [Member]
-    private var byInode: [UInt32: Member] = [:]
+    /// Places in `all`.
+    private var byInode: [UInt32: Int] = [:]
     /// What is ours to make, by id: neither outside nor passed by the caller.
     private var mine: [Member] = []
     private let witnesses: Witnesses
@@ -29,14 +30,22 @@ final class UnixSocketMaking {
 
     init(_ entries: [FileEntry], _ context: RestoreContext) {
         self.context = context
-        all = entries.map { Member(id: $0.id, usk: $0.usk) }.sorted { $0.id < $1.id }
+        var sorted = entries.enumerated().map { Member(place: $0.offset, id: $0.element.id, usk: $0.element.usk) }
+        if zip(sorted, sorted.dropFirst()).contains(where: { $0.id > $1.id }) {
+            sorted.sort { $0.id < $1.id }
+            for place in sorted.indices { sorted[place].place = place }
+        }
+        all = sorted
         witnesses = Witnesses(context)
         byInode.reserveCapacity(all.count)
-        for member in all { byInode[member.usk.ino] = member }
+        for member in all { byInode[member.usk.ino] = member.place }
     }
+
+    private func member(_ inode: UInt32) -> Member? { byInode[inode].map { all[$0] } }
 
     /// A socket of files.img.
     private struct Member {
+        var place: Int
         let id: UInt32, usk: UnixSkEntry
     }
 
@@ -118,7 +127,8 @@ final class UnixSocketMaking {
 
     /// Decides how each member is made. Joints are by the name of the accepted end.
     private func sort() throws(Failure) -> ([Member], [Pair], [[UInt8]: [Joint]]) {
-        let own = Set(mine.map(\.id))
+        var isMine = [Bool](repeating: false, count: all.count), isDone = isMine
+        for member in mine { isMine[member.place] = true }
         let listeners = Set(
             mine.filter { $0.usk.state == UnixSocket.listening }.map { [UInt8($0.usk.type)] + Array($0.usk.name) })
         var uses: [[UInt8]: Int] = [:]
@@ -126,7 +136,6 @@ final class UnixSocketMaking {
         var singles: [Member] = []
         var pairs: [Pair] = []
         var joints: [[UInt8]: [Joint]] = [:]
-        var done: Set<UInt32> = []
         func isAccepted(_ member: Member) throws(Failure) -> Bool {
             let name = Array(member.usk.name)
             if name.isEmpty { return false }
@@ -137,11 +146,11 @@ final class UnixSocketMaking {
         }
         for member in mine {
             let socket = member.usk
-            guard socket.peer != 0, socket.peer != socket.ino, !done.contains(member.id),
-                let other = byInode[socket.peer], own.contains(other.id), other.usk.peer == socket.ino,
+            guard socket.peer != 0, socket.peer != socket.ino, !isDone[member.place],
+                let other = self.member(socket.peer), isMine[other.place], other.usk.peer == socket.ino,
                 other.usk.type == socket.type
             else { continue }
-            done.formUnion([member.id, other.id])
+            (isDone[member.place], isDone[other.place]) = (true, true)
             if socket.type != UnixSocket.datagram, try isAccepted(member) {
                 joints[[UInt8(socket.type)] + Array(socket.name), default: []].append(
                     Joint(client: other, accepted: member))
@@ -152,15 +161,15 @@ final class UnixSocketMaking {
                 pairs.append(Pair(one: member, two: other))
             }
         }
-        for member in mine where !done.contains(member.id) {
+        for member in mine where !isDone[member.place] {
             let socket = member.usk
-            let other = byInode[socket.peer]
+            let other = self.member(socket.peer)
             if socket.type == UnixSocket.datagram {
-                if socket.peer != socket.ino, let other, own.contains(other.id), !done.contains(other.id),
+                if socket.peer != socket.ino, let other, isMine[other.place], !isDone[other.place],
                     other.usk.name.isEmpty, other.usk.type == UnixSocket.datagram
                 {
                     // It was made as one of a pair, of which the other then found another peer.
-                    done.insert(other.id)
+                    isDone[other.place] = true
                     pairs.append(Pair(one: member, two: other))
                 } else if socket.peer == 0, socket.state == UnixSocket.established, socket.name.isEmpty {
                     // Its peer is closed. One with a name may only be someone else's peer.
@@ -169,7 +178,7 @@ final class UnixSocketMaking {
                     singles.append(member)
                 }
             } else if socket.state == UnixSocket.established {
-                if let other, own.contains(other.id), other.usk.state == UnixSocket.listening {
+                if let other, isMine[other.place], other.usk.state == UnixSocket.listening {
                     singles.append(member)
                 } else if let other, other.usk.uflags & UnixSocket.external != 0, !other.usk.name.isEmpty,
                     other.usk.type == socket.type
@@ -188,8 +197,10 @@ final class UnixSocketMaking {
             }
         }
         // One that is the second of a pair may have been sorted before its mate.
-        let paired = Set(pairs.flatMap { [$0.one.id, $0.two?.id ?? 0] })
-        singles.removeAll { paired.contains($0.id) }
+        if !singles.isEmpty {
+            let paired = Set(pairs.flatMap { [$0.one.id, $0.two?.id ?? 0] })
+            singles.removeAll { paired.contains($0.id) }
+        }
         for joint in joints.values.joined() { accepted.insert(joint.accepted.id) }
         return (singles, pairs, joints)
     }
@@ -197,7 +208,7 @@ final class UnixSocketMaking {
     /// Whether it was connected to a listener outside of the tree.
     private func isOutside(_ member: Member) -> Bool {
         member.usk.type != UnixSocket.datagram && member.usk.peer != 0
-            && byInode[member.usk.peer].map { $0.usk.uflags & UnixSocket.external != 0 } ?? false
+            && self.member(member.usk.peer).map { $0.usk.uflags & UnixSocket.external != 0 } ?? false
     }
 
     private static func create(_ type: UInt32) throws(Failure) -> Descriptor {
@@ -208,7 +219,7 @@ final class UnixSocketMaking {
 
     private func makeSingle(_ member: Member) throws(Failure) {
         let made = try UnixSocketMaking.create(member.usk.type)
-        if isOutside(member), let outside = byInode[member.usk.peer] {
+        if isOutside(member), let outside = self.member(member.usk.peer) {
             if !member.usk.name.isEmpty {
                 try SocketName(member.usk).bind(made.number, aside: accepted.contains(member.id), others)
             }
@@ -234,7 +245,24 @@ final class UnixSocketMaking {
             let who: SkCredEntry?
             let type: UInt32
         }
-        for (maker, pairs) in Dictionary(grouping: pairs, by: { Maker(who: $0.who, type: $0.one.usk.type) }) {
+        var groups: [(maker: Maker, pairs: [Pair])] = []
+        var places: [Maker: Int] = [:]
+        var last = 0
+        for pair in pairs {
+            let maker = Maker(who: pair.who, type: pair.one.usk.type)
+            // Mostly it is that of the one before.
+            if !groups.isEmpty, groups[last].maker == maker {
+                groups[last].pairs.append(pair)
+                continue
+            }
+            last = places[maker] ?? groups.count
+            if last == groups.count {
+                places[maker] = last
+                groups.append((maker, []))
+            }
+            groups[last].pairs.append(pair)
+        }
+        for (maker, pairs) in groups {
             if let who = maker.who, let puppet = try witnesses.witness(who.pid) {
                 try makePairs(pairs, in: puppet, who, maker.type)
             } else {
@@ -258,11 +286,11 @@ final class UnixSocketMaking {
     private func makePairs(
         _ pairs: [Pair], in puppet: Puppet, _ who: SkCredEntry, _ type: UInt32
     ) throws(Failure) {
-        let most = UnixSocketMaking.mostPairs
+        let source = try witnesses.source(puppet)
         var made: [(here: Int32, there: Int32)] = [], fetched = made
         var rest = pairs[...], waiting = rest.prefix(0)
         while !(rest.isEmpty && made.isEmpty && fetched.isEmpty) {
-            let some = rest.prefix(most)
+            let some = rest.prefix(UnixSocketMaking.mostPairs)
             rest = rest.dropFirst(some.count)
             var batch = Batch()
             for range in UnixSocketMaking.stretches(fetched.flatMap { [$0.here, $0.there] }) {
@@ -281,9 +309,7 @@ final class UnixSocketMaking {
             if !some.isEmpty { Witnesses.resume(who, &batch) }
             let results = try puppet.run(batch) { () throws(Failure) in
                 for (pair, (here, there)) in zip(waiting, made) {
-                    try add(
-                        pair, try witnesses.fetch(Int(here), from: puppet),
-                        try witnesses.fetch(Int(there), from: puppet))
+                    try add(pair, try source.fetch(Int(here)), try source.fetch(Int(there)))
                 }
             }
             (fetched, waiting) = (made, some)
@@ -580,7 +606,7 @@ final class UnixSocketMaking {
     private func connectDatagrams(_ member: Member) throws(Failure) {
         let socket = member.usk
         let number = try context.files.number(member.id)
-        guard let peer = byInode[socket.peer] else { return }
+        guard let peer = self.member(socket.peer) else { return }
         if mates[member.id] != nil, mates[member.id] == (try? context.files.number(peer.id)) { return }
         if peer.usk.uflags & UnixSocket.external != 0 {
             guard !peer.usk.name.isEmpty else { return }
