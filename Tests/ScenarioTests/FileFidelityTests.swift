@@ -83,6 +83,29 @@ struct `A file comes back the same` {
         #expect(changes.isEmpty, "\(changes.joined(separator: "\n"))")
     }
 
+    @Test func `at its number, and numbers that were free are free`() throws {
+        let program = try Program(
+            probing: Self.files + """
+                import errno
+                null = os.open('/dev/null', os.O_RDWR); os.close(0)
+                numbers = [3, 4, 6, 7, 8, 11, 12, 13, 20, 21, 22, 23, 24, 40, 400, 401, 1000]
+                for i, n in enumerate(numbers): os.dup2(os.open('/', os.O_RDONLY) if i % 3 else null, n, inheritable=i % 2 == 0)
+                for n in range(3, 1010):
+                    if n not in numbers:
+                        try: os.close(n)
+                        except OSError: pass
+                def told():
+                    out = []
+                    for n in range(1010):
+                        try: out.append('%d %s %d' % (n, os.readlink('/proc/self/fd/%d' % n), fcntl.fcntl(n, fcntl.F_GETFD)))
+                        except OSError: pass
+                    return '\\n'.join(out)
+                serve(told)
+                """)
+        let changes = try program.differences()
+        #expect(changes.isEmpty, "\(changes.joined(separator: "\n"))")
+    }
+
     @Test func `even if it has no name any more`() throws {
         let program = try Program(
             probing: Self.files + """
