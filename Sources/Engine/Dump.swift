@@ -302,6 +302,12 @@ struct DumpOrder {
             }
         }
         // After the files: no request of an io_uring is in flight any more that would still bring something to memory.
+        for process in context.processes {
+            try during(.dumping(process.id, process.name)) { () throws(Failure) in
+                try MemoryDump.settle(process, context)
+                if context.policy.isLive, MemoryCopies.hasToWait(process) { try copy(process) }
+            }
+        }
         for (process, answer) in zip(context.processes, answers) {
             try during(.dumping(process.id, process.name)) { () throws(Failure) in
                 try MemoryDump.dump(answer.question, answer.results, process, context)
@@ -473,7 +479,7 @@ struct DumpOrder {
         let tracking = MemoryTracking.of(context)
         do throws(Failure) {
             if tracking.needsDescriptor(process, context) { try tracking.open(process, server) }
-            if context.policy.isLive, case .success = outcome {
+            if context.policy.isLive, !MemoryCopies.hasToWait(process), case .success = outcome {
                 try MemoryCopies.of(context).make(of: process, server, context)
             }
         } catch {
@@ -485,6 +491,16 @@ struct DumpOrder {
         // The parts ask ptrace too, which needs the leader at rest.
         try answer.parts.take(answer.results, context)
         return answer
+    }
+
+    /// Copies the memory of a process that was cured already.
+    private func copy(_ process: DumpedProcess) throws(Failure) {
+        let server = try startServer(process, context)
+        do throws(Failure) { try MemoryCopies.of(context).make(of: process, server, context) } catch {
+            try server.cure(memory: process.memory)
+            throw error
+        }
+        try server.cure(memory: process.memory)
     }
 
     private func question(_ process: DumpedProcess, _ server: borrowing Server) -> Result<LeaderAnswer, Failure> {

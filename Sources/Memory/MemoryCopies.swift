@@ -19,7 +19,7 @@ public final class MemoryCopies {
         context.state(MemoryCopies.self) { MemoryCopies() }
     }
 
-    /// Copies a stopped process that runs a server. Where that can't be, its pages are written while it stands still.
+    /// Copies a stopped process that runs a server and waits for no requests. Where that can't be, its pages are written while it stands still.
     public func make(
         of process: DumpedProcess, _ server: borrowing Server, _ context: DumpContext
     ) throws(Failure) {
@@ -78,13 +78,16 @@ public final class MemoryCopies {
             reapers.insert(process.id)
             return "it, or a parent in the tree, adopts orphans (PR_SET_CHILD_SUBREAPER)"
         }
-        for mapping in process.mappings {
-            if mapping.isAioRing { return "it has an AIO ring" }
-            // What its requests are still to bring would be missing in a copy.
-            if mapping.isRing { return "it has an io_uring" }
-            if !mapping.isShared, mapping.hugePageSize != nil { return "it has huge pages of its own (hugetlb)" }
+        if process.mappings.contains(where: { !$0.isShared && $0.hugePageSize != nil }) {
+            return "it has huge pages of its own (hugetlb)"
         }
         return nil
+    }
+
+    /// Whether requests of a stopped process (AIO, io_uring) may still bring something to its memory, which a copy would
+    /// miss: they have to be settled first.
+    public static func hasToWait(_ process: DumpedProcess) -> Bool {
+        process.mappings.contains { $0.isAioRing || $0.isRing }
     }
 
     /// Corrects the flags of a process that were foreseen by those of its copy, which has them as they were at the stop, but

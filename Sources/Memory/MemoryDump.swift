@@ -95,7 +95,17 @@ public enum MemoryDump {
         return (isOn, state)
     }
 
-    /// Writes the memory of a cured, stopped process.
+    /// Waits until nothing that a stopped process has asked for can still bring something to its memory. What its io_urings
+    /// were asked for is waited for with its files.
+    public static func settle(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) {
+        for mapping in process.mappings where mapping.isAioRing {
+            try during(.mapping(mapping.range)) { () throws(Failure) in
+                try AioRing(mapping.range).settle(process, context)
+            }
+        }
+    }
+
+    /// Writes the memory of a cured, stopped process whose requests are settled.
     public static func dump(
         _ question: Question, _ results: Results, _ process: DumpedProcess, _ context: DumpContext
     ) throws(Failure) {
@@ -125,11 +135,6 @@ public enum MemoryDump {
                     question.policies.describe(mapping, results, &entry)
                     areas.append(entry)
                 }
-            }
-        }
-        for mapping in process.mappings where mapping.isAioRing {
-            try during(.mapping(mapping.range)) { () throws(Failure) in
-                try AioRing(mapping.range).settle(process, context)
             }
         }
         let guards = try dumpPages(process, context)
@@ -367,6 +372,22 @@ public enum MemoryDump {
         var copy: MemoryCopy?
         /// Nil as long as they were not found.
         var pages: FoundPages?
+        /// What the copy has in common with the process, as it was at the stop.
+        var common: [CommonMemory] = []
+    }
+
+    /// Memory that a copy sees change with the process: a ring of completions.
+    private struct CommonMemory {
+        let range: AddressRange, bytes: [UInt8]
+    }
+
+    private static func readCommon(_ process: DumpedProcess) throws(Failure) -> [CommonMemory] {
+        try process.mappings.filter(\.isAioRing).map { (mapping) throws(Failure) in
+            let bytes = try attempt("read the AIO ring at \(mapping.range.start)") { () throws(SystemCallError) in
+                try process.memory.read(mapping.range.start, count: Int(mapping.range.length))
+            }
+            return CommonMemory(range: mapping.range, bytes: bytes)
+        }
     }
 
     private struct FoundPages {
@@ -382,13 +403,15 @@ public enum MemoryDump {
     /// Writes the private pages. Returns the guard pages.
     private static func dumpPages(_ process: DumpedProcess, _ context: DumpContext) throws(Failure) -> [AddressRange] {
         if let copy = MemoryCopies.of(context).take(process.id) {
+            var plan = PagePlan(process: process, copy: copy, common: try readCommon(process))
             // Only the process itself knows what was written to it, all else can be found in the copy later.
             guard MemoryTracking.of(context).isConcerned(process) else {
-                PagePlans.of(context).all.append(PagePlan(process: process, copy: copy))
+                PagePlans.of(context).all.append(plan)
                 return []
             }
             let found = try findPages(process, context)
-            PagePlans.of(context).all.append(PagePlan(process: process, copy: copy, pages: found.pages))
+            plan.pages = found.pages
+            PagePlans.of(context).all.append(plan)
             return found.guards
         }
         let found = try findPages(process, context)
@@ -432,7 +455,13 @@ public enum MemoryDump {
                 guard let copy = plan.copy else {
                     return try write(pages, of: process, .running(process.id, memory: process.memory.number), context)
                 }
-                for index in pages.stretches.indices { pages.stretches[index].isReadable = false }
+                for index in pages.stretches.indices {
+                    pages.stretches[index].isReadable = false
+                    let range = pages.stretches[index].range
+                    guard let common = plan.common.first(where: { $0.range.contains(range.start) }) else { continue }
+                    let start = Int(range.start.rawValue - common.range.start.rawValue)
+                    pages.stretches[index].contents = Array(common.bytes[start..<(start + Int(range.length))])
+                }
                 try write(pages, of: process, .task(copy.id, memory: copy.memory.number), context)
             }
         }

@@ -7,6 +7,8 @@ public struct PageStretch: Hashable, Sendable {
     /// Whether they are read by `process_vm_readv`; else through `/proc/PID/mem`, which also reads what the task itself
     /// may not, and, unlike the other, leaves pages shared that other tasks share copy-on-write.
     public var isReadable: Bool
+    /// What they hold, if it is no longer where the others are.
+    public var contents: [UInt8]?
 
     /// Describes pages.
     public init(_ range: AddressRange, isReadable: Bool = true) {

@@ -186,7 +186,11 @@ private func fill(
     }
     try chunk.forEachPart({ stretches[$0].range.length }) { (index, skip, length, at) throws(Failure) in
         let from = stretches[index].range.start.rawValue + skip
-        if stretches[index].isReadable {
+        if let contents = stretches[index].contents {
+            try flush()
+            store(contents[Int(skip)..<(Int(skip) + length)], at: address + at)
+            into += length
+        } else if stretches[index].isReadable {
             vectors.append(clinux_iovec(base: from, length: UInt64(length)))
         } else {
             try flush()
@@ -207,6 +211,14 @@ private func withAddress<R>(
 private func read(_ file: Int32, _ address: Int, _ length: Int, _ offset: UInt64, what: String) throws(Failure) -> Int {
     try attempt("read \(what)") { () throws(SystemCallError) in
         try readFully(file, into: address, count: length, at: offset)
+    }
+}
+
+private func store(_ bytes: ArraySlice<UInt8>, at address: Int) {
+    guard let pointer = unsafe UnsafeMutableRawPointer(bitPattern: address) else { return }
+    unsafe bytes.withUnsafeBytes { source in
+        guard let start = source.baseAddress else { return }
+        unsafe pointer.copyMemory(from: start, byteCount: source.count)
     }
 }
 

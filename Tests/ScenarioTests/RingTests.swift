@@ -15,23 +15,84 @@ struct `A program goes on with its rings and queues` {
 
         """
 
+    private static let contexts = """
+        class Ring:
+            def __init__(self, number):
+                id = ctypes.c_ulong(0); call(206, number, ctypes.byref(id)); self.id = id.value
+                self.header = (ctypes.c_uint * 8).from_address(self.id)
+                self.file = os.open(work + '/data', os.O_RDWR | os.O_CREAT); os.pwrite(self.file, b'0123456789', 0)
+                self.buffer = ctypes.create_string_buffer(16)
+            def submit(self, tag, length):
+                block = ctypes.create_string_buffer(struct.pack(
+                    '<QIiHhiQQqQII', tag, 0, 0, 0, 0, self.file, ctypes.addressof(self.buffer), length, 0, 0, 0, 0))
+                pointer = ctypes.c_ulong(ctypes.addressof(block))
+                return call(209, self.id, 1, ctypes.byref(pointer))
+            def fetch(self, most):
+                room = ctypes.create_string_buffer(32 * most); got = call(208, self.id, 0, most, room, None)
+                return [struct.unpack_from('<QQqq', room, 32 * i)[::2] for i in range(got)]
+
+        """
+
+    /// Dumps a program that runs on, ends it, and restores it.
+    private func goBack(_ program: Program) throws {
+        try #require(try program.dump(["--live"]) == 0, "\(program.lastLine("dump.log"))")
+        // It had only to stand still for a copy of its memory.
+        #expect(!program.text("images/dump.log").contains("while it stands still"))
+        program.finish()
+        try #require(try program.restore() == 0, "\(program.lastLine("restore.log"))")
+    }
+
+    @Test func `AIO contexts that are used while they are dumped live`() throws {
+        let program = try Program(
+            RingTests.calls + RingTests.contexts + """
+                ring = Ring(100); large = Ring(3000); submitted, fetched, problems = [0, 0], [0, 0], []
+                pages = mmap.mmap(-1, 64 << 20); pages.write(b'x' * (64 << 20)); stopped = threading.Event()
+                def fetch(i, most):
+                    for tag, got in (ring, large)[i].fetch(most):
+                        if (tag, got) != (fetched[i], tag % 10): problems.append('%r instead of %d' % ((tag, got), fetched[i]))
+                        fetched[i] += 1
+                def run():
+                    while not os.path.exists(work + '/stop') and not problems:
+                        for i in (0, 1):
+                            n = submitted[i]; struct.pack_into('Q', pages, n % 16384 * 4096 + 8 * i, n)
+                            (ring, large)[i].submit(n, n % 10); submitted[i] = n + 1
+                            if n - fetched[i] > (30, 900)[i]: fetch(i, 20)
+                    stopped.set()
+                threading.Thread(target=run, daemon=True).start()
+                def check():
+                    if not os.path.exists(work + '/stop'): return '%d' % submitted[0]
+                    stopped.wait()
+                    for i in (0, 1):
+                        fetch(i, 10000)
+                        if fetched[i] != submitted[i]: problems.append('%d of %d' % (fetched[i], submitted[i]))
+                        for n in range(max(0, submitted[i] - 16384), submitted[i]):
+                            got, = struct.unpack_from('Q', pages, n % 16384 * 4096 + 8 * i)
+                            if got != n: problems.append('page %d has %d, not %d' % (n % 16384, got, n)); break
+                    return ', '.join(problems[:3]) or 'ok'
+                serve(check)
+                """)
+        let before = program.ask()
+        while program.ask() == before { sched_yield() }
+        try goBack(program)
+        while program.ask() == before { sched_yield() }
+        try goBack(program)
+        // What is restored stops at once: it is what it was at the stop.
+        try #require(close(open(program.work + "/stop", O_CREAT | O_WRONLY, 0o600)) == 0)
+        #expect(program.ask() == "ok")
+    }
+
+    @Test(arguments: ["64 0x10000 1000 files buffers eventfd unfetched handle", "8 0x1000 100 buffers files eventfd"])
+    func `io_urings that are dumped live`(_ kind: String) throws {
+        let program = try RingTests.ring(kind)
+        for _ in 1...2 {
+            try goBack(program)
+            #expect(program.ask() == "ok")
+        }
+    }
+
     @Test func `AIO contexts, with completions that wait and go round`() throws {
         let program = try Program(
-            RingTests.calls + """
-                class Ring:
-                    def __init__(self, number):
-                        id = ctypes.c_ulong(0); call(206, number, ctypes.byref(id)); self.id = id.value
-                        self.header = (ctypes.c_uint * 8).from_address(self.id)
-                        self.file = os.open(work + '/data', os.O_RDWR | os.O_CREAT); os.pwrite(self.file, b'0123456789', 0)
-                        self.buffer = ctypes.create_string_buffer(16)
-                    def submit(self, tag, length):
-                        block = ctypes.create_string_buffer(struct.pack(
-                            '<QIiHhiQQqQII', tag, 0, 0, 0, 0, self.file, ctypes.addressof(self.buffer), length, 0, 0, 0, 0))
-                        pointer = ctypes.c_ulong(ctypes.addressof(block))
-                        return call(209, self.id, 1, ctypes.byref(pointer))
-                    def fetch(self, most):
-                        room = ctypes.create_string_buffer(32 * most); got = call(208, self.id, 0, most, room, None)
-                        return [struct.unpack_from('<QQqq', room, 32 * i)[::2] for i in range(got)]
+            RingTests.calls + RingTests.contexts + """
                 rings = [Ring(1), Ring(100), Ring(3000)]; expected = []
                 for ring in rings:
                     places = ring.header[1]
