@@ -496,11 +496,11 @@ struct DumpOrder {
     /// Copies the memory of a process that was cured already.
     private func copy(_ process: DumpedProcess) throws(Failure) {
         let server = try startServer(process, context)
-        do throws(Failure) { try MemoryCopies.of(context).make(of: process, server, context) } catch {
-            try server.cure(memory: process.memory)
-            throw error
+        let outcome = Result { () throws(Failure) in
+            try MemoryCopies.of(context).make(of: process, server, context)
         }
         try server.cure(memory: process.memory)
+        try outcome.get()
     }
 
     private func question(_ process: DumpedProcess, _ server: borrowing Server) -> Result<LeaderAnswer, Failure> {

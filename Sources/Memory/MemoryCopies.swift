@@ -19,7 +19,8 @@ public final class MemoryCopies {
         context.state(MemoryCopies.self) { MemoryCopies() }
     }
 
-    /// Copies a stopped process that runs a server and waits for no requests. Where that can't be, its pages are written while it stands still.
+    /// Copies a stopped process that runs a server and waits for no requests. Where that can't be, its pages are written while
+    /// it stands still.
     public func make(
         of process: DumpedProcess, _ server: borrowing Server, _ context: DumpContext
     ) throws(Failure) {
@@ -87,7 +88,7 @@ public final class MemoryCopies {
     /// Whether requests of a stopped process (AIO, io_uring) may still bring something to its memory, which a copy would
     /// miss: they have to be settled first.
     public static func hasToWait(_ process: DumpedProcess) -> Bool {
-        process.mappings.contains { $0.isAioRing || $0.isRing }
+        process.hasRings || process.mappings.contains(where: \.isAioRing)
     }
 
     /// Corrects the flags of a process that were foreseen by those of its copy, which has them as they were at the stop, but

@@ -207,7 +207,8 @@ public final class PageComparison {
     }
 }
 
-private func copyBytes(from source: Int, to address: Int, _ count: Int) {
+/// Copies bytes within our memory.
+func copyBytes(from source: Int, to address: Int, _ count: Int) {
     guard let from = unsafe UnsafeRawPointer(bitPattern: source),
         let to = unsafe UnsafeMutableRawPointer(bitPattern: address)
     else { return }

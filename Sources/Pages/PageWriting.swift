@@ -188,7 +188,7 @@ private func fill(
         let from = stretches[index].range.start.rawValue + skip
         if let contents = stretches[index].contents {
             try flush()
-            store(contents[Int(skip)..<(Int(skip) + length)], at: address + at)
+            contents.withConstantAddress { (start, _) in copyBytes(from: start + Int(skip), to: address + at, length) }
             into += length
         } else if stretches[index].isReadable {
             vectors.append(clinux_iovec(base: from, length: UInt64(length)))
@@ -211,14 +211,6 @@ private func withAddress<R>(
 private func read(_ file: Int32, _ address: Int, _ length: Int, _ offset: UInt64, what: String) throws(Failure) -> Int {
     try attempt("read \(what)") { () throws(SystemCallError) in
         try readFully(file, into: address, count: length, at: offset)
-    }
-}
-
-private func store(_ bytes: ArraySlice<UInt8>, at address: Int) {
-    guard let pointer = unsafe UnsafeMutableRawPointer(bitPattern: address) else { return }
-    unsafe bytes.withUnsafeBytes { source in
-        guard let start = source.baseAddress else { return }
-        unsafe pointer.copyMemory(from: start, byteCount: source.count)
     }
 }
 

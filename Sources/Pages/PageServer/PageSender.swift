@@ -60,10 +60,7 @@ public final class PageSender: PageReceiver {
     }
 
     private func copy(from address: Int, _ count: Int) {
-        guard let to = unsafe UnsafeMutableRawPointer(bitPattern: buffer.address + waiting),
-            let from = unsafe UnsafeRawPointer(bitPattern: address)
-        else { return }
-        unsafe to.copyMemory(from: from, byteCount: count)
+        copyBytes(from: address, to: buffer.address + waiting, count)
         waiting += count
     }
 
