@@ -109,13 +109,19 @@ let package = Package(
                 "Linux", "Diagnostics", "Netlink", "ImageMessages", "ImageFormat", "Kinds", logging, system,
             ],
             swiftSettings: strict),
+        .target(
+            name: "Namespaces",
+            dependencies: [
+                "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", logging, system,
+            ],
+            swiftSettings: strict),
         // Floor 7: the orders.
         .target(
             name: "Engine",
             dependencies: [
                 "Linux", "Diagnostics", "Procfs", "ImageMessages", "ImageFormat", "Remote", "Kinds", "Pages", "Tasks",
                 "Memory",
-                "Files", "IPC", "Network", "Transport", logging, system,
+                "Files", "IPC", "Namespaces", "Network", "Transport", logging, system,
             ],
             swiftSettings: strict),
         // Floor 8: the public library: options, API.

@@ -7,6 +7,7 @@ public import Kinds
 public import Linux
 public import Logging
 internal import Memory
+internal import Namespaces
 internal import Network
 internal import Pages
 internal import Procfs
@@ -111,7 +112,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
                     || request.afterwards == .running && request.scripts.isEmpty && request.lazySource == nil
                 do throws(Failure) {
                     try order.holdNetwork(request)
-                    try context.inNetwork { () throws(Failure) in try order.run(request) }
+                    try context.view.inside { () throws(Failure) in try order.run(request) }
                     if !isLetGoEarly { try order.complete(request, started: started) }
                     try order.servePages(request)
                     if request.afterwards != .killed { order.releaseNetwork(request) }
@@ -122,10 +123,10 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
                     throw error
                 }
                 if request.afterwards != .killed { order.files.letGo() }
-                if policy.takesAtEnd { try context.inNetwork { () throws(Failure) in FileDump.part(context) } }
+                if policy.takesAtEnd { try context.view.inside { () throws(Failure) in FileDump.part(context) } }
                 tree.thaw(request.afterwards)
                 if request.afterwards == .killed {
-                    try context.inNetwork { () throws(Failure) in FileDump.gone(context) }
+                    try context.view.inside { () throws(Failure) in FileDump.gone(context) }
                     order.files.letGo()
                 }
                 if isLetGoEarly {
@@ -142,7 +143,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
             context.processes = []
         }
     } catch {
-        try? context.inNetwork { () throws(Failure) in FileDump.abandon(context) }
+        try? context.view.inside { () throws(Failure) in FileDump.abandon(context) }
         images.discard()
         throw error
     }
@@ -259,7 +260,7 @@ struct DumpOrder {
     /// Holds up all packets of a network namespace that is the tree's own. What its packet filters are is read before.
     func holdNetwork(_ request: DumpRequest) throws(Failure) {
         guard let network = context.network, network.isApart else { return }
-        try network.inside { () throws(Failure) in try NetworkDump.dumpFilters(ObjectSharing.networkID, context) }
+        try network.inside { () throws(Failure) in try NetworkDump.dumpFilters(NamespaceKind.net.treeID, context) }
         try request.scripts.run(.networkLock, images: context.images.directory.number, root: request.root)
         try network.inside { () throws(Failure) in try FileDump.lockNetwork(context) }
         try context.faults.pass(.dumpLocked)
@@ -278,7 +279,7 @@ struct DumpOrder {
     func run(_ request: DumpRequest) throws(Failure) {
         let log = context.log
         try checkSession(request)
-        var sharing = ObjectSharing(context.network)
+        var sharing = ObjectSharing(context.namespaces)
         for process in context.processes { try sharing.identify(process) }
         SystemVUse.prepare(tree.map(\.id), context)
         try IPCDump.collect(context)
@@ -318,7 +319,8 @@ struct DumpOrder {
         try MemoryDump.finish(context)
         try IPCDump.finish(context)
         try files.finish()
-        if context.network?.isApart ?? false { try NetworkDump.dump(ObjectSharing.networkID, context) }
+        try NamespaceDump.dump(request.root, context)
+        if context.network?.isApart ?? false { try NetworkDump.dump(NamespaceKind.net.treeID, context) }
         try writeTree()
         try TaskDump.finish(context)
         try context.plugins.finish([("afterwards", request.afterwards.rawValue)])
@@ -327,7 +329,7 @@ struct DumpOrder {
 
     /// Looks at a tree as `run` begins with.
     func rehearse() throws(Failure) {
-        var sharing = ObjectSharing(context.network)
+        var sharing = ObjectSharing(context.namespaces)
         for process in context.processes { try sharing.identify(process) }
         SystemVUse.prepare(tree.map(\.id), context)
         try checkPlan()
@@ -379,8 +381,12 @@ struct DumpOrder {
     func collect(_ foresight: Foresight?, onlyMemory: Bool = false) throws(Failure) {
         try context.faults.pass(.dumpFrozen)
         context.log.debug("stopped \(tree.count) processes")
-        for frozen in tree where !frozen.isZombie {
-            context.processes.append(try collect(frozen, foresight, onlyMemory: onlyMemory))
+        for frozen in tree {
+            if frozen.isZombie {
+                context.numbers.note(try .read(of: frozen.id), try .read(of: frozen.id), of: frozen.id)
+            } else {
+                context.processes.append(try collect(frozen, foresight, onlyMemory: onlyMemory))
+            }
         }
         context.log.debug("collected what /proc tells")
     }
@@ -429,7 +435,10 @@ struct DumpOrder {
                 }
                 process.threads.append(
                     DumpedThread(tracee, of: process, status: own, registers: registers, signalMask: mask))
+                if let number = own.namespaceIDs.last { context.numbers.note(tracee.id, as: number) }
             }
+            context.numbers.note(status, process.stat, of: frozen.id)
+            process.number = context.numbers[frozen.id]
             if onlyMemory { return process }
             try MemoryDump.check(process, context)
             for thread in process.threads { try TaskDump.prepare(thread) }
@@ -559,24 +568,26 @@ struct DumpOrder {
     func writeTree() throws(Failure) {
         let living = Dictionary(uniqueKeysWithValues: context.processes.map { ($0.id, $0) })
         let image = context.images.create(.processTree)
+        let numbers = context.numbers
         for frozen in tree {
             var entry = PstreeEntry()
-            entry.pid = UInt32(bitPattern: frozen.id.rawValue)
-            entry.ppid = frozen === tree.first ? 0 : UInt32(bitPattern: frozen.parent.rawValue)
+            let number = numbers[frozen.id]
+            entry.pid = UInt32(bitPattern: number)
+            entry.ppid = frozen === tree.first ? 0 : UInt32(bitPattern: numbers[frozen.parent])
             if let process = living[frozen.id] {
-                entry.pgid = UInt32(bitPattern: process.stat.group.rawValue)
-                entry.sid = UInt32(bitPattern: process.stat.session.rawValue)
-                entry.threads = process.threads.map { UInt32(bitPattern: $0.tracee.id.rawValue) }
+                entry.pgid = UInt32(bitPattern: numbers[process.stat.group])
+                entry.sid = UInt32(bitPattern: numbers[process.stat.session])
+                entry.threads = process.threads.map { UInt32(bitPattern: numbers[$0.tracee.id]) }
                 for thread in process.threads {
-                    try context.images.write(.core(thread.tracee.id.rawValue), [thread.core])
+                    try context.images.write(.core(numbers[thread.tracee.id]), [thread.core])
                 }
-                try context.images.write(.ids(frozen.id.rawValue), [process.ids])
+                try context.images.write(.ids(number), [process.ids])
             } else {
                 let stat = try TaskStat.read(of: frozen.id)
-                entry.pgid = UInt32(bitPattern: stat.group.rawValue)
-                entry.sid = UInt32(bitPattern: stat.session.rawValue)
+                entry.pgid = UInt32(bitPattern: numbers[stat.group])
+                entry.sid = UInt32(bitPattern: numbers[stat.session])
                 entry.threads = [entry.pid]
-                try context.images.write(.core(frozen.id.rawValue), [try TaskDump.zombie(frozen)])
+                try context.images.write(.core(number), [try TaskDump.zombie(frozen)])
             }
             try image.append(entry)
         }

@@ -22,7 +22,7 @@ public func preDump(_ request: DumpRequest, log: Logger) throws(Failure) -> Stat
     let context = DumpContext(policy: request.policy, images: images, log: log, faults: request.faults)
     do throws(Failure) {
         try Preflight.checkTree(request.root)
-        context.network = try TreeNetwork(of: request.root)
+        try Preflight.findNamespaces(request.root, context)
         let tracking = try MemoryTracking(
             request.root, continues: true, previous: request.previous, images: images,
             waitsForRequests: false, log: log)
@@ -95,7 +95,7 @@ public func holdTracking() -> Int32 { TrackingHolder.hold() }
 extension DumpOrder {
     /// Finds the pages of all processes.
     fileprivate func findPages() throws(Failure) {
-        var sharing = ObjectSharing(context.network)
+        var sharing = ObjectSharing(context.namespaces)
         for process in context.processes { try sharing.identify(process) }
         let tracking = MemoryTracking.of(context)
         for process in context.processes {

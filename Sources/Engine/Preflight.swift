@@ -2,6 +2,7 @@ internal import Diagnostics
 internal import Files
 internal import Kinds
 internal import Linux
+internal import Namespaces
 internal import Network
 internal import Procfs
 internal import SystemPackage
@@ -10,25 +11,37 @@ internal import SystemPackage
 enum Preflight {
     static func check(_ root: TaskID, _ context: DumpContext) throws(Failure) {
         try checkTree(root)
-        try checkNetwork(root, context)
-        try context.inNetwork { () throws(Failure) in
+        try checkNamespaces(root, context)
+        try context.view.inside { () throws(Failure) in
             try FilePreflight.check(root, context.policy, context.plugins)
         }
     }
 
-    /// Finds the network namespace of a tree, which all its tasks must be in.
-    static func checkNetwork(_ root: TaskID, _ context: DumpContext) throws(Failure) {
-        let network = try TreeNetwork(of: root)
-        context.network = network
+    /// Finds the namespaces of a tree, which all its tasks must be in.
+    static func checkNamespaces(_ root: TaskID, _ context: DumpContext) throws(Failure) {
+        try findNamespaces(root, context)
+        try context.namespaces.checkRestorable(root)
         try forEachProcess(of: root) { (task) throws(Failure) in
-            // Who is gone by now is in none; zombies have none.
-            if let link = try? readLink("/proc/\(task.rawValue)/ns/net").string, link != network.theirs {
-                throw ObjectSharing.severalNetworks(task, (try? TaskStatus.read(of: task).name) ?? "?")
-            }
+            try context.namespaces.check(task)
             return true
         }
-        guard network.isApart else { return }
+        try NamespaceDump.prepare(root, context)
+        guard let network = context.network, network.isApart else { return }
         try network.inside { () throws(Failure) in try NetworkDump.check(context.policy) }
+    }
+
+    /// Notes what namespaces a tree has for itself.
+    static func findNamespaces(_ root: TaskID, _ context: DumpContext) throws(Failure) {
+        context.namespaces = try TreeNamespaces(of: root)
+        context.network = try TreeNetwork(of: root)
+        guard context.namespaces.apart.contains(.pid) else { return }
+        context.numbers.part()
+        let number = try TaskStatus.read(of: root).namespaceIDs.last
+        guard number == 1 else {
+            throw Failure(
+                .unsupported, "task \(root) is not the first task of its PID namespace",
+                advice: "Name the first one, or run brumate inside of the namespace")
+        }
     }
 
     /// Checks that a task can be the root of a tree.

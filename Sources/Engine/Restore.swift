@@ -7,6 +7,7 @@ public import Kinds
 public import Linux
 public import Logging
 internal import Memory
+internal import Namespaces
 internal import Network
 internal import Pages
 internal import Procfs
@@ -102,10 +103,11 @@ final class RestoreOrder {
     var madePidFile = false
     /// Where the images came from, if somebody may wait for an answer.
     var stream: StreamReceiver?
-    /// The number of the network namespace that the tree had for its own.
-    private var ownNetwork: UInt32?
-    /// What fills a new one.
+    private var apart: [NamespaceKind: UInt32] { context.ownNamespaces }
+    /// What fills a new network namespace.
     private var network: NetworkRestore?
+    /// What makes the other namespaces.
+    private var namespaces: NamespaceRestore?
     private var isUnlocked = false
 
     init(context: RestoreContext, request: RestoreRequest) {
@@ -124,43 +126,45 @@ final class RestoreOrder {
         try context.faults.pass(.restorePlanned)
         try request.scripts.run(.preRestore, images: context.images.directory.number, root: nil)
         try enterNetwork()
-        try context.inNetwork(sow)
+        try context.view.inside(sow)
         try context.faults.pass(.restoreSown)
         let root = context.processes[0]
-        try request.scripts.run(.setupNamespaces, images: context.images.directory.number, root: root.id)
-        try context.inNetwork { () throws(Failure) in try network?.fill(context) }
+        try request.scripts.run(.setupNamespaces, images: context.images.directory.number, root: root.task)
+        try context.view.inside { () throws(Failure) in try network?.fill(context) }
         try context.faults.pass(.restoreNetwork)
-        try request.scripts.run(.postSetupNamespaces, images: context.images.directory.number, root: root.id)
-        try context.inNetwork { () throws(Failure) in
+        try request.scripts.run(.postSetupNamespaces, images: context.images.directory.number, root: root.task)
+        try context.view.inside { () throws(Failure) in
+            try IPCRestore.prepare(context)
             try FileRestore.make(context)
             try grow()
         }
         context.statistics[.forking] = ContinuousClock.now - started
         try context.faults.pass(.restoreGrown)
-        try context.inNetwork(fill)
+        try context.view.inside(fill)
         try context.faults.pass(.restoreFiles)
-        try context.inNetwork { () throws(Failure) in try FileRestore.wire(context) }
-        try IPCRestore.restore(context)
+        try context.view.inside { () throws(Failure) in try FileRestore.wire(context) }
+        try context.view.inside { () throws(Failure) in try IPCRestore.restore(context) }
         try buryZombies()
         try stopChildren()
         for stage in [Stage.thread, .pending] { try perform(stage) }
-        try context.inNetwork { () throws(Failure) in
+        try context.view.inside { () throws(Failure) in
             try FileRestore.settle(context)
             try network?.finish(context)
         }
-        try MemoryRestore.settle(context)
-        try writePidFile(root.id)
-        try context.plugins.finish(context.processes.map { ("task", "\($0.id)") })
-        try request.scripts.run(.postRestore, images: context.images.directory.number, root: root.id)
+        try namespaces?.seal(context)
+        try context.view.inside { () throws(Failure) in try MemoryRestore.settle(context) }
+        try writePidFile(root.task)
+        try context.plugins.finish(context.processes.map { ("task", "\($0.task)") })
+        try request.scripts.run(.postRestore, images: context.images.directory.number, root: root.task)
         try perform(.seal)
         try context.faults.pass(.restoreSealed)
-        try request.scripts.run(.preResume, images: context.images.directory.number, root: root.id)
+        try request.scripts.run(.preResume, images: context.images.directory.number, root: root.task)
         try release()
         context.statistics[.restoring] = ContinuousClock.now - started
-        try request.scripts.run(.postResume, images: context.images.directory.number, root: root.id)
+        try request.scripts.run(.postResume, images: context.images.directory.number, root: root.task)
         if !request.scripts.isEmpty { stream?.sayDone() }
         if request.stream == nil { writeStatistics() }
-        return RestoreOutcome(root: root.id, statistics: context.statistics)
+        return RestoreOutcome(root: root.task, statistics: context.statistics)
     }
 
     // MARK: plan
@@ -181,49 +185,61 @@ final class RestoreOrder {
             listed.append(process)
         }
         try FileRestore.load(context)
-        try loadNetwork(listed, inventory)
+        try loadNamespaces(listed, inventory)
         plan = try RestorePlan.make(listed, mappings: mappings, shellJob: context.policy.shellJob)
         try TaskRestore.load(context)
         try IPCRestore.load(context)
-        if checksIDs { try checkIDs() }
+        if checksIDs, apart[.pid] == nil { try checkIDs() }
     }
 
-    /// Finds out whether the tree had a network namespace of its own, and reads its images if it is to be made.
-    private func loadNetwork(_ processes: [PlannedProcess], _ inventory: InventoryEntry) throws(Failure) {
-        let living = processes.filter { !$0.isZombie && $0.ids.hasNetNsID }
-        guard let id = living.first?.ids.netNsID, inventory.hasRootIds, inventory.rootIds.hasNetNsID else { return }
-        if let other = living.first(where: { $0.ids.netNsID != id }) {
-            throw Failure(
-                .unsupported,
-                "task \(other.id) was in another network namespace than the root of the tree, which can't be restored yet"
-            )
+    /// Finds out which namespaces the tree had for its own, and reads the images of those that are to be made.
+    private func loadNamespaces(_ processes: [PlannedProcess], _ inventory: InventoryEntry) throws(Failure) {
+        guard inventory.hasRootIds else { return }
+        let living = processes.filter { !$0.isZombie }
+        for kind in NamespaceKind.allCases {
+            // An image from before the kind was known has 0.
+            let home = inventory.rootIds[keyPath: kind.field]
+            guard let id = living.first?.ids[keyPath: kind.field], id != 0, home != 0 else { continue }
+            if let other = living.first(where: { $0.ids[keyPath: kind.field] != id }) {
+                throw Failure(
+                    .unsupported,
+                    "task \(other.id) was in another \(kind.text) namespace than the root of the tree, which can't be restored yet"
+                )
+            }
+            guard id != home else { continue }
+            guard TreeNamespaces.restorable.contains(kind) else {
+                throw Failure(
+                    .unsupported,
+                    "the tree was in a \(kind.text) namespace of its own, which can't be restored yet")
+            }
+            context.ownNamespaces[kind] = id
         }
-        guard id != inventory.rootIds.netNsID else { return }
-        ownNetwork = id
-        if request.joinedNetwork == nil { network = try NetworkRestore(id, context) }
+        if let id = apart[.net], request.joinedNetwork == nil { network = try NetworkRestore(id, context) }
+        if apart[.pid] != nil { context.numbers.part() }
+        namespaces = try NamespaceRestore(apart, context)
     }
 
     /// Finds or makes the tree's network namespace. Our thread stays outside.
     private func enterNetwork() throws(Failure) {
         if let path = request.joinedNetwork {
             context.network = try TreeNetwork(at: path)
-            guard ownNetwork != nil, FileRestore.needsOpenNetwork(context) else { return }
-            try context.inNetwork { () throws(Failure) in try FileRestore.lockConnections(context) }
+            guard apart[.net] != nil, FileRestore.needsOpenNetwork(context) else { return }
+            try context.view.inside { () throws(Failure) in try FileRestore.lockConnections(context) }
             try unlockNetwork()
-        } else if ownNetwork != nil {
+        } else if apart[.net] != nil {
             context.network = try TreeNetwork.make()
         }
     }
 
     /// Takes back the lock of the dump, which is where the tree was. A new namespace has none.
     private func unlockNetwork() throws(Failure) {
-        guard ownNetwork != nil else { return FileRestore.unlockNetwork(context, isWhole: false) }
+        guard apart[.net] != nil else { return FileRestore.unlockNetwork(context, isWhole: false) }
         guard request.joinedNetwork != nil, !isUnlocked else { return }
         isUnlocked = true
-        try context.inNetwork { () throws(Failure) in FileRestore.unlockNetwork(context, isWhole: true) }
+        try context.view.inside { () throws(Failure) in FileRestore.unlockNetwork(context, isWhole: true) }
         do throws(Failure) {
             try request.scripts.run(
-                .networkUnlock, images: context.images.directory.number, root: context.processes.first?.id)
+                .networkUnlock, images: context.images.directory.number, root: context.processes.first?.task)
         } catch { context.log.warning("\(error)") }
     }
 
@@ -279,7 +295,9 @@ final class RestoreOrder {
         let tree = try NascentTree(runway: plan.runway)
         self.tree = tree
         let root = plan.processes[0]
-        let puppet = try tree.sow(root.id, flags: request.asSibling ? 0x8000 : 0)
+        var flags: UInt64 = request.asSibling ? 0x8000 : 0
+        if apart[.pid] != nil { flags |= NamespaceKind.pid.flag }
+        let puppet = try tree.sow(root.id, flags: flags)
         puppets[root.id] = puppet
         add(root, puppet, inherits: nil)
         // The courier's socket stays; everything else that we leaked into the seed goes.
@@ -292,6 +310,9 @@ final class RestoreOrder {
         let ignore = batch.place(value: (UInt64(1), UInt64(0), UInt64(0), UInt64(0)))
         batch.add(.rt_sigaction, .value(17), .buffer(ignore), .value(0), .value(8), doing: "ignore SIGCHLD")
         try puppet.run(batch)
+        try during(.step("the namespaces of the tree")) { () throws(Failure) in
+            try namespaces?.make(in: puppet, context)
+        }
     }
 
     private func isOpen(_ number: Int32) -> Bool { (try? systemCall(.fcntl, Int(number), 1)) != nil }
@@ -300,6 +321,7 @@ final class RestoreOrder {
         let process = RestoredProcess(plan, puppet: puppet, parent: inherits)
         processes[plan.id] = process
         context.processes.append(process)
+        context.numbers.note(puppet.task, as: plan.id.rawValue)
     }
 
     // MARK: grow
@@ -399,7 +421,11 @@ final class RestoreOrder {
     private func orphan(_ planned: PlannedProcess, from creator: TaskID, to parent: TaskID) throws(Failure) {
         var free = TaskID(planned.id.rawValue &+ 1)
         let taken = Set(plan.allIDs)
-        while taken.contains(free) || (try? readWholeFile("/proc/\(free.rawValue)/comm")) != nil { free.rawValue += 1 }
+        func isTaken(_ id: TaskID) -> Bool {
+            if taken.contains(id) { return true }
+            return apart[.pid] == nil && (try? readWholeFile("/proc/\(id.rawValue)/comm")) != nil
+        }
+        while isTaken(free) { free.rawValue += 1 }
         var batch = Batch()
         batch.add(.prctl, .value(36), .value(1), doing: "become a subreaper")
         _ = try puppet(parent).run(batch)
@@ -419,7 +445,9 @@ final class RestoreOrder {
 
     private func dismiss(_ id: TaskID) throws(Failure) {
         let puppet = try puppet(id)
-        try attempt("end a stand-in") { () throws(SystemCallError) in try systemCall(.kill, Int(id.rawValue), 9) }
+        try attempt("end a stand-in") { () throws(SystemCallError) in
+            try systemCall(.kill, Int(puppet.task.rawValue), 9)
+        }
         while puppet.tracee.isAttached { _ = try puppet.tracee.wait() }
         puppets[id] = nil
     }
@@ -447,6 +475,7 @@ final class RestoreOrder {
         let made = try process.puppet.clone(ids.map { CloneRequest(id: $0, flags: flags) })
         for (puppet, core) in zip(made, cores.dropFirst()) {
             puppets[puppet.id] = puppet
+            context.numbers.note(puppet.tracee.id, as: puppet.id.rawValue)
             process.threads.append(RestoredThread(puppet, core: core, of: process))
         }
     }
@@ -519,7 +548,7 @@ final class RestoreOrder {
             }
         }
         try unlockNetwork()
-        try context.inNetwork { () throws(Failure) in try FileRestore.start(context) }
+        try context.view.inside { () throws(Failure) in try FileRestore.start(context) }
         try LazyRestore.check(context)
         // The tasks have their own: with ours, what they close would not be closed.
         context.files = FileTable()
@@ -530,7 +559,7 @@ final class RestoreOrder {
                 if TaskRestore.hasPendingSignals(process) {
                     TaskRestore.stop(process, by: signal)
                 } else {
-                    _ = try? systemCall(.kill, Int(process.id.rawValue), Int(signal))
+                    _ = try? systemCall(.kill, Int(process.task.rawValue), Int(signal))
                 }
             }
         }
@@ -539,7 +568,7 @@ final class RestoreOrder {
             _ = try? process.puppet.tracee.detach()
         }
         LazyRestore.finish(context)
-        if request.leaveStopped { awaitStop(of: living.map { ($0.id, $0.threads.map(\.id)) }) }
+        if request.leaveStopped { awaitStop(of: living.map { ($0.task, $0.threads.map(\.task)) }) }
     }
 
     /// The point of no return: until here all tasks die with us, from here on all live without us.
@@ -589,14 +618,18 @@ final class RestoreOrder {
 
     /// Nothing of the tree may be left.
     func abandon() {
-        for puppet in puppets.values where puppet.isLeader { _ = try? systemCall(.kill, Int(puppet.id.rawValue), 9) }
+        for puppet in puppets.values where puppet.isLeader { _ = try? systemCall(.kill, Int(puppet.task.rawValue), 9) }
         for process in context.processes {
             for thread in process.threads.dropFirst() {
                 while thread.puppet.tracee.isAttached, (try? thread.puppet.tracee.wait()) != nil {}
             }
         }
-        for puppet in puppets.values { while puppet.tracee.isAttached, (try? puppet.tracee.wait()) != nil {} }
-        try? context.inNetwork { () throws(Failure) in FileRestore.abandon(context) }
+        // The first task of a PID namespace ends after all others there.
+        for puppet in puppets.values where puppet !== tree?.root {
+            while puppet.tracee.isAttached, (try? puppet.tracee.wait()) != nil {}
+        }
+        if let root = tree?.root { while root.tracee.isAttached, (try? root.tracee.wait()) != nil {} }
+        try? context.view.inside { () throws(Failure) in FileRestore.abandon(context) }
         MemoryRestore.abandon(context)
         IPCRestore.abandon(context)
         if madePidFile, let path = request.pidFile {

@@ -135,7 +135,7 @@ public final class FileDump: FileDumper {
     /// when the tree closes it. A program that it has just written could not be run, the other end of a pipe would see
     /// no end, a lock would not be free. The numbers of our copies stay taken.
     public func letGo() {
-        guard let nothing = try? openFile("/dev/null") else { return }
+        guard let nothing = try? openFile("/proc/version") else { return }
         let fresh = nothing.number
         let handles = kept.map { $0.handle.number } + others.compactMap { $0.file?.handle.number }
         // With the tree gone, each is closed by this.
@@ -305,7 +305,7 @@ public final class FileDump: FileDumper {
         entry.cwdID = try dump(link: "cwd", of: process)
         entry.rootID = try dump(link: "root", of: process)
         entry.umask = process.status.umask
-        try context.images.write(.directories(process.id.rawValue), [entry])
+        try context.images.write(.directories(process.number), [entry])
     }
 
     /// Completes what depends on other files, while the tree still stands.

@@ -2,6 +2,7 @@ internal import Diagnostics
 internal import ImageMessages
 internal import Kinds
 internal import Linux
+internal import Logging
 
 /// Who gets signals for a file (`F_SETOWN_EX`, `F_SETSIG`), common to all kinds.
 enum FileOwner {
@@ -13,7 +14,7 @@ enum FileOwner {
     }
 
     /// Reads the owner through our copy of the descriptor. Descriptors opened with O_PATH have none.
-    static func dump(_ file: OpenFile) throws(Failure) -> FownEntry {
+    static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FownEntry {
         var entry = nobody
         guard file.number >= 0, file.facts.statusFlags & UInt32(OpenFlags.path.rawValue) == 0 else { return entry }
         let number = Int(file.handle.number)
@@ -32,7 +33,7 @@ enum FileOwner {
         }
         // F_OWNER_TID is 0, F_OWNER_PID 1, F_OWNER_PGRP 2.
         entry.pidType = UInt32(bitPattern: owner.type)
-        entry.pid = UInt32(bitPattern: owner.id)
+        entry.pid = UInt32(bitPattern: context.numbers[TaskID(owner.id)])
         (entry.uid, entry.euid) = (ids.uid, ids.euid)
         return entry
     }
@@ -50,16 +51,20 @@ enum FileOwner {
     }
 
     /// Sets the owner on a description that we hold. The owner must exist.
-    static func restore(_ entry: FownEntry, on file: Int32) throws(Failure) {
+    static func restore(_ entry: FownEntry, on file: Int32, _ context: RestoreContext) throws(Failure) {
         guard entry.signum != 0 || entry.pid != 0 else { return }
         let number = Int(file)
+        let task = context.numbers.task(Int32(bitPattern: entry.pid))
+        if task == nil, entry.pid != 0 {
+            context.log.warning("the owner \(entry.pid) of a file is gone: nobody gets its signals")
+        }
         try attempt("set the file's owner") { () throws(SystemCallError) in
             if entry.signum != 0 { try systemCall(.fcntl, number, 10, Int(entry.signum)) }
-            guard entry.pid != 0 else { return }
+            guard entry.pid != 0, let task else { return }
             // The kernel notes the caller's ids, to check later whether the signal is allowed.
             let changes = entry.uid != 0 || entry.euid != 0
             if changes { try systemCall(.setresuid, Int(entry.uid), Int(entry.euid), -1) }
-            var owner: (type: Int32, pid: Int32) = (Int32(entry.pidType), Int32(bitPattern: entry.pid))
+            var owner: (type: Int32, pid: Int32) = (Int32(entry.pidType), task.rawValue)
             let outcome = Result { () throws(SystemCallError) in
                 try withAddress(of: &owner) { (address) throws(SystemCallError) in
                     try systemCall(.fcntl, number, 15, address)

@@ -261,7 +261,7 @@ public enum FileRestore {
     public static func wire(_ context: RestoreContext) throws(Failure) {
         let kinds = Kinds.of(context)
         for (id, owner) in kinds.owners where context.files.contains(id) {
-            try FileOwner.restore(owner, on: try context.files.number(id))
+            try FileOwner.restore(owner, on: try context.files.number(id), context)
         }
         try kinds.forEachLate(context) { (kind, entry) throws(Failure) in try kind.wire(entry, context) }
         // Last, as nothing may open or close files after them.

@@ -22,6 +22,7 @@ public enum IPCDump {
 
     /// Writes the images.
     public static func finish(_ context: DumpContext) throws(Failure) {
+        if context.namespaces.apart.contains(.ipc) { try IPCSettings.dump(NamespaceKind.ipc.treeID, context) }
         try SemaphoreDump.of(context).finish(context)
         try QueueDump.dump(context)
     }

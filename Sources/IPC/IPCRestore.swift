@@ -1,4 +1,6 @@
 public import Diagnostics
+internal import ImageFormat
+internal import ImageMessages
 public import Kinds
 
 /// Restores System V semaphores and message queues.
@@ -7,6 +9,12 @@ public enum IPCRestore {
     public static func load(_ context: RestoreContext) throws(Failure) {
         try SemaphoreRestore.of(context).load(context)
         try QueueRestore.of(context).load(context)
+    }
+
+    /// Sets the limits of a namespace of the tree's own, before anything is made in there.
+    public static func prepare(_ context: RestoreContext) throws(Failure) {
+        guard let id = context.ownNamespaces[.ipc] else { return }
+        IPCSettings.restore(try context.images.load(.settingsOfIPC(id), as: IpcVarEntry.self), context)
     }
 
     /// Makes what is gone, and gives everything its contents, once all threads exist: who operated last, and what a task's

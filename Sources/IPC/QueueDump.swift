@@ -17,17 +17,19 @@ enum QueueDump {
             case .others: continue
             case .shared(let other): SystemVUse.warn("the message queue \(id)", other, context)
             case .tree:
-                let writer = written ?? context.images.create(.systemVQueues(SystemVUse.namespace))
+                let writer = written ?? context.images.create(.systemVQueues(SystemVUse.id(context)))
                 written = writer
                 try during(.step("System V message queue \(id)")) { () throws(Failure) in
-                    try dump(id, status, writer)
+                    try dump(id, status, writer, context.numbers)
                 }
             }
         }
         try written?.finish()
     }
 
-    private static func dump(_ id: UInt32, _ status: QueueStatus, _ writer: ImageWriter) throws(Failure) {
+    private static func dump(
+        _ id: UInt32, _ status: QueueStatus, _ writer: ImageWriter, _ numbers: TaskNumbers
+    ) throws(Failure) {
         let messages = try attempt(
             "copy its messages", advice: "The kernel needs CONFIG_CHECKPOINT_RESTORE for that"
         ) { () throws(SystemCallError) in try Queues.messages(id, status) }
@@ -36,7 +38,7 @@ enum QueueDump {
         entry.qbytes = UInt32(clamping: status.mostBytes)
         entry.qnum = UInt32(messages.count)
         entry.changed = status.changed
-        (entry.sender, entry.receiver) = (UInt32(bitPattern: status.sender), UInt32(bitPattern: status.receiver))
+        (entry.sender, entry.receiver) = (numbers.number(UInt32(bitPattern: status.sender)), numbers.number(UInt32(bitPattern: status.receiver)))
         try writer.append(entry)
         for message in messages {
             var header = IpcMsg()

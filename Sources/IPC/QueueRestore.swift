@@ -19,7 +19,7 @@ final class QueueRestore {
 
     /// Reads and checks the image.
     func load(_ context: RestoreContext) throws(Failure) {
-        let name = ImageName.systemVQueues(SystemVUse.namespace)
+        let name = ImageName.systemVQueues(SystemVUse.id(context))
         guard context.images.has(name) else { return }
         try during(.image(name.fileName)) { () throws(Failure) in
             let reader = try context.images.open(name)

@@ -26,13 +26,15 @@ final class SemaphoreDump {
     /// Looks at all sets of our IPC namespace.
     func collect(_ context: DumpContext) throws(Failure) {
         for (id, status) in Semaphores.all() {
-            guard let found = try? look(at: id, status, SystemVUse.of(context)) else { continue }
+            guard let found = try? look(at: id, status, SystemVUse.of(context), context.numbers) else { continue }
             sets.append(found)
             if case .shared(let other) = found.verdict { SystemVUse.warn("the semaphore set \(id)", other, context) }
         }
     }
 
-    private func look(at id: UInt32, _ status: SemaphoreStatus, _ use: SystemVUse) throws(SystemCallError) -> Found {
+    private func look(at id: UInt32, _ status: SemaphoreStatus, _ use: SystemVUse, _ numbers: TaskNumbers)
+        throws(SystemCallError) -> Found
+    {
         var entry = IpcSemEntry()
         let count = Int(clamping: status.count)
         entry.desc = status.permissions.entry(id: id)
@@ -46,6 +48,7 @@ final class SemaphoreDump {
         }
         let verdict = use.verdict(
             id, named: entry.pids.map { Int32(bitPattern: $0) }, calls: [.semop, .semtimedop], hasOthers: hasWaiters)
+        entry.pids = entry.pids.map { numbers.number($0) }
         return Found(entry: entry, values: try Semaphores.values(id, count: count), verdict: verdict)
     }
 
@@ -132,7 +135,7 @@ final class SemaphoreDump {
                 context.log.warning(
                     "tasks hold semaphores of the shared set \(entry.desc.id): their end gives back, the restore takes")
             }
-            let writer = written ?? context.images.create(.semaphores(SystemVUse.namespace))
+            let writer = written ?? context.images.create(.semaphores(SystemVUse.id(context)))
             written = writer
             try writer.append(entry)
             var raw = found.values.flatMap { [UInt8](bytesOf: $0.littleEndian) }

@@ -26,7 +26,7 @@ final class SemaphoreRestore {
 
     /// Reads and checks the image.
     func load(_ context: RestoreContext) throws(Failure) {
-        let name = ImageName.semaphores(SystemVUse.namespace)
+        let name = ImageName.semaphores(SystemVUse.id(context))
         guard context.images.has(name) else { return }
         try during(.image(name.fileName)) { () throws(Failure) in
             let reader = try context.images.open(name)

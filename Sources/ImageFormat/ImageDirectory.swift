@@ -150,7 +150,7 @@ public final class ImageDirectory {
                 // Pages show none, but a program that does not know packed ones would read the old.
                 if got == 4 && UInt32(littleEndian: magic) == ImageName.commonMagic
                     || name.hasPrefix("pages-") && ours.contains("packed-" + name.dropFirst(6))
-                    || ImageName.isOfNetwork(name)
+                    || ImageName.isOfNamespace(name)
                 {
                     try remove(name)
                 }

@@ -109,6 +109,16 @@ public struct ImageName: Hashable, Sendable {
     public static func tcpStream(_ inode: UInt32) -> ImageName {
         ImageName("tcp-stream-\(String(inode, radix: 16)).img", 0x5146_5506)
     }
+    /// `mountpoints-ID.img`: the mounts of a mount namespace.
+    public static func mounts(_ id: UInt32) -> ImageName { ImageName("mountpoints-\(id).img", 0x5556_3928) }
+    /// `tmpfs-dev-DEVICE.tar.gz.img`, raw: what a file system in memory held.
+    public static func mountedFiles(_ device: UInt32) -> ImageName { ImageName("tmpfs-dev-\(device).tar.gz.img", 0) }
+    /// `pidns-ID.img`.
+    public static func pidNamespace(_ id: UInt32) -> ImageName { ImageName("pidns-\(id).img", 0x6115_7326) }
+    /// `utsns-ID.img`: the host's name.
+    public static func hostName(_ id: UInt32) -> ImageName { ImageName("utsns-\(id).img", 0x5447_3203) }
+    /// `ipcns-var-ID.img`: settings of an IPC namespace.
+    public static func settingsOfIPC(_ id: UInt32) -> ImageName { ImageName("ipcns-var-\(id).img", 0x5311_5007) }
     /// `timens-ID.img`.
     public static func timeNamespace(_ id: UInt32) -> ImageName { ImageName("timens-\(id).img", 0x4311_4433) }
     /// `netns-ID.img`: the settings of a network namespace.
@@ -146,8 +156,9 @@ public struct ImageName: Hashable, Sendable {
         case settings = "netns-sysctl"
     }
 
-    /// Whether a file is a raw image of a network namespace, which shows no magic.
-    static func isOfNetwork(_ name: String) -> Bool {
+    /// Whether a file is a raw image of a namespace, which shows no magic.
+    static func isOfNamespace(_ name: String) -> Bool {
+        if name.hasPrefix("tmpfs-dev-") { return true }
         guard name.hasSuffix(".img"), let dash = name.lastIndex(of: "-") else { return false }
         return NetworkPart(rawValue: String(name[..<dash])) != nil
     }

@@ -69,6 +69,8 @@ public final class DumpedProcess {
 
     /// Its process id.
     public var id: TaskID { frozen.id }
+    /// What the images call it.
+    public var number: Int32
     /// Its name.
     public var name: String { status.name }
 
@@ -79,6 +81,7 @@ public final class DumpedProcess {
     ) {
         self.isForeseen = isForeseen
         self.frozen = frozen
+        number = frozen.id.rawValue
         self.status = status
         self.stat = stat
         self.mappings = mappings
@@ -143,14 +146,23 @@ public final class DumpContext {
     public let log: Logger
     /// Faults asked for by tests.
     public let faults: Faults
+    /// Where the tree's objects are found.
+    public let view = TreeView()
     /// Where the tree's sockets are; nil for our own namespace.
-    public var network: TreeNetwork?
+    public var network: TreeNetwork? {
+        get { view.network }
+        set { view.network = newValue }
+    }
     /// Programs that know files which we don't.
     public var plugins = Plugins()
     /// Figures for the stats image.
     public var statistics = Statistics()
     /// The living processes, parents first.
     public var processes: [DumpedProcess] = []
+    /// Which namespaces the tree has for itself.
+    public var namespaces = TreeNamespaces()
+    /// What the images call the tasks.
+    public var numbers = TaskNumbers()
     /// Who dumps files; set by the engine.
     public var fileDumper: (any FileDumper)?
     /// Who makes processes run system calls; set by the engine.
@@ -171,12 +183,6 @@ public final class DumpContext {
         let fresh = try make()
         memories.keep(fresh)
         return fresh
-    }
-
-    /// Does something in the tree's network namespace.
-    public func inNetwork<R>(_ body: () throws(Failure) -> R) throws(Failure) -> R {
-        guard let network else { return try body() }
-        return try network.inside(body)
     }
 
     /// Runs a batch of system calls in a stopped process.

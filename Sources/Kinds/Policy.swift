@@ -79,6 +79,8 @@ public struct ExternalResources: Hashable, Sendable {
 
 /// What the user allows and asks of a restore.
 public struct RestorePolicy: Sendable {
+    /// The directory that becomes the root of a tree with mounts of its own (`--root`).
+    public var root: FilePath?
     /// The tree joins the session and terminal of the caller (`--shell-job`).
     public var shellJob = false
     /// Largest ghost file, in bytes, that may be created (`--ghost-limit`).

@@ -59,8 +59,10 @@ public final class RestoredThread {
     public unowned let process: RestoredProcess
     /// Whether it sleeps in an interrupted call that the kernel will continue.
     public var isRearmed = false
-    /// Its thread id.
+    /// What the image calls it.
     public var id: TaskID { puppet.id }
+    /// What we call it.
+    public var task: TaskID { puppet.tracee.id }
     /// Whether it is its process's first thread.
     public var isLeader: Bool { puppet.isLeader }
 
@@ -82,8 +84,10 @@ public final class RestoredProcess {
     public let parent: RestoredProcess?
     /// All threads once they are cloned, the leader's first.
     public var threads: [RestoredThread] = []
-    /// Its process id.
+    /// What the image calls it, and it calls itself.
     public var id: TaskID { plan.id }
+    /// What we call it.
+    public var task: TaskID { puppet.task }
     /// Its name, for messages.
     public var name: String {
         guard let core = plan.cores.first, core.hasTc else { return "?" }
@@ -144,8 +148,13 @@ public final class RestoreContext {
     public let log: Logger
     /// Faults asked for by tests.
     public let faults: Faults
-    /// Where the tree's sockets are to be; nil for our own namespace.
-    public var network: TreeNetwork?
+    /// Where the tree's objects are found.
+    public let view = TreeView()
+    /// Where the tree's sockets are; nil for our own namespace.
+    public var network: TreeNetwork? {
+        get { view.network }
+        set { view.network = newValue }
+    }
     /// Programs that know files which we don't.
     public var plugins = Plugins()
     /// Figures for the stats image.
@@ -194,11 +203,11 @@ public final class RestoreContext {
         return fresh
     }
 
-    /// Does something in the tree's network namespace.
-    public func inNetwork<R>(_ body: () throws(Failure) -> R) throws(Failure) -> R {
-        guard let network else { return try body() }
-        return try network.inside(body)
-    }
+    /// Which namespaces the tree had for its own, with their numbers in the images.
+    public var ownNamespaces: [NamespaceKind: UInt32] = [:]
+
+    /// What the images call the tasks that exist by now.
+    public var numbers = TaskNumbers()
 
     /// Carries descriptors into puppets; set before the tree is grown.
     public var courier: Courier?

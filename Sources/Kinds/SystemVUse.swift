@@ -48,9 +48,19 @@ public struct SystemVPermissions: BitwiseCopyable, Sendable {
 /// An object is the tree's if a task of the tree is named, and no living process outside of it. Who has ended counts for
 /// nobody. Everything else is left alone: it stays where it is.
 public final class SystemVUse {
-    /// The number in the names of the images. CRIU has such images for namespaces of the tree only, of which this is never
-    /// one.
-    public static let namespace: UInt32 = 1
+    /// The number in the names of the images if the objects are in our namespace. CRIU has such images for namespaces of the
+    /// tree only, of which this is never one.
+    private static let namespace: UInt32 = 1
+
+    /// The number in the names of the images that are written.
+    public static func id(_ context: DumpContext) -> UInt32 {
+        context.namespaces.apart.contains(.ipc) ? NamespaceKind.ipc.treeID : namespace
+    }
+
+    /// The number in the names of the images that are read.
+    public static func id(_ context: RestoreContext) -> UInt32 { context.ownNamespaces[.ipc] ?? namespace }
+    /// Whether the namespace is the tree's own, so that all that is there is the tree's.
+    public let isWhole: Bool
 
     /// What the evidence says.
     public enum Verdict: Equatable, Sendable {
@@ -70,16 +80,19 @@ public final class SystemVUse {
     public let tree: Set<TaskID>
     private var interrupted: Set<Call> = []
 
-    private init(_ tree: Set<TaskID>) { self.tree = tree }
+    private init(_ tree: Set<TaskID>, _ context: DumpContext) {
+        self.tree = tree
+        isWhole = context.namespaces.apart.contains(.ipc)
+    }
 
     /// That of a dump.
     public static func of(_ context: DumpContext) -> SystemVUse {
-        context.state(SystemVUse.self) { SystemVUse(Set(context.processes.map(\.id))) }
+        context.state(SystemVUse.self) { SystemVUse(Set(context.processes.map(\.id)), context) }
     }
 
     /// Notes the tree, whose living processes are collected.
     public static func prepare(_ tree: [TaskID], _ context: DumpContext) {
-        let use = context.state(SystemVUse.self) { SystemVUse(Set(tree)) }
+        let use = context.state(SystemVUse.self) { SystemVUse(Set(tree), context) }
         use.interrupted.reserveCapacity(context.processes.count)
         for thread in context.processes.flatMap(\.threads) {
             guard let call = thread.currentCall else { continue }
@@ -94,6 +107,7 @@ public final class SystemVUse {
     ///   - calls: the system calls that name such an object first.
     ///   - hasOthers: whether another process is seen to use it that the kernel does not name.
     public func verdict(_ id: UInt32, named: [Int32], calls: [SystemCall], hasOthers: Bool = false) -> Verdict {
+        if isWhole { return .tree }
         let named = Set(named.filter { $0 > 0 }.map { TaskID($0) })
         guard !named.isDisjoint(with: tree) || calls.contains(where: { interrupted.contains(Call(number: $0, id: id)) })
         else { return .others }

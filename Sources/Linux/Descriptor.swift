@@ -143,19 +143,19 @@ public func openFile(
 
 /// Reads a whole file whose path is known to be text.
 public func readWholeFile(_ path: String, in directory: Int32 = currentDirectory) throws(SystemCallError) -> [UInt8] {
-    try readWholeFile(FilePath(path), in: directory)
+    try readWholeFile(FilePath(ourPath(path)), in: directory)
 }
 
 /// The numbers among the names in a directory whose path is known to be text.
 public func listNumbers(
     _ path: String, in directory: Int32 = currentDirectory, most: Int = .max
 ) throws(SystemCallError) -> [Int32] {
-    try listNumbers(FilePath(path), in: directory, most: most)
+    try listNumbers(FilePath(ourPath(path)), in: directory, most: most)
 }
 
 /// The target of a link whose path is known to be text.
 public func readLink(_ path: String, in directory: Int32 = currentDirectory) throws(SystemCallError) -> FilePath {
-    try readLink(FilePath(path), in: directory)
+    try readLink(FilePath(ourPath(path)), in: directory)
 }
 
 /// The target of a symbolic link, or of a magic link in /proc (`readlinkat(2)`).

@@ -106,7 +106,7 @@ public struct FileStatus: Hashable, Sendable {
 /// Calls `body` with the address of a zero-terminated string.
 @discardableResult
 public func withCString<R>(_ text: String, _ body: (Int) throws(SystemCallError) -> R) throws(SystemCallError) -> R {
-    let outcome: Result<R, SystemCallError> = unsafe text.withCString { string in
+    let outcome: Result<R, SystemCallError> = unsafe ourPath(text).withCString { string in
         do throws(SystemCallError) { return .success(try body(Int(bitPattern: string))) } catch {
             return .failure(error)
         }

@@ -33,7 +33,9 @@ public func startProgram(
     unsafe sigaddset(&signals, SIGPIPE)
     unsafe posix_spawnattr_setsigdefault(&attributes, &signals)
     unsafe posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGDEF))
-    let error = unsafe path.withPlatformString { unsafe posix_spawn(&pid, $0, &actions, &attributes, words, variables) }
+    let error = RootVisit.outside {
+        unsafe path.withPlatformString { unsafe posix_spawn(&pid, $0, &actions, &attributes, words, variables) }
+    }
     unsafe posix_spawnattr_destroy(&attributes)
     unsafe posix_spawn_file_actions_destroy(&actions)
     unsafe (words + variables).forEach { unsafe free($0) }

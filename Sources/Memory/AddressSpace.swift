@@ -36,7 +36,7 @@ struct AddressSpace {
         if let inherited = parent?.placement {
             placement = inherited
         } else {
-            let mappings = try VMA.readPlain(of: process.id)
+            let mappings = try VMA.readPlain(of: process.task)
             placement = MemoryRestore.Placement(mappings: mappings.filter(\.isOfKernel))
         }
         let kept = inherited()
@@ -193,7 +193,7 @@ struct AddressSpace {
         guard let code = plan.placement?.mappings.first(where: { $0.isNamed("[vdso]") }) else {
             throw Failure(.bug, "no vdso to jump to")
         }
-        let memory = try TaskMemory(process.id)
+        let memory = try TaskMemory(process.task)
         for (place, function) in plan.vdso.jumps {
             try attempt("redirect the old vdso") { () throws(SystemCallError) in
                 try memory.write(Jump.code(to: code.range.start + UInt64(function)), at: place)
@@ -386,7 +386,7 @@ struct AddressSpace {
         let hasMissing = plan.areas.contains { $0.more.contains("um") }
         guard pages >= AddressSpace.manyPages || (pages > 0 && hasMissing) else {
             try puppet.run(batch)
-            try PageCopy.write(pieces + fresh, into: process.id)
+            try PageCopy.write(pieces + fresh, into: process.task)
             return
         }
         // The fault handler of a moment: registered ranges are filled page by page without faults or zeroing.
@@ -408,16 +408,16 @@ struct AddressSpace {
             registered.allSatisfy({ results.success($0) != nil })
         else {
             if let number = results.success(opened) { try closeRemote(number) }
-            try PageCopy.write(pieces + fresh, into: process.id)
+            try PageCopy.write(pieces + fresh, into: process.task)
             return
         }
         let handle = try attempt("fetch the userfaultfd") { () throws(SystemCallError) in
-            let pidfd = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(process.id.rawValue), 0)))
+            let pidfd = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(process.task.rawValue), 0)))
             return Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(pidfd.number), number, 0)))
         }
         try PageCopy.copy(fresh, through: handle.number)
         try closeRemote(number)
-        try PageCopy.write(pieces, into: process.id)
+        try PageCopy.write(pieces, into: process.task)
     }
 
     /// Writes whole huge pages, after all others: an ordinary write could bring in a huge page where some have to stay missing.
@@ -431,7 +431,7 @@ struct AddressSpace {
                 doing: "ask for huge pages", mayFail: true)
         }
         try puppet.run(batch)
-        try PageCopy.writeByThreads(huge, into: process.id)
+        try PageCopy.writeByThreads(huge, into: process.task)
     }
 
     /// The number that the next descriptor gets: the table holds nothing but the courier's socket, high up.

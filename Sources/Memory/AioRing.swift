@@ -79,7 +79,7 @@ struct AioRing {
         // Writing to it is over at once.
         let sink = try attempt("open /dev/null") { () throws(SystemCallError) in try openFile("/dev/null", .writeOnly) }
         let file = try context.deliver([sink.number], to: puppet)[0]
-        let affinity = try Affinity(puppet.id)
+        let affinity = try Affinity(puppet.tracee.id)
         // Each processor hoards free places of a ring, so all requests are made on one.
         try affinity.narrow()
         for area in rings {
@@ -102,7 +102,7 @@ struct AioRing {
             .io_setup, .value(number), .buffer(id), doing: "create an AIO context; /proc/sys/fs/aio-max-nr may limit it"
         )
         let made = Address(try puppet.run(batch).value(UInt64.self, id))
-        let memory = try TaskMemory(puppet.process)
+        let memory = try TaskMemory(puppet.task)
         let old = try Header(at: range.start, in: memory)
         let new = try Header(at: made, in: memory)
         guard new.events == old.events,

@@ -29,7 +29,7 @@ public final class MemoryCopies {
         if process.status.lockedMemory != locked || process.mappings.contains(where: MemoryCopies.isKeptFromForks) {
             try process.readFlags()
         }
-        if let reason = try obstacle(process, server) {
+        if let reason = try obstacle(process, server, hasOwnNumbers: context.namespaces.apart.contains(.pid)) {
             try process.readFlags()
             context.log.notice("the memory of task \(process.id) is written while it stands still: \(reason)")
             return
@@ -67,7 +67,9 @@ public final class MemoryCopies {
             && !mapping.isShared && !mapping.isOfKernel
     }
 
-    private func obstacle(_ process: DumpedProcess, _ server: borrowing Server) throws(Failure) -> String? {
+    private func obstacle(
+        _ process: DumpedProcess, _ server: borrowing Server, hasOwnNumbers: Bool
+    ) throws(Failure) -> String? {
         var batch = Batch()
         let answer = batch.reserve(4)
         // PR_GET_CHILD_SUBREAPER
@@ -79,6 +81,7 @@ public final class MemoryCopies {
             reapers.insert(process.id)
             return "it, or a parent in the tree, adopts orphans (PR_SET_CHILD_SUBREAPER)"
         }
+        if hasOwnNumbers { return "its PID namespace is the tree's own, whose first task would see the end of a copy" }
         if process.mappings.contains(where: { !$0.isShared && $0.hugePageSize != nil }) {
             return "it has huge pages of its own (hugetlb)"
         }

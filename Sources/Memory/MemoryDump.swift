@@ -203,7 +203,7 @@ public enum MemoryDump {
             if copied.contains(process.id) {
                 layouts.unfinished[process.id] = layout
             } else {
-                try context.images.write(.memory(process.id.rawValue), [layout])
+                try context.images.write(.memory(process.number), [layout])
             }
         }
         // Those who run on are not written yet.
@@ -481,7 +481,7 @@ public enum MemoryDump {
             if let mapping = known[layout.vmas[index].start] { describeFlags(of: mapping, &layout.vmas[index]) }
         }
         layout.vmas += guards.map(describe)
-        try context.images.write(.memory(process.id.rawValue), [layout])
+        try context.images.write(.memory(process.number), [layout])
     }
 
     private static func write(
@@ -489,7 +489,7 @@ public enum MemoryDump {
     ) throws(Failure) {
         let writing = ContinuousClock.now
         try storePages(
-            pages.pagemap, of: .process(process.id.rawValue), pages.stretches, from: source, to: context.images)
+            pages.pagemap, of: .process(process.number), pages.stretches, from: source, to: context.images)
         context.statistics.pagesWritten += pages.pagemap.presentPages
         context.statistics[.memoryWrite] += ContinuousClock.now - writing
     }
@@ -550,7 +550,7 @@ public enum MemoryDump {
         }
         if context.policy.leavesPages {
             LazySource.of(context).pages.add(
-                process.id.rawValue, stretches, from: .task(process.id, memory: process.memory.number))
+                process.number, stretches, from: .task(process.id, memory: process.memory.number))
             for index in runs.indices where runs[index].isLazy {
                 (runs[index].isPresent, runs[index].isInParent) = (false, false)
                 context.statistics.pagesLazy += runs[index].pages

@@ -41,7 +41,7 @@ final class SharedPages {
         // A page map can't refer to both a base and the same process in the previous images. Who has something there is a
         // base, with the pages that it has here.
         let inherited = runs.filter(\.isInParent)
-        if !inherited.isEmpty { inheriting.append((.pagemap(process.id.rawValue), inherited)) }
+        if !inherited.isEmpty { inheriting.append((.pagemap(process.number), inherited)) }
         let present = runs.filter(\.isPresent)
         var frames: [[UInt64]] = []
         for run in present { frames.append(try scan.frames(run.range)) }
@@ -61,7 +61,7 @@ final class SharedPages {
             return runs
         }
         baseOf[process.id] = origin
-        referring.append((.pagemap(process.id.rawValue), base.pagemap))
+        referring.append((.pagemap(process.number), base.pagemap))
         return divided
     }
 

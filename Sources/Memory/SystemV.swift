@@ -152,7 +152,13 @@ final class SystemVSegments {
     func finish(_ context: DumpContext) throws(Failure) {
         try dumpDetached(context)
         guard !dumped.isEmpty else { return }
-        try context.images.write(.sharedMemory(SystemVUse.namespace), dumped)
+        for place in dumped.indices {
+            dumped[place].creator = context.numbers.number(dumped[place].creator)
+            if dumped[place].hasDetachedBy {
+                dumped[place].detachedBy = context.numbers.number(dumped[place].detachedBy)
+            }
+        }
+        try context.images.write(.sharedMemory(SystemVUse.id(context)), dumped)
     }
 
     // MARK: restore
@@ -182,7 +188,7 @@ final class SystemVSegments {
     /// Finds or makes all segments that areas name.
     func create(for areas: [Area], _ context: RestoreContext) throws(Failure) {
         let wanted = Set(areas.filter { $0.status.contains(.sysv) }.map(\.file))
-        let name = ImageName.sharedMemory(SystemVUse.namespace)
+        let name = ImageName.sharedMemory(SystemVUse.id(context))
         for entry in try context.images.loadAll(name, as: IpcShmEntry.self) {
             guard entry.size > 0, entry.size <= 1 << 47, entry.desc.id <= UInt32(Int32.max),
                 (12..<48).contains(SystemVSegments.unit(entry).trailingZeroBitCount)

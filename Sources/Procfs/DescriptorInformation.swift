@@ -62,6 +62,31 @@ public struct DescriptorInformation: Sendable {
     }
 }
 
+extension DescriptorInformation {
+    /// The last id in a line of pids, such as a pidfd's `Pid` and `NSpid`; -1 stands for a task that is gone.
+    public func id(_ key: String) -> Int32? {
+        for line in lines where line.starts(with: (key + ":").utf8) {
+            guard let last = line.split(whereSeparator: { $0 == 0x3a || $0 == 0x09 || $0 == 0x20 }).last else {
+                return nil
+            }
+            return Int32(String(decoding: last, as: UTF8.self))
+        }
+        return nil
+    }
+}
+
+extension TaskID {
+    /// What we call the task that a pidfd refers to.
+    ///
+    /// - Throws: `.vanished` if it is gone, or not to be seen from our PID namespace.
+    public init(of pidfd: borrowing Descriptor) throws(Failure) {
+        guard let id = try DescriptorInformation.read(of: .current, pidfd.number).id("Pid"), id > 0 else {
+            throw Failure(.vanished, "the task of a pidfd is not to be seen from here")
+        }
+        self.init(id)
+    }
+}
+
 /// A resource limit: soft and hard, `UInt64.max` for unlimited.
 public struct ResourceLimit: Hashable, Sendable {
     /// The limit in force.

@@ -77,6 +77,10 @@ public struct TaskStatus: Sendable {
     public var descriptorSlots: Int? { numbers("FDSize").first.map { Int(clamping: $0) } }
     /// Its ids in each pid namespace, ours first.
     public var namespaceIDs: [Int32] { numbers("NSpid").map { Int32(truncatingIfNeeded: $0) } }
+    /// Its process group in each pid namespace, ours first.
+    public var namespaceGroups: [Int32] { numbers("NSpgid").map { Int32(truncatingIfNeeded: $0) } }
+    /// Its session in each pid namespace, ours first.
+    public var namespaceSessions: [Int32] { numbers("NSsid").map { Int32(truncatingIfNeeded: $0) } }
     /// The signals that wait for the thread or its process.
     public var pendingSignals: UInt64 { hexadecimal("SigPnd") | hexadecimal("ShdPnd") }
     /// The signals that have a handler.

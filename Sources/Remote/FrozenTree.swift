@@ -257,8 +257,9 @@ public struct FrozenTree: ~Copyable {
             for process in threads {
                 if let leader = process.first { _ = try? systemCall(.kill, Int(leader.id.rawValue), 9) }
             }
-            // Non-leaders first: a leader's end is reported after theirs.
-            for process in threads {
+            // Non-leaders first: a leader's end is reported after theirs, and that of a PID namespace's first task, which is
+            // the tree's root, after all others.
+            for process in threads.reversed() {
                 for tracee in process.dropFirst() { FrozenTree.reap(tracee) }
                 if let leader = process.first { FrozenTree.reap(leader) }
             }

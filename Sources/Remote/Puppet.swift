@@ -1,6 +1,7 @@
 internal import CLinux
 public import Diagnostics
 public import Linux
+internal import Procfs
 internal import SystemPackage
 
 /// A task to be created by a puppet.
@@ -26,6 +27,9 @@ public final class NascentTree {
     public let runway: AddressRange
     let memory: Mapping
     private let file: Descriptor
+    /// Whether it is in a pid namespace of its own, and which of its tasks' numbers in ours are known by now.
+    private(set) var isApart = false
+    fileprivate var known: Set<TaskID> = []
     /// The task that all others descend from.
     public private(set) var root: Puppet?
 
@@ -67,9 +71,13 @@ public final class NascentTree {
     ///
     /// - Parameters:
     ///   - id: its pid.
-    ///   - flags: further `CLONE_*` bits: `CLONE_PARENT`, namespaces.
+    ///   - flags: further `CLONE_*` bits: `CLONE_PARENT`, namespaces. In a new pid namespace, it is the first task.
     public func sow(_ id: TaskID, flags: UInt64 = 0) throws(Failure) -> Puppet {
         let executable = try attempt("create the seed") { () throws(SystemCallError) in try NascentTree.seedFile() }
+        isApart = flags & 0x2000_0000 != 0
+        guard !isApart || id.rawValue == 1 else {
+            throw Failure(.unsupported, "the root of the tree was not the first task of its PID namespace, but \(id)")
+        }
         var number = id.rawValue
         var failed: Int32 = 0
         var outcome = 0
@@ -77,8 +85,10 @@ public final class NascentTree {
             var arguments = clinux_clone_args()
             arguments.flags = 0x100 | 0x4000 | 0x1_0000_0000 | flags  // VM, VFORK, CLEAR_SIGHAND
             arguments.exit_signal = flags & 0x8000 != 0 ? 0 : 17
-            arguments.set_tid = UInt64(UInt(bitPattern: number))
-            arguments.set_tid_size = 1
+            if !isApart {
+                arguments.set_tid = UInt64(UInt(bitPattern: number))
+                arguments.set_tid_size = 1
+            }
             outcome = unsafe clinux_spawn(&arguments, executable.number, "brumate-seed", &failed)
             var tries = 0
             while outcome == -17, tries < NascentTree.mostTries {
@@ -91,13 +101,15 @@ public final class NascentTree {
             let call: SystemCall = failed != 0 ? .execveat : .clone3
             throw NascentTree.cloneFailure(id, SystemCallError(call, Errno(rawValue: Int32(-outcome))))
         }
+        let ours = TaskID(Int32(truncatingIfNeeded: outcome))
+        known.insert(ours)
         let tracee = try attempt("take control of the new task \(id)") { () throws(SystemCallError) in
-            let tracee = try Tracee.seize(id, options: TraceOptions.killOnExit | TraceOptions.suspendSeccomp)
+            let tracee = try Tracee.seize(ours, options: TraceOptions.killOnExit | TraceOptions.suspendSeccomp)
             try tracee.interrupt()
             return tracee
         }
         guard case .event = try tracee.wait() else { throw Failure(.bug, "the new task \(id) did not stop") }
-        let puppet = Puppet(tracee, process: id, tree: self)
+        let puppet = Puppet(tracee, id, tree: self)
         root = puppet
         try puppet.board(self, file: file.number)
         return puppet
@@ -136,20 +148,25 @@ public final class NascentTree {
 public final class Puppet {
     /// The traced thread.
     public let tracee: Tracee
-    /// Its process.
+    /// What it calls itself.
+    public let id: TaskID
+    /// What its process calls itself.
     public let process: TaskID
+    /// What we call its process.
+    public let task: TaskID
     private unowned let tree: NascentTree
     private var base = Registers()
 
-    /// The thread's id.
-    public var id: TaskID { tracee.id }
     /// Whether it is its process's first thread.
-    public var isLeader: Bool { tracee.id == process }
+    public var isLeader: Bool { id == process }
 
-    init(_ tracee: Tracee, process: TaskID, tree: NascentTree) {
-        self.tracee = tracee
-        self.process = process
-        self.tree = tree
+    init(_ tracee: Tracee, _ id: TaskID, tree: NascentTree) {
+        (self.tracee, self.id, process, task, self.tree) = (tracee, id, id, tracee.id, tree)
+    }
+
+    init(_ tracee: Tracee, _ id: TaskID, thread leader: Puppet, tree: NascentTree) {
+        (self.tracee, self.id, self.tree) = (tracee, id, tree)
+        (process, task) = (leader.process, leader.task)
     }
 
     /// Signals that stay deliverable while it is a puppet: only the breakpoint's.
@@ -256,6 +273,7 @@ public final class Puppet {
         }
         let results = try run(batch)
         var made: [Puppet] = []
+        var names: [TaskID: TaskID] = [:]
         for (request, slot) in zip(requests, slots) {
             guard let number = results.success(slot) else {
                 if results[slot] == -17, tries < NascentTree.mostTries {
@@ -268,11 +286,38 @@ public final class Puppet {
             }
             let isThread = request.flags & 0x10000 != 0
             let id = request.id ?? TaskID(Int32(truncatingIfNeeded: number))
-            let puppet = Puppet(try Tracee.adopt(id), process: isThread ? process : id, tree: tree)
+            let tracee = try Tracee.adopt(try ours(id, request.flags, &names))
+            let puppet =
+                isThread ? Puppet(tracee, id, thread: self, tree: tree) : Puppet(tracee, id, tree: tree)
             puppet.base = base
             made.append(puppet)
         }
         return made
+    }
+
+    /// What we call a task that this one has created.
+    ///
+    /// - Parameter names: those that were found already.
+    private func ours(_ id: TaskID, _ flags: UInt64, _ names: inout [TaskID: TaskID]) throws(Failure) -> TaskID {
+        guard tree.isApart else { return id }
+        if let known = names[id] { return known }
+        let candidates: [TaskID]
+        if flags & 0x10000 != 0 {
+            candidates = ((try? listNumbers("/proc/\(task.rawValue)/task")) ?? []).map { TaskID($0) }
+        } else {
+            let parent = flags & 0x8000 == 0 ? task : try TaskStat.read(of: task).parent
+            let threads = ((try? listNumbers("/proc/\(parent.rawValue)/task")) ?? []).map { TaskID($0) }
+            candidates = listChildren(of: parent, threads: threads)
+        }
+        for candidate in candidates.reversed() where !tree.known.contains(candidate) {
+            guard let status = try? TaskStatus.read(of: candidate), status.namespaceIDs.count > 1,
+                let number = status.namespaceIDs.last
+            else { continue }
+            names[TaskID(number)] = candidate
+        }
+        guard let found = names[id] else { throw Failure(.vanished, "the new task \(id) can't be found") }
+        tree.known.insert(found)
+        return found
     }
 
     /// Ends the process. The caller waits for its end.
@@ -290,7 +335,7 @@ public final class Puppet {
         } else {
             try attempt("end it as it ended") { () throws(SystemCallError) in
                 try tracee.setSignalMask(0)
-                try systemCall(.tgkill, Int(process.rawValue), Int(id.rawValue), Int(signal))
+                try systemCall(.tgkill, Int(task.rawValue), Int(tracee.id.rawValue), Int(signal))
             }
             // SIGKILL has ended it already.
             _ = try? tracee.resume()
@@ -300,7 +345,7 @@ public final class Puppet {
             case .signal(let number):
                 try attempt("end it as it ended") { () throws(SystemCallError) in try tracee.resume(signal: number) }
             case .ended: break
-            default: _ = try? systemCall(.kill, Int(process.rawValue), 9)  // The signal is none that ends a task.
+            default: _ = try? systemCall(.kill, Int(task.rawValue), 9)  // The signal is none that ends a task.
             }
         }
     }

@@ -194,7 +194,7 @@ enum Attributes: TaskPart {
         if core.hasOomScoreAdj {
             try write("\(core.oomScoreAdj)", to: "oom_score_adj", of: thread, context, isVital: true)
         }
-        if core.hasLoginuid, let now = number(thread.process.id, "loginuid"), now != Int64(core.loginuid) {
+        if core.hasLoginuid, let now = number(thread.process.task, "loginuid"), now != Int64(core.loginuid) {
             context.log.warning("task \(thread.process.id): its login uid is \(now) instead of \(core.loginuid)")
         }
         if core.brumate.hasCoredumpFilter {
@@ -211,8 +211,8 @@ enum Attributes: TaskPart {
     private static func write(
         _ text: String, to name: String, of thread: RestoredThread, _ context: RestoreContext, isVital: Bool
     ) throws(Failure) {
-        let path = "/proc/\(thread.process.id.rawValue)/\(name)"
-        if let now = number(thread.process.id, name), "\(now)" == text { return }
+        let path = "/proc/\(thread.process.task.rawValue)/\(name)"
+        if let now = number(thread.process.task, name), "\(now)" == text { return }
         do throws(SystemCallError) {
             let file = try openFile(path, .writeOnly)
             try writeAll(Array(text.utf8), to: file.number)

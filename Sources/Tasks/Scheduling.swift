@@ -105,10 +105,10 @@ enum Scheduling: TaskPart {
         guard stage == .thread, thread.core.hasThreadCore else { return }
         let core = thread.core.threadCore
         let more = core.brumate
-        let id = Int(thread.id.rawValue)
+        let id = Int(thread.task.rawValue)
         if more.hasAffinity {
             let wanted = Array(more.affinity)
-            if wanted != (try affinity(of: thread.id)) {
+            if wanted != (try affinity(of: thread.task)) {
                 do throws(SystemCallError) {
                     try wanted.withConstantAddress { (address, count) throws(SystemCallError) in
                         try systemCall(.sched_setaffinity, id, count, address)
@@ -124,7 +124,7 @@ enum Scheduling: TaskPart {
             }
         }
         guard core.hasSchedPolicy else { return }
-        var wanted = try read(thread.id)
+        var wanted = try read(thread.task)
         // A slice that is set stays; one that is not follows the kernel's default.
         let slice = wanted.runtime
         wanted.runtime = core.schedPolicy == 6 ? 0 : more.deadlineRuntime

@@ -78,7 +78,7 @@ public enum TaskRestore {
 
     private static func enterStop(_ process: RestoredProcess, by signal: Int32) {
         // The leader alone gets the signal and takes it; only then the others move, into the stop.
-        _ = try? systemCall(.tgkill, Int(process.id.rawValue), Int(process.id.rawValue), Int(signal))
+        _ = try? systemCall(.tgkill, Int(process.task.rawValue), Int(process.task.rawValue), Int(signal))
         for thread in process.threads {
             let tracee = thread.puppet.tracee
             _ = try? tracee.resume()

@@ -85,7 +85,7 @@ enum Timers: TaskPart {
                     "timer \(facts.id) of task \(thread.process.id) counts a thread's CPU time: a restore takes the first"
                 )
             }
-            if toThread { timer.notifyThreadID = facts.target }
+            if toThread { timer.notifyThreadID = context.numbers[TaskID(facts.target)] }
             timer.sivalPtr = facts.value
             timer.overrun = UInt32(truncatingIfNeeded: results.success(overrun) ?? 0)
             timer.isec = UInt64(bitPattern: value.interval_seconds)
@@ -169,7 +169,7 @@ enum Timers: TaskPart {
             if let cpu = CPUClock(clock), !cpu.isOwn,
                 cpu.isThread
                     ? !process.threads.contains(where: { $0.id == cpu.task })
-                    : (try? TaskStat.read(of: cpu.task)) == nil
+                    : context.numbers.task(cpu.task.rawValue).flatMap({ try? TaskStat.read(of: $0) }) == nil
             {
                 // It will never run again, but its id is still its owner's.
                 context.log.warning(

@@ -104,6 +104,7 @@ enum Orders {
         request.policy.skipInFlight = options.skipInFlight
         request.policy.emptiesNetwork = options.emptyNetworkNamespace
         request.policy.weakSettings = options.weakSysctls
+        request.policy.root = options.root
         request.joinedNetwork = try joinedNetwork(options)
         request.asSibling = options.restoreSibling
         request.leaveStopped = options.ending == .stopped
@@ -126,13 +127,14 @@ enum Orders {
     private static func external(_ options: Options) throws(Failure) -> ExternalResources {
         var resources = ExternalResources()
         for text in options.external {
-            guard ["file[", "dev[", "unix[", "tty["].contains(where: text.hasPrefix), text.contains("]") else {
+            guard ["file[", "dev[", "unix[", "tty[", "mnt["].contains(where: text.hasPrefix), text.contains("]") else {
                 throw Failure(
                     .unsupported, "--external \(text) is not supported yet",
-                    advice: "The types file, dev, unix and tty are")
+                    advice: "The types file, dev, mnt, unix and tty are")
             }
             resources.add(text)
         }
+        for pair in options.externalMountMap { resources.add("mnt[\(pair.key)]:\(pair.value)") }
         return resources
     }
 

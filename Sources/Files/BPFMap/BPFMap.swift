@@ -47,7 +47,7 @@ enum BPFMap: FileKind {
         entry.id = file.id
         entry.flags = file.facts.statusFlags
         entry.pos = file.facts.information.position
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         (entry.mapType, entry.mapID, entry.mapFlags) = (facts.type, facts.id, facts.flags)
         (entry.keySize, entry.valueSize, entry.maxEntries) = (facts.keySize, facts.valueSize, facts.maxEntries)
         entry.memlock = file.facts.information.value("memlock", base: 10) ?? 0

@@ -19,7 +19,7 @@ enum Epoll: FileKind {
         var entry = EventpollFileEntry()
         entry.id = file.id
         entry.flags = file.facts.statusFlags
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         // struct epoll_params: microseconds, budget, preference. Kernels without busy polling have none.
         var parameters: (UInt32, UInt16, UInt8, UInt8) = (0, 0, 0, 0)
         let number = Int(file.handle.number)

@@ -27,7 +27,7 @@ enum Eventfd: FileKind {
         var entry = EventfdFileEntry()
         entry.id = file.id
         entry.flags = file.facts.statusFlags
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         entry.counter = counter
         if file.facts.information.value("eventfd-semaphore", base: 10) == 1 { entry.semaphore = true }
         var whole = FileEntry(.eventfd, file.id)

@@ -39,7 +39,7 @@ enum ExternalFile: FileKind {
         }
         var entry = ExtFileEntry()
         entry.id = file.id
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         entry.key = imageBytes((key.isEmpty ? name : key).utf8)
         entry.flags = file.facts.statusFlags
         entry.pos = file.facts.information.position

@@ -48,7 +48,7 @@ enum Fanotify: FileKind {
         var entry = FanotifyFileEntry()
         entry.id = file.id
         entry.flags = file.facts.statusFlags
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         for line in file.facts.information.lines {
             guard let mark = Mark(line, of: "fanotify") else { continue }
             if mark.has("event-flags") {

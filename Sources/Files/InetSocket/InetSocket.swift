@@ -68,7 +68,7 @@ enum InetSocket: FileKind {
         entry.ino = UInt32(truncatingIfNeeded: file.facts.status.inode)
         entry.flags = file.facts.statusFlags
         entry.nsID = file.owner.ids.netNsID
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         (entry.opts.uid, entry.opts.gid) = (file.facts.status.uid, file.facts.status.gid)
         if kind.type == stream {
             if answers.waiting > 0 { try keepWaiting(answers, file, context) }

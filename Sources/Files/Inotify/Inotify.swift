@@ -14,7 +14,7 @@ enum Inotify: FileKind {
         var entry = InotifyFileEntry()
         entry.id = file.id
         entry.flags = file.facts.statusFlags
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         if try bytesWaiting(file.handle.number) > 0 {
             entry.hasEvents_p = true
             InotifyQueues.of(context).files.append(file)

@@ -39,9 +39,9 @@ struct RingDump {
         let facts = try settle(memory)
         entry.id = file.id
         entry.flags = file.facts.statusFlags
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         entry.inode = file.facts.status.inode
-        (entry.owner, entry.fd) = (UInt32(bitPattern: process.rawValue), UInt32(bitPattern: file.number))
+        (entry.owner, entry.fd) = (UInt32(bitPattern: context.numbers[process]), UInt32(bitPattern: file.number))
         (entry.sqEntries, entry.cqEntries) = (UInt32(shape.requests), UInt32(shape.completions))
         (entry.sqHead, entry.sqTail) = (facts.requestHead, memory.requestTail)
         (entry.cqHead, entry.cqTail) = (memory.completionHead, facts.completionTail)
@@ -191,7 +191,7 @@ struct RingDump {
         if ask(.io_uring_register, 4, -4096, 1) == -17 { flags |= RingSetup.singleIssuer }
         let submitter = answers.first { $0.eventfd != -17 }
         if flags & RingSetup.singleIssuer != 0, facts.thread < 0 {
-            entry.submitter = UInt32(bitPattern: (submitter?.thread ?? process).rawValue)
+            entry.submitter = UInt32(bitPattern: context.numbers[submitter?.thread ?? process])
         }
         let polling = flags & RingSetup.singleIssuer != 0 ? submitter?.polling : ask(.io_uring_register, 27, -4096, 1)
         if polling == -22 { flags |= RingSetup.polled }

@@ -115,7 +115,7 @@ struct RingRestore {
                 cause: SystemCallError(.io_uring_setup, Errno(rawValue: Int32(-results[made]))))
         }
         let ring = try attempt("fetch the io_uring") { () throws(SystemCallError) in
-            let pidfd = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(process.id.rawValue), 0)))
+            let pidfd = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(process.task.rawValue), 0)))
             return Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(pidfd.number), number, 0)))
         }
         var close = Batch()
@@ -147,7 +147,7 @@ struct RingRestore {
     /// The kernel refuses to map a ring at a given address and to move it. But it takes the only gap that there is.
     private func map(_ ring: Int32, at mappings: [VmaEntry], in process: RestoredProcess) throws(Failure) {
         let file = try context.deliver([ring], to: process.puppet)[0]
-        let gaps = RingRestore.gaps(between: try VMA.readPlain(of: process.id).map(\.range))
+        let gaps = RingRestore.gaps(between: try VMA.readPlain(of: process.task).map(\.range))
         var batch = Batch()
         for gap in gaps {
             // PRIVATE | ANONYMOUS | NORESERVE | FIXED_NOREPLACE

@@ -47,6 +47,7 @@ final class Locks {
                     advice: "Pass --file-locks if all users of the file are in the tree, or release the lock")
             }
             let place = Place(file: id, table: lock.kind == .posix ? process.ids.filesID : 0, lock: lock)
+            let owner = context.numbers[TaskID(lock.owner)]
             let holder = holder(of: lock, process, context)
             guard let index = known[place] else {
                 known[place] = entries.count
@@ -57,7 +58,7 @@ final class Locks {
                 continue
             }
             // Whoever took it takes it again, if it still has the description.
-            if holder == lock.owner, entries[index].pid != lock.owner {
+            if holder == owner, entries[index].pid != owner {
                 (entries[index].pid, entries[index].fd) = (holder, number)
             }
         }
@@ -65,9 +66,9 @@ final class Locks {
 
     /// The process that took the lock, where it is one of those with this descriptor table.
     private func holder(of lock: FileLock, _ process: DumpedProcess, _ context: DumpContext) -> Int32 {
-        guard lock.owner != process.id.rawValue else { return lock.owner }
+        guard lock.owner != process.id.rawValue else { return process.number }
         let owner = context.processes.first { $0.id.rawValue == lock.owner && $0.ids.filesID == process.ids.filesID }
-        return (owner ?? process).id.rawValue
+        return (owner ?? process).number
     }
 
     /// Refuses a file whose contents can't be read: opening it again would break the lease, and wait for that.

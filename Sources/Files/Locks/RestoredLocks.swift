@@ -48,7 +48,7 @@ final class RestoredLocks {
                 for lock in mine where lock.flag == .lease {
                     try during(.descriptor(lock.number)) { () throws(Failure) in
                         guard let file = files[lock.number] else { return }
-                        try finish(lease: lock, on: try context.files.number(file), owner: owner(file))
+                        try finish(lease: lock, on: try context.files.number(file), owner: owner(file), context)
                     }
                 }
             }
@@ -122,7 +122,9 @@ final class RestoredLocks {
     }
 
     /// Begins to break a lease if it was being broken, and then says who is told of breaks: nobody is told of ours.
-    private func finish(lease: Lock, on number: Int32, owner: FownEntry?) throws(Failure) {
+    private func finish(lease: Lock, on number: Int32, owner: FownEntry?, _ context: RestoreContext)
+        throws(Failure)
+    {
         // Taking it made the task the owner.
         try attempt("clear the owner of a lease") { () throws(SystemCallError) in
             try systemCall(.fcntl, Int(number), 8, 0)  // F_SETOWN
@@ -135,7 +137,7 @@ final class RestoredLocks {
                 throw Failure(.conflict, "its lease can't be broken as it was")
             }
         }
-        if let owner { try FileOwner.restore(owner, on: number) }
+        if let owner { try FileOwner.restore(owner, on: number, context) }
     }
 }
 

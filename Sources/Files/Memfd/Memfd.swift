@@ -31,7 +31,7 @@ enum Memfd: FileKind {
         entry.id = file.id
         entry.flags = file.facts.statusFlags
         entry.pos = file.facts.information.position
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         if let known = inodes.known[file.facts.status.inode] {
             entry.inodeID = known
         } else {

@@ -55,7 +55,7 @@ enum MessageQueue: FileKind {
         var entry = MessageQueueFileEntry()
         entry.id = file.id
         entry.flags = file.facts.statusFlags
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         if let known = queues.known[file.facts.status.inode] {
             entry.queue = known
         } else {
@@ -95,9 +95,9 @@ enum MessageQueue: FileKind {
                 return parts.count == 2 ? Int(parts[1]).map { (String(parts[0]), $0) } : nil
             }, uniquingKeysWith: { first, _ in first })
         if let notified = words["NOTIFY_PID"], notified > 0,
-            context.processes.contains(where: { $0.id.rawValue == notified })
+            let process = context.processes.first(where: { $0.id.rawValue == notified })
         {
-            (entry.notified, entry.notify) = (UInt32(notified), UInt32(words["NOTIFY"] ?? 0))
+            (entry.notified, entry.notify) = (UInt32(bitPattern: process.number), UInt32(words["NOTIFY"] ?? 0))
             entry.signal = UInt32(words["SIGNO"] ?? 0)
             guard entry.notify < 2 else {
                 throw Failure(

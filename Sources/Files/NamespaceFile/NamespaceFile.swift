@@ -4,44 +4,24 @@ internal import Kinds
 internal import Linux
 internal import Procfs
 
-/// A descriptor of a namespace (`/proc/PID/ns/…`). Only the tree's own namespaces can be dumped yet.
+/// A descriptor of a namespace (`/proc/PID/ns/…`) that the tree is in. Others can't be dumped yet.
 enum NamespaceFile: FileKind {
-
-    /// Names in /proc/PID/ns and the `CLONE_NEW*` bits.
-    private static let kinds: [(name: String, flag: UInt32)] = [
-        ("net", 0x4000_0000), ("mnt", 0x2_0000), ("uts", 0x400_0000), ("ipc", 0x800_0000), ("user", 0x1000_0000),
-        ("pid", 0x2000_0000), ("cgroup", 0x200_0000), ("time", 0x80),
-    ]
-
-    static func claims(_ facts: FileFacts) -> Bool {
-        kinds.contains { facts.begins(with: $0.name + ":[") }
+    private static func kind(_ facts: FileFacts) -> NamespaceKind? {
+        NamespaceKind.allCases.first { facts.begins(with: $0.rawValue + ":[") }
     }
 
+    static func claims(_ facts: FileFacts) -> Bool { kind(facts) != nil }
+
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry {
-        guard let kind = kinds.first(where: { file.facts.begins(with: $0.name + ":[") }) else {
-            throw Failure(.bug, "no kind")
-        }
-        let own = try attempt("look at our namespace") { () throws(SystemCallError) in
-            try readLink("/proc/self/ns/\(kind.name)").bytes
-        }
-        guard own == file.facts.target else {
+        guard let kind = kind(file.facts) else { throw Failure(.bug, "no kind") }
+        guard context.namespaces.contains(file.facts.text) else {
             throw Failure(.unsupported, "descriptors of other namespaces than the tree's can't be dumped yet")
         }
-        let ids = file.owner.ids
         var entry = NsFileEntry()
         entry.id = file.id
-        entry.nsCflag = kind.flag
+        entry.nsCflag = UInt32(truncatingIfNeeded: kind.flag)
         entry.flags = file.facts.statusFlags
-        switch kind.name {
-        case "net": entry.nsID = ids.netNsID
-        case "mnt": entry.nsID = ids.mntNsID
-        case "uts": entry.nsID = ids.utsNsID
-        case "ipc": entry.nsID = ids.ipcNsID
-        case "user": entry.nsID = ids.userNsID
-        case "pid": entry.nsID = ids.pidNsID
-        case "cgroup": entry.nsID = ids.cgroupNsID
-        default: entry.nsID = ids.timeNsID
-        }
+        entry.nsID = file.owner.ids[keyPath: kind.field]
         var whole = FileEntry(.ns, file.id)
         whole.nsf = entry
         return whole
@@ -50,13 +30,16 @@ enum NamespaceFile: FileKind {
     static func restores(_ entry: FileEntry) -> Bool { entry.type == UInt32(FdTypes.ns.rawValue) && entry.hasNsf }
 
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
+        guard let root = context.processes.first?.task else { throw Failure(.bug, "a namespace before its tree") }
         for member in members {
-            guard let kind = kinds.first(where: { $0.flag == member.nsf.nsCflag }) else {
-                throw Failure(.corruptImage, "there is no namespace of the kind \(member.nsf.nsCflag)")
-            }
+            guard
+                let kind = NamespaceKind.allCases.first(where: {
+                    UInt32(truncatingIfNeeded: $0.flag) == member.nsf.nsCflag
+                })
+            else { throw Failure(.corruptImage, "there is no namespace of the kind \(member.nsf.nsCflag)") }
             let flags = OpenFlags(rawValue: Int32(bitPattern: member.nsf.flags & ~0o2000300))
-            let made = try attempt("open our \(kind.name) namespace") { () throws(SystemCallError) in
-                try openFile("/proc/self/ns/\(kind.name)", flags)
+            let made = try attempt("open the tree's \(kind.text) namespace") { () throws(SystemCallError) in
+                try openFile("/proc/\(root.rawValue)/ns/\(kind.rawValue)", flags)
             }
             try context.files.add(member.id, made)
         }

@@ -42,7 +42,7 @@ enum NetlinkSocket: FileKind {
             entry.groups = facts.groups
             while let last = entry.groups.last, last == 0 { entry.groups.removeLast() }
         }
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         entry.opts = try SocketOptions.dump(file, kind, context)
         var whole = FileEntry(.netlinksk, file.id)
         whole.nlsk = entry

@@ -62,7 +62,7 @@ enum PacketSocket: FileKind {
             context.log.warning("packets that wait to be received on a packet socket are lost")
         }
         SocketMappings.of(context).ids[file.facts.status.inode] = file.id
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         entry.opts = try SocketOptions.dump(file, kind, context)
         var whole = FileEntry(.packetsk, file.id)
         whole.psk = entry

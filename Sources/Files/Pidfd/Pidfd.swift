@@ -20,7 +20,7 @@ enum Pidfd: FileKind {
         entry.id = file.id
         entry.ino = UInt32(truncatingIfNeeded: file.facts.status.inode)
         entry.flags = file.facts.statusFlags & ~3
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         if pid == -1 {
             entry.nspid = -1
             if let code = exitCode(file.handle.number) { entry.exitCode = code }
@@ -30,7 +30,7 @@ enum Pidfd: FileKind {
                     .unsupported, "it refers to task \(pid), which is not in the tree",
                     advice: "Close it before the dump, or dump a tree that has that task")
             }
-            entry.nspid = file.facts.information.id("NSpid") ?? pid
+            entry.nspid = file.facts.information.id("NSpid") ?? context.numbers[TaskID(pid)]
         }
         var whole = FileEntry(.pidfd, file.id)
         whole.pidfd = entry
@@ -74,11 +74,11 @@ enum Pidfd: FileKind {
         // ignored.
         for standIn in try root.clone([CloneRequest(id: nil, flags: 0x100)]) {
             let outcome = Result { () throws(Failure) in
-                for member in members { try open(member, standIn.id, context, isStandIn: true) }
-                try preventCore(of: standIn.id)
+                for member in members { try open(member, standIn.task, context, isStandIn: true) }
+                try preventCore(of: standIn.task)
                 try standIn.end(as: first.pidfd.exitCode)
             }
-            if standIn.tracee.isAttached { _ = try? systemCall(.kill, Int(standIn.id.rawValue), 9) }
+            if standIn.tracee.isAttached { _ = try? systemCall(.kill, Int(standIn.task.rawValue), 9) }
             try outcome.get()
         }
     }
@@ -105,24 +105,12 @@ enum Pidfd: FileKind {
             throw Failure(.corruptImage, "a pidfd refers to task \(task), which is not in the tree")
         }
         let made = try attempt("open a pidfd of task \(task)") { () throws(SystemCallError) in
-            let raw = try systemCall(.pidfd_open, Int(task.rawValue), Int(flags & (thread | nonBlocking)))
+            let ours = isStandIn ? task : context.numbers.task(task.rawValue) ?? task
+            let raw = try systemCall(.pidfd_open, Int(ours.rawValue), Int(flags & (thread | nonBlocking)))
             let made = Descriptor(owning: Int32(raw))
             try setStatusFlags(made.number, flags)
             return made
         }
         try context.files.add(entry.id, made)
-    }
-}
-
-extension DescriptorInformation {
-    /// The last id in a line of pids; -1 stands for a task that is gone.
-    fileprivate func id(_ key: String) -> Int32? {
-        for line in lines where line.starts(with: (key + ":").utf8) {
-            guard let last = line.split(whereSeparator: { $0 == 0x3a || $0 == 0x09 || $0 == 0x20 }).last else {
-                return nil
-            }
-            return Int32(String(decoding: last, as: UTF8.self))
-        }
-        return nil
     }
 }

@@ -15,7 +15,7 @@ enum Pipe: FileKind {
         entry.id = file.id
         entry.pipeID = UInt32(truncatingIfNeeded: file.facts.status.inode)
         entry.flags = file.facts.statusFlags
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         let status = file.facts.status
         if status.uid != 0 || status.gid != 0 || status.mode & 0o7777 != usualMode {
             (entry.uid, entry.gid, entry.mode) = (status.uid, status.gid, status.mode & 0o7777)

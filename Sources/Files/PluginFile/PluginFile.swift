@@ -21,7 +21,7 @@ enum PluginFile: FileKind {
         let facts = file.facts
         var entry = ExtFileEntry()
         entry.id = file.id
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         entry.plugin = imageBytes(plugin.name.utf8)
         entry.flags = facts.statusFlags
         entry.pos = facts.information.position

@@ -34,7 +34,7 @@ enum RegularFile: FileKind {
         entry.id = id
         entry.flags = facts.statusFlags
         entry.pos = facts.information.position
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         // No mount id: without images of mounts CRIU takes it for one of another namespace.
         entry.mode = facts.status.mode
         if facts.status.kind == .regular {

@@ -77,7 +77,7 @@ final class Remaps {
     /// Nobody keeps the number of a task that is not in the tree.
     private func warnOfStranger(_ path: [UInt8], _ context: DumpContext) {
         let word = path.dropFirst("/proc/".utf8.count).prefix { $0 != 0x2f }
-        guard let number = Int32(String(decoding: word, as: UTF8.self)), case let task = TaskID(number),
+        guard let number = Int32(String(decoding: word, as: UTF8.self)), let task = context.numbers.task(number),
             !context.processes.contains(where: { $0.threads.contains { $0.tracee.id == task } })
         else { return }
         // A dead task has a remap; a zombie has only its parent.
@@ -208,7 +208,17 @@ final class Remaps {
 
     // MARK: link remaps
 
-    /// Gives a file that has other names a temporary one beside its old one.
+    /// The nearest directory above a path that is still there.
+    private static func directory(above path: [UInt8]) -> [UInt8] {
+        var parent = path
+        while let slash = parent.lastIndex(of: 0x2f), slash > 0 {
+            parent = Array(parent[..<slash])
+            if (try? FileStatus.read(path: parent, followsLink: false))?.kind == .directory { return parent }
+        }
+        return []
+    }
+
+    /// Gives a file that has other names a temporary one beside its old one, or above if its directory is gone, too.
     private func linkAgain(_ file: OpenFile, _ id: UInt32, _ path: [UInt8], _ context: DumpContext) throws(Failure) {
         let status = file.facts.status
         let inode = Inode(device: status.device, inode: status.inode)
@@ -218,10 +228,9 @@ final class Remaps {
                     .denied, "the file was unlinked under this name but has \(status.links) others",
                     advice: "Pass --link-remap to give it a temporary name on its file system")
             }
-            let slash = path.lastIndex(of: 0x2f) ?? 0
             let number = context.fileIndex.newID()
             // Named by the inode, so that what a killed dump left is found again instead of being in the way.
-            let name = Array(path[...slash]) + Array("link_remap.\(status.inode)".utf8)
+            let name = Remaps.directory(above: path) + Array("/link_remap.\(status.inode)".utf8)
             let ours = file.handle.number
             let isThere = (try? FileStatus.read(path: name, followsLink: false)).map {
                 $0.inode == status.inode && $0.device == status.device

@@ -85,7 +85,7 @@ final class RestoredRemaps {
             OpenFlags(rawValue: Int32(bitPattern: flags & ~once | 0o2000000)), mode: 0o600)
         guard let number = file?.release() else { return nil }
         unnamedFiles[id] = number
-        return Array("/proc/self/fd/\(number)".utf8)
+        return Array(ourPath("/proc/self/fd/\(number)").utf8)
     }
 
     /// The description that made an unnamed ghost; it is the caller's from then on.
@@ -211,7 +211,7 @@ final class RestoredRemaps {
     }
 
     /// Where an unnamed file of ours is found.
-    private var own: String.UTF8View { "/proc/self/fd/".utf8 }
+    private var own: String.UTF8View { ourPath("/proc/self/fd/").utf8 }
 
     private func finish(_ place: [UInt8], _ entry: GhostFileEntry, _ context: RestoreContext) throws(Failure) {
         let here = Int(currentDirectory)
@@ -270,6 +270,7 @@ final class RestoredRemaps {
     private func link(_ other: [UInt8], to path: [UInt8], _ id: UInt32) throws(Failure) -> [UInt8] {
         let here = Int(currentDirectory)
         if linked.insert(id).inserted { names.append((other, false)) }
+        try makeParents(of: path)
         do throws(SystemCallError) {
             try withCString(other) { (from) throws(SystemCallError) in
                 try withCString(path) { (to) throws(SystemCallError) in try systemCall(.linkat, here, from, here, to, 0)
@@ -304,8 +305,8 @@ final class RestoredRemaps {
 
     /// Ends the tasks that stood in for dead ones.
     func dismissStandIns() {
-        for (pid, puppet) in standIns {
-            _ = try? systemCall(.kill, Int(pid), 9)
+        for puppet in standIns.values {
+            _ = try? systemCall(.kill, Int(puppet.task.rawValue), 9)
             while puppet.tracee.isAttached, (try? puppet.tracee.wait()) != nil {}
         }
         standIns = [:]

@@ -16,7 +16,7 @@ enum Signalfd: FileKind {
         var entry = SignalfdEntry()
         entry.id = file.id
         entry.flags = file.facts.statusFlags
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         entry.sigmask = mask
         var whole = FileEntry(.signalfd, file.id)
         whole.sgfd = entry

@@ -20,7 +20,7 @@ enum Timerfd: FileKind {
         var entry = TimerfdEntry()
         entry.id = file.id
         entry.flags = file.facts.statusFlags
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         try read(file.facts.information, into: &entry)
         let number = file.handle.number
         // One that repeats rests from its first expiration until somebody reads or asks: only then it counts on.

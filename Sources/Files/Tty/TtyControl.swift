@@ -79,7 +79,7 @@ extension TtyRestore {
     }
 
     private func hasTerminal(_ process: RestoredProcess) throws(Failure) -> Bool {
-        try TaskStat.read(of: process.id).terminal != 0
+        try TaskStat.read(of: process.task).terminal != 0
     }
 
     private func setGroup(_ group: UInt32, of source: Source, by process: RestoredProcess, _ context: RestoreContext)
@@ -104,7 +104,7 @@ extension TtyRestore {
         if !context.processes.contains(where: { $0.plan.threads.contains(id) }), let made = try? standIn(id, leader) {
             let isSet = try setGroup(group, of: source, by: leader, context)
             try attempt("end a stand-in") { () throws(SystemCallError) in
-                try systemCall(.kill, Int(id.rawValue), 9)
+                try systemCall(.kill, Int(made.task.rawValue), 9)
             }
             while made.tracee.isAttached { _ = try made.tracee.wait() }
             if isSet { return }
@@ -113,7 +113,7 @@ extension TtyRestore {
     }
 
     private func standIn(_ id: TaskID, _ leader: RestoredProcess) throws(Failure) -> Puppet? {
-        guard (try? TaskStat.read(of: id)) == nil else { return nil }
+        guard leader.task != leader.id || (try? TaskStat.read(of: id)) == nil else { return nil }
         return try leader.puppet.clone([CloneRequest(id: id)]).first
     }
 
@@ -158,7 +158,7 @@ extension TtyRestore {
             .openat, .value(Int(currentDirectory)), .buffer(path), .value(mode), doing: "open /dev/tty")
         let number = try opener.puppet.run(batch)[slot]
         let made = try attempt("take over what task \(opener.id) opened") { () throws(SystemCallError) in
-            let task = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(opener.id.rawValue), 0)))
+            let task = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(opener.task.rawValue), 0)))
             let made = Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(task.number), number, 0)))
             guard TerminalDevice(try FileStatus.read(in: made.number).representedDevice) == .current else {
                 throw SystemCallError(.openat, .ENOTTY)

@@ -40,7 +40,7 @@ final class TtyDump {
         var entry = TtyFileEntry()
         entry.id = file.id
         entry.flags = facts.statusFlags
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         let terminal = Terminal(file.handle.number)
         // Only a terminal that was hung up has none any more.
         let behind = try? terminal.word(.device)
@@ -95,7 +95,7 @@ final class TtyDump {
             let deleted = Array(" (deleted)".utf8)
             if path.suffix(deleted.count).elementsEqual(deleted) { path.removeLast(deleted.count) }
             (named.reg.id, named.reg.flags, named.reg.pos) = (id, file.facts.statusFlags, 0)
-            named.reg.fown = try FileOwner.dump(file)
+            named.reg.fown = try FileOwner.dump(file, context)
             named.reg.mode = file.facts.status.mode
             named.reg.name = imageBytes(path)
         } else {
@@ -176,13 +176,14 @@ final class TtyDump {
         if let index { entry.pty.index = index }
         guard let behind else { return entry }
         if let (session, group) = session(of: behind, context) {
-            (entry.sid, entry.pgrp) = (UInt32(bitPattern: session.rawValue), UInt32(bitPattern: group))
+            let (session, group) = (context.numbers[session], context.numbers[TaskID(group)])
+            (entry.sid, entry.pgrp) = (UInt32(bitPattern: session), UInt32(bitPattern: group))
         }
         try attempt("look at the terminal") { () throws(SystemCallError) in
             try readState(of: terminal, into: &entry)
         }
         switch end {
-        case .master(let index): try describeMaster(index, terminal, &entry)
+        case .master(let index): try describeMaster(index, terminal, &entry, context)
         case .current, .device: entry.terminal = behind
         default: break
         }
@@ -213,7 +214,9 @@ final class TtyDump {
         (entry.winsize.wsXpixel, entry.winsize.wsYpixel) = (part(2), part(3))
     }
 
-    private func describeMaster(_ index: UInt32, _ terminal: Terminal, _ entry: inout TtyInfoEntry) throws(Failure) {
+    private func describeMaster(
+        _ index: UInt32, _ terminal: Terminal, _ entry: inout TtyInfoEntry, _ context: DumpContext
+    ) throws(Failure) {
         try attempt("look at the master end") { () throws(SystemCallError) in
             entry.locked = try terminal.word(.lock) != 0
             entry.packetMode = try terminal.word(.packetMode) != 0
@@ -221,7 +224,10 @@ final class TtyDump {
         }
         if entry.sid == 0, let session = try? terminal.word(.session) {
             // A session outside of the tree.
-            (entry.sid, entry.pgrp) = (session, (try? terminal.word(.group)) ?? 0)
+            func number(_ task: UInt32) -> UInt32 {
+                UInt32(bitPattern: context.numbers[TaskID(Int32(bitPattern: task))])
+            }
+            (entry.sid, entry.pgrp) = (number(session), number((try? terminal.word(.group)) ?? 0))
         }
         // The slave end of another instance of devpts has no path here.
         if let slave = try? FileStatus.read("/dev/pts/\(index)", in: currentDirectory),
@@ -235,7 +241,7 @@ final class TtyDump {
 
     func finish(_ context: DumpContext) throws(Failure) {
         try checkOutside(context)
-        let queues = try TtyQueues(pairs, infos).copy(context)
+        let queues = try TtyQueues(pairs, infos, context.numbers).copy(context)
         try context.images.write(.ttyInformation, infos)
         let data = context.images.create(.ttyData)
         for entry in queues { try data.append(entry) }
@@ -245,7 +251,7 @@ final class TtyDump {
     /// Terminals whose other end or session is outside of the tree.
     private func checkOutside(_ context: DumpContext) throws(Failure) {
         guard !context.policy.shellJob || pairs.values.count(where: { $0.master == nil }) > 1 else { return }
-        let living = Set(context.processes.map(\.id))
+        let living = Set(context.processes.map { UInt32(bitPattern: $0.number) })
         for index in pairs.keys.sorted() {
             guard let pair = pairs[index] else { continue }
             guard pair.master == nil, let slave = pair.slave else { continue }
@@ -266,7 +272,7 @@ final class TtyDump {
             }
         }
         for entry in infos where entry.sid != 0 && entry.type != .extTty {
-            guard !living.contains(TaskID(Int32(bitPattern: entry.sid))) else { continue }
+            guard !living.contains(entry.sid) else { continue }
             let text = entry.hasPty ? "/dev/pts/\(entry.pty.index)" : "A terminal (device \(entry.rdev))"
             throw Failure(
                 .denied,

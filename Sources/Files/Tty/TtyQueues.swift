@@ -18,11 +18,12 @@ struct TtyQueues {
     private let ids: [UInt32: (master: UInt32, slave: UInt32?)]
     private let packetMasters: Set<UInt32>
     private let locked: Set<UInt32>
+    private let numbers: TaskNumbers
 
     /// The most that the kernel holds of finished input (`N_TTY_BUF_SIZE`), and of what comes after it.
     private static let piece = 4096, most = 18
 
-    init(_ pairs: [UInt32: TtyDump.Pair], _ infos: [TtyInfoEntry]) {
+    init(_ pairs: [UInt32: TtyDump.Pair], _ infos: [TtyInfoEntry], _ numbers: TaskNumbers) {
         var ids: [UInt32: (master: UInt32, slave: UInt32?)] = [:]
         var (packetMasters, locked): (Set<UInt32>, Set<UInt32>) = ([], [])
         for entry in infos where entry.hasPty && entry.hasTermios {
@@ -36,6 +37,7 @@ struct TtyQueues {
             }
         }
         (self.pairs, self.ids, self.packetMasters, self.locked) = (pairs, ids, packetMasters, locked)
+        self.numbers = numbers
     }
 
     /// One pair whose queues are to be copied.
@@ -227,8 +229,9 @@ struct TtyQueues {
         let isBehind =
             UInt32(truncatingIfNeeded: owner.terminal) == TerminalDevice.slaveDevice(order.index) && foreground > 0
             && foreground != group
-        let own = batch.place(value: (group, Int32(0)))
-        let before = batch.place(value: (foreground, Int32(0)))
+        // As the task calls them.
+        let own = batch.place(value: (numbers[owner.group], Int32(0)))
+        let before = batch.place(value: (numbers[TaskID(foreground)], Int32(0)))
         let open = OpenFlags([.readWrite, .nonBlocking, .noControllingTerminal, .closeOnExec])
         batch.add(
             .ioctl, .descriptor(master), .value(Request.openSlave.rawValue), .value(Int(open.rawValue)),

@@ -30,7 +30,7 @@ enum Tun: FileKind {
         try refuseForeign(number, socketNamespace, file)
         var entry = TunfileEntry()
         entry.id = file.id
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         entry.openFlags = file.facts.statusFlags
         entry.path = imageBytes(file.facts.target)
         if let (name, flags) = try interface(number) {

@@ -52,10 +52,19 @@ enum PeerCredentials {
     static func of(_ process: DumpedProcess) -> SkCredEntry {
         var entry = SkCredEntry()
         let (uids, gids) = (process.status.uids, process.status.gids)
-        entry.pid = UInt32(bitPattern: process.id.rawValue)
+        entry.pid = UInt32(bitPattern: process.number)
         entry.uid = uids.count > 1 ? uids[1] : 0
         entry.gid = gids.count > 1 ? gids[1] : 0
         if entry.uid != 0 { entry.groups = process.status.groups }
+        return entry
+    }
+}
+
+extension SkCredEntry {
+    /// As images have it, which number tasks as the tree does.
+    func numbered(_ context: DumpContext) -> SkCredEntry {
+        var entry = self
+        entry.pid = UInt32(bitPattern: context.numbers[TaskID(Int32(bitPattern: pid))])
         return entry
     }
 }
@@ -78,7 +87,7 @@ final class Witnesses {
         let id = TaskID(Int32(bitPattern: pid))
         if let process = context.processes.first(where: { $0.id == id }) { return process.puppet }
         guard let root = context.processes.first?.puppet else { return nil }
-        let made = try root.clone([CloneRequest(id: isTaken(id) ? nil : id)])[0]
+        let made = try root.clone([CloneRequest(id: root.task == root.id && isTaken(id) ? nil : id)])[0]
         standIns[pid] = made
         if made.id != id {
             context.log.warning("the peer \(pid) of a connection is shown as \(made.id), as its pid is taken")
@@ -94,7 +103,7 @@ final class Witnesses {
     func dismiss() throws(Failure) {
         for puppet in standIns.values {
             try attempt("end a stand-in") { () throws(SystemCallError) in
-                try systemCall(.kill, Int(puppet.id.rawValue), 9)
+                try systemCall(.kill, Int(puppet.task.rawValue), 9)
             }
             while puppet.tracee.isAttached { _ = try puppet.tracee.wait() }
         }
@@ -135,7 +144,7 @@ final class Witnesses {
     func source(_ puppet: Puppet) throws(Failure) -> Source {
         if let known = pidfds[puppet.process] { return Source(process: puppet.process, pidfd: known) }
         let pidfd = try attempt("open a pidfd of task \(puppet.process)") { () throws(SystemCallError) in
-            Int32(try systemCall(.pidfd_open, Int(puppet.process.rawValue), 0))
+            Int32(try systemCall(.pidfd_open, Int(puppet.task.rawValue), 0))
         }
         pidfds[puppet.process] = pidfd
         return Source(process: puppet.process, pidfd: pidfd)

@@ -61,6 +61,9 @@ final class Posting {
         }
         guard rights.count <= 253 else { throw Failure(.corruptImage, "too many descriptors in one packet") }
         var who = packet.entry.hasCred ? packet.entry.cred : nil
+        if let known = who, let task = context.numbers.task(Int32(bitPattern: known.pid)) {
+            who?.pid = UInt32(bitPattern: task.rawValue)
+        }
         var done = 0
         var (isSent, isKnown) = (false, true)
         repeat {
@@ -73,13 +76,13 @@ final class Posting {
                     throw Failure(.denied, "can't fill the socket's queue", cause: error)
                 }
                 // The kernel takes only pids that exist.
-                if error.errno == .ESRCH, isKnown, let puppet = try witnesses.witness(sender.pid) {
+                if error.errno == .ESRCH, isKnown, let puppet = try witnesses.witness(packet.entry.cred.pid) {
                     isKnown = false
-                    let found = UInt32(bitPattern: puppet.process.rawValue)
-                    if found != sender.pid {
-                        context.log.warning("a message's sender, task \(sender.pid), is shown as \(found)")
-                        who?.pid = found
+                    if puppet.process.rawValue != Int32(bitPattern: packet.entry.cred.pid) {
+                        context.log.warning(
+                            "a message's sender, task \(packet.entry.cred.pid), is shown as \(puppet.process)")
                     }
+                    who?.pid = UInt32(bitPattern: puppet.task.rawValue)
                 } else {
                     context.log.warning("a message has lost its sender, task \(sender.pid): \(error)")
                     who = nil

@@ -91,12 +91,12 @@ enum UnixSocket: FileKind {
         (entry.id, entry.ino, entry.type, entry.state) = (file.id, inode, UInt32(facts.type), UInt32(facts.state))
         (entry.flags, entry.uflags) = (file.facts.statusFlags, 0)
         (entry.backlog, entry.peer) = (UInt32(facts.state) == listening ? facts.backlog : 0, facts.peer)
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         entry.opts = SocketOptions.entry(of: answers.options, context)
         entry.name = imageBytes(facts.name)
         if facts.shutdown != 0 { entry.shutdown = SkShutdown(rawValue: Int(facts.shutdown)) ?? .both }
         entry.nsID = file.owner.ids.netNsID
-        if UInt32(facts.state) != closed, let peer = answers.peer { entry.peerCred = peer }
+        if UInt32(facts.state) != closed, let peer = answers.peer { entry.peerCred = peer.numbered(context) }
         if status.uid != 0 || status.gid != 0 || status.mode & 0o7777 != usualMode {
             (entry.inode.mode, entry.inode.uid, entry.inode.gid) = (status.mode & 0o7777, status.uid, status.gid)
         }
@@ -178,7 +178,8 @@ enum UnixSocket: FileKind {
         of number: Int32, _ socket: Met.Socket, isLate: Bool = false, _ context: DumpContext
     ) -> SocketQueue {
         let met = Met.of(context)
-        return SocketQueue(number, isStream: socket.type == stream) { (number) throws(Failure) in
+        return SocketQueue(number, isStream: socket.type == stream, numbers: context.numbers) {
+            (number) throws(Failure) in
             let handle = Descriptor(owning: number)
             guard let dumper = context.fileDumper else { throw Failure(.bug, "no dumper of files") }
             let known = context.files.count
@@ -286,7 +287,7 @@ enum UnixSocket: FileKind {
                 }
                 var credentials = SkPacketEntry()
                 (credentials.idFor, credentials.length, credentials.waiting) = (listener.file.id, 0, UInt32(place))
-                if let peer = try PeerCredentials.read(taken.number) { credentials.cred = peer }
+                if let peer = try PeerCredentials.read(taken.number) { credentials.cred = peer.numbered(context) }
                 // A packet without an scm list and without bytes names who connected.
                 try image.append(credentials)
                 let queued = Int(try waitingBytes(taken.number))

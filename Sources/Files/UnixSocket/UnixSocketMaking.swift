@@ -452,13 +452,11 @@ final class UnixSocketMaking {
                     try SocketName.door(number).release()
                 }
                 door = opened
-                address = Way.address(of: opened)
+                address = Way.address(ourPath("/proc/self/fd/\(opened)"))
             }
         }
 
-        static func address(of door: Int32) -> [UInt8] {
-            SocketName.address(Array("/proc/self/fd/\(door)".utf8) + [0])
-        }
+        static func address(_ door: String) -> [UInt8] { SocketName.address(Array(door.utf8) + [0]) }
 
         func close() { if let door { _ = try? systemCall(.close, Int(door)) } }
 
@@ -494,7 +492,7 @@ final class UnixSocketMaking {
         let arrived = try context.deliver(clients + (door.map { [$0] } ?? []), to: puppet)
         var batch = Batch()
         var there = address
-        if door != nil, let remote = arrived.last { there = Way.address(of: remote.number) }
+        if door != nil, let remote = arrived.last { there = Way.address("/proc/self/fd/\(remote.number)") }
         let place = batch.place(there)
         Witnesses.assume(who, &batch)
         for number in arrived.prefix(clients.count) {
@@ -503,7 +501,7 @@ final class UnixSocketMaking {
         Witnesses.resume(who, &batch)
         for number in arrived { batch.add(.close, .descriptor(number), doing: "close a socket") }
         try puppet.run(batch)
-        return puppet.process
+        return puppet.task
     }
 
     // MARK: complete

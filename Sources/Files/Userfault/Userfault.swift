@@ -33,7 +33,7 @@ enum Userfault: FileKind {
         var entry = UserfaultEntry()
         entry.id = file.id
         entry.flags = file.facts.statusFlags
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         guard let features = features(file.facts) else {
             throw Failure(.kernelTooOld, "the kernel does not tell its features")
         }
@@ -45,11 +45,11 @@ enum Userfault: FileKind {
         if features & initialized != 0 {
             entry.features = features & ~initialized
             let process = try watched(by: file, context)
-            entry.owner = UInt32(bitPattern: process.id.rawValue)
+            entry.owner = UInt32(bitPattern: process.number)
             entry.ranges = try ranges(of: file, process, context)
         } else {
             // Nothing tells whose memory it would watch: of those who have it, the first is all others' ancestor.
-            entry.owner = UInt32(bitPattern: file.owner.id.rawValue)
+            entry.owner = UInt32(bitPattern: file.owner.number)
         }
         var whole = FileEntry(.userfault, file.id)
         whole.userfault = entry
@@ -216,7 +216,7 @@ enum Userfault: FileKind {
             let slot = open.add(.userfaultfd, .value(0o2000000), doing: "create a userfaultfd")
             let number = Int(try process.puppet.run(open)[slot])
             let made = try attempt("fetch a userfaultfd") { () throws(SystemCallError) in
-                let pidfd = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(id.rawValue), 0)))
+                let pidfd = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(process.task.rawValue), 0)))
                 let made = Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(pidfd.number), number, 0)))
                 try setStatusFlags(made.number, entry.flags)
                 return made

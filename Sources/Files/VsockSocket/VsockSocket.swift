@@ -38,7 +38,7 @@ enum VsockSocket: FileKind {
             try checkUnconnected(number)
         }
         entry.nsID = file.owner.ids.netNsID
-        entry.fown = try FileOwner.dump(file)
+        entry.fown = try FileOwner.dump(file, context)
         entry.opts = try SocketOptions.dump(file, kind, context)
         var whole = FileEntry(.vsocksk, file.id)
         whole.vsk = entry

@@ -5,15 +5,16 @@ internal import SystemPackage
 
 /// Opens files by the handles that the kernel gives to watched inodes, and compares files with watched inodes.
 final class MountedFiles {
-    /// All mounts that we see.
+    /// All mounts that the tree sees.
     let mounts: [Mount]
     /// Mount points opened so far; nil where that failed.
     private var opened: [Int32: Int32?] = [:]
     /// An inotify that shows us by which names the kernel knows a file.
     private let probe: Descriptor
 
-    init() throws(Failure) {
-        mounts = try Mount.all()
+    /// - Parameter task: one in the tree's mount namespace, if that is not ours.
+    init(of task: TaskID?) throws(Failure) {
+        mounts = try Mount.all(of: task)
         probe = try attempt("create an inotify") { () throws(SystemCallError) in
             Descriptor(owning: Int32(try systemCall(.inotify_init1, 0o2004000)))
         }

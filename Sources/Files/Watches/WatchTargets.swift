@@ -13,7 +13,7 @@ final class WatchTargets {
 
     private init(_ context: RestoreContext) throws(Failure) {
         self.context = context
-        files = try MountedFiles()
+        files = try MountedFiles(of: context.ownNamespaces[.mnt] == nil ? nil : context.processes.first?.task)
     }
 
     static func of(_ context: RestoreContext) throws(Failure) -> WatchTargets {

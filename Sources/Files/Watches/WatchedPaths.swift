@@ -17,14 +17,14 @@ final class WatchedPaths {
 
     private init(_ context: DumpContext) throws(Failure) {
         self.context = context
-        files = try MountedFiles()
+        files = try MountedFiles(of: context.namespaces.apart.contains(.mnt) ? context.processes.first?.id : nil)
     }
 
     static func of(_ context: DumpContext) throws(Failure) -> WatchedPaths {
         try context.state(WatchedPaths.self) { () throws(Failure) in try WatchedPaths(context) }
     }
 
-    /// The mounts that we see.
+    /// The mounts that the tree sees.
     var mounts: [Mount] { files.mounts }
 
     /// Everything by which a watched inode can be found at restore.

@@ -47,15 +47,18 @@ public final class LazyRestore {
                 .ioctl, .descriptor(number), .value(0xc020_aa00), .buffer(request), doing: "wait for missing pages")
         }
         try process.puppet.run(batch)
+        let pidfd = try attempt("open a pidfd") { () throws(SystemCallError) in
+            Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(process.task.rawValue), 0)))
+        }
+        let task = Int(pidfd.number)
         let handle = try attempt("fetch the userfaultfd") { () throws(SystemCallError) in
-            let pidfd = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(process.id.rawValue), 0)))
-            return Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(pidfd.number), Int(number.number), 0)))
+            Descriptor(owning: Int32(try systemCall(.pidfd_getfd, task, Int(number.number), 0)))
         }
         var close = Batch()
         close.add(.close, .descriptor(number), doing: "close the userfaultfd")
         try process.puppet.run(close)
         try PagerSocket.send(process.id.rawValue, to: lazy.socket)
-        try PagerSocket.send(descriptor: handle.number, to: lazy.socket)
+        try PagerSocket.send([handle.number, pidfd.number], to: lazy.socket)
     }
 
     /// Makes sure, before the tasks run, that somebody brings their pages.

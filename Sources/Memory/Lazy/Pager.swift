@@ -113,7 +113,7 @@ public final class Pager {
                 throw Failure(.vanished, "the restore is gone before its tasks were there", advice: "See its log")
             }
             guard id > 0 else { continue }
-            let faults = try PagerSocket.receiveDescriptor(from: restore)
+            let received = try PagerSocket.receive(from: restore)
             let entry = try images.load(.memory(id), as: MmEntry.self)
             var areas: [Area] = []
             for vma in entry.vmas { areas.append(try Area(vma)) }
@@ -124,12 +124,16 @@ public final class Pager {
             let workingSet = WorkingSet(of: id, images)
             workingSets.append(workingSet)
             let memory = LazyMemory(
-                faults, process: id, name: "task \(id)", missing: Extents(lazy.ranges), workingSet)
+                received.faults, process: id, name: "task \(id)", missing: Extents(lazy.ranges), workingSet)
             log.debug(
                 "\(memory.name): \(memory.missing.length / pageSize) pages are to come, \(workingSet.count) windows first"
             )
             memories.append(memory)
-            if let handle = try? systemCall(.pidfd_open, Int(id), 0) {
+            // A restore that sends no pidfd gives the task the number of its image.
+            if let pidfd = received.pidfd {
+                let task = try TaskID(of: pidfd)
+                tasks.append(Target(task, pidfd))
+            } else if let handle = try? systemCall(.pidfd_open, Int(id), 0) {
                 tasks.append(Target(TaskID(id), Descriptor(owning: Int32(handle))))
             }
         }

@@ -21,7 +21,9 @@ public enum PagerGuard {
         var handles: [TaskID: Int32] = [:]
         while let (operation, value) = try PagerSocket.receive((Int32, Int32).self, from: number) {
             switch operation {
-            case Operation.memory: memories[value] = try PagerSocket.receiveDescriptor(from: number).release()
+            case Operation.memory:
+                let received = try PagerSocket.receive(from: number)
+                memories[value] = received.faults.release()
             case Operation.dropped:
                 if let memory = memories.removeValue(forKey: value) { _ = try? systemCall(.close, Int(memory)) }
             case Operation.task:
@@ -82,7 +84,7 @@ final class GuardLink {
         next += 1
         numbers[ObjectIdentifier(memory)] = next
         tell(PagerGuard.Operation.memory, next)
-        _ = try? PagerSocket.send(descriptor: memory.number, to: socket.number)
+        _ = try? PagerSocket.send([memory.number], to: socket.number)
     }
 
     func remove(_ memory: LazyMemory) {

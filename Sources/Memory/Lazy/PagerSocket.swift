@@ -84,22 +84,28 @@ public enum PagerSocket {
         return got == bytes.count ? bytes.load(type) : nil
     }
 
-    /// Sends a descriptor with a byte.
-    static func send(descriptor: Int32, to socket: Int32) throws(Failure) {
+    /// Sends a userfaultfd with a byte, and a pidfd of its task behind it, which CRIU neither sends nor takes.
+    static func send(_ descriptors: [Int32], to socket: Int32) throws(Failure) {
         try attempt("exchange a userfaultfd with the pager") { () throws(SystemCallError) in
-            try SocketMessage.send([0], [descriptor], to: socket)
+            try SocketMessage.send([0], descriptors, to: socket)
         }
     }
 
-    /// Receives a descriptor.
-    static func receiveDescriptor(from socket: Int32) throws(Failure) -> Descriptor {
-        let numbers = try attempt("exchange a userfaultfd with the pager") { () throws(SystemCallError) in
+    /// What is received.
+    struct Received: ~Copyable {
+        let faults: Descriptor
+        /// Of the task.
+        let pidfd: Descriptor?
+    }
+
+    /// Receives a userfaultfd, and a pidfd if one comes along.
+    static func receive(from socket: Int32) throws(Failure) -> Received {
+        var numbers = try attempt("exchange a userfaultfd with the pager") { () throws(SystemCallError) in
             try SocketMessage.receive(1, from: socket).descriptors
-        }
-        guard let number = numbers.first, numbers.count == 1 else {
-            for number in numbers { _ = try? systemCall(.close, Int(number)) }
-            throw Failure(.vanished, "the restore sent no userfaultfd")
-        }
-        return Descriptor(owning: number)
+        }[...]
+        guard let first = numbers.popFirst() else { throw Failure(.vanished, "the restore sent no userfaultfd") }
+        let second = numbers.popFirst()
+        for number in numbers { _ = try? systemCall(.close, Int(number)) }
+        return Received(faults: Descriptor(owning: first), pidfd: second.map { Descriptor(owning: $0) })
     }
 }

@@ -32,7 +32,8 @@ public final class MemoryTracking {
     private var exempt: Set<TaskID> = []
     /// Whether no request that would write to memory unnoticed is under way when pages are found.
     private let waitsForRequests: Bool
-    private var above: [TaskID: [AddressRange]] = [:]
+    /// By the number of the process in the images.
+    private var above: [Int32: [AddressRange]] = [:]
     private let log: Logger?
 
     /// Tracks nothing.
@@ -109,7 +110,7 @@ public final class MemoryTracking {
                 for run in try Pagemap.read(.pagemap(id), from: set).runs where run.isPresent || run.isInParent {
                     join(run.range, to: &ranges)
                 }
-                above[TaskID(id)] = ranges
+                above[id] = ranges
             }
             (parent, parentGeneration) = (previous, parcel.generation)
         } catch {
@@ -152,7 +153,7 @@ public final class MemoryTracking {
             tracked[process.id] = memory
             return false
         }
-        above[process.id] = nil
+        above[process.number] = nil
         return continues
     }
 
@@ -208,7 +209,7 @@ public final class MemoryTracking {
     }
 
     /// Whether the scan of a process is to tell which pages were written.
-    func tells(_ process: DumpedProcess) -> Bool { above[process.id] != nil && tracked[process.id] != nil }
+    func tells(_ process: DumpedProcess) -> Bool { above[process.number] != nil && tracked[process.id] != nil }
 
     /// Whether the memory of a process is tracked before or after this order.
     func isConcerned(_ process: DumpedProcess) -> Bool { tracked[process.id] != nil }
@@ -217,7 +218,7 @@ public final class MemoryTracking {
     ///
     /// - Parameter unwritten: what the kernel says of the memory that it watches.
     func divide(_ runs: [PageRun], of process: DumpedProcess, unwritten: [AddressRange]) -> [PageRun] {
-        guard let above = above[process.id], let memory = tracked[process.id] else { return runs }
+        guard let above = above[process.number], let memory = tracked[process.id] else { return runs }
         var (one, two) = (0, 0)
         var known: [AddressRange] = []
         for range in memory.ranges {

@@ -1,0 +1,68 @@
+internal import Diagnostics
+internal import ImageFormat
+internal import ImageMessages
+internal import Kinds
+internal import Linux
+internal import Logging
+
+/// Limits of an IPC namespace: files below /proc/sys, which are those of the namespace that the reader is in.
+enum IPCSettings {
+    private static let kernel = "/proc/sys/kernel/", queues = "/proc/sys/fs/mqueue/"
+
+    private static func read(_ path: String) -> [UInt64] {
+        guard let text = try? readWholeFile(path) else { return [] }
+        return String(decoding: text, as: UTF8.self).split { " \t\n".contains($0) }.compactMap {
+            UInt64($0) ?? Int64($0).map { UInt64(bitPattern: $0) }
+        }
+    }
+
+    /// Reads the settings of the namespace that we are in.
+    static func dump(_ id: UInt32, _ context: DumpContext) throws(Failure) {
+        func word(_ path: String) -> UInt32 { UInt32(truncatingIfNeeded: read(path).first ?? 0) }
+        var entry = IpcVarEntry()
+        entry.semCtls = read(kernel + "sem").map { UInt32(truncatingIfNeeded: $0) }
+        entry.msgCtlmax = word(kernel + "msgmax")
+        entry.msgCtlmnb = word(kernel + "msgmnb")
+        entry.msgCtlmni = word(kernel + "msgmni")
+        entry.autoMsgmni = word(kernel + "auto_msgmni")
+        entry.shmCtlmax = read(kernel + "shmmax").first ?? 0
+        entry.shmCtlall = read(kernel + "shmall").first ?? 0
+        entry.shmCtlmni = word(kernel + "shmmni")
+        entry.shmRmidForced = word(kernel + "shm_rmid_forced")
+        entry.mqQueuesMax = word(queues + "queues_max")
+        entry.mqMsgMax = word(queues + "msg_max")
+        entry.mqMsgsizeMax = word(queues + "msgsize_max")
+        entry.mqMsgDefault = word(queues + "msg_default")
+        entry.mqMsgsizeDefault = word(queues + "msgsize_default")
+        try context.images.write(.settingsOfIPC(id), [entry])
+    }
+
+    /// Sets them in the namespace that we are in.
+    static func restore(_ entry: IpcVarEntry, _ context: RestoreContext) {
+        var wanted: [(String, String)] = []
+        if entry.semCtls.count == 4 {
+            wanted.append((kernel + "sem", entry.semCtls.map { "\($0)" }.joined(separator: " ")))
+        }
+        wanted += [
+            (kernel + "msgmax", "\(entry.msgCtlmax)"), (kernel + "msgmnb", "\(entry.msgCtlmnb)"),
+            (kernel + "msgmni", "\(entry.msgCtlmni)"), (kernel + "auto_msgmni", "\(entry.autoMsgmni)"),
+            (kernel + "shmmax", "\(entry.shmCtlmax)"), (kernel + "shmall", "\(entry.shmCtlall)"),
+            (kernel + "shmmni", "\(entry.shmCtlmni)"), (kernel + "shm_rmid_forced", "\(entry.shmRmidForced)"),
+            (queues + "queues_max", "\(entry.mqQueuesMax)"), (queues + "msg_max", "\(entry.mqMsgMax)"),
+            (queues + "msgsize_max", "\(entry.mqMsgsizeMax)"),
+        ]
+        if entry.hasMqMsgDefault { wanted.append((queues + "msg_default", "\(entry.mqMsgDefault)")) }
+        if entry.hasMqMsgsizeDefault { wanted.append((queues + "msgsize_default", "\(entry.mqMsgsizeDefault)")) }
+        for (path, value) in wanted {
+            let now = (try? readWholeFile(path)) ?? []
+            let words = String(decoding: now, as: UTF8.self).split { " \t\n".contains($0) }.joined(separator: " ")
+            guard words != value else { continue }
+            do throws(SystemCallError) {
+                let file = try openFile(path, .writeOnly)
+                try writeAll(Array(value.utf8), to: file.number)
+            } catch {
+                context.log.warning("\(path) of the tree can't be set to \(value): \(error)")
+            }
+        }
+    }
+}

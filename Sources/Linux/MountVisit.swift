@@ -1,0 +1,59 @@
+internal import Synchronization
+internal import SystemPackage
+
+/// Stays of another thread in a mount namespace, for which it needs a root and a working directory of its own.
+public enum MountVisit {
+    private final class Outcome<R: Sendable>: Sendable {
+        let value = Mutex<Result<R, SystemCallError>?>(nil)
+    }
+
+    /// Has a thread do something in a mount namespace, with its root as root and working directory.
+    ///
+    /// - Parameter namespace: a descriptor of it, as /proc/PID/ns/mnt opens it.
+    public static func perform<R: Sendable>(
+        in namespace: Int32, _ body: @escaping @Sendable () throws(SystemCallError) -> R
+    ) throws(SystemCallError) -> R {
+        let outcome = Outcome<R>()
+        Background {
+            let result = Result { () throws(SystemCallError) in
+                try systemCall(.unshare, 0x200)  // CLONE_FS
+                try systemCall(.setns, Int(namespace), 0x2_0000)  // CLONE_NEWNS
+                return try body()
+            }
+            outcome.value.withLock { $0 = result }
+        }.wait()
+        guard let result = outcome.value.withLock({ $0 }) else { throw SystemCallError(.setns, .EAGAIN) }
+        return try result.get()
+    }
+
+    /// A mount as it is found under a path, without what is mounted on it (`open_tree(2)`).
+    public static func copy(_ path: [UInt8]) throws(SystemCallError) -> Descriptor {
+        Descriptor(
+            owning: try withCString(path) { (path) throws(SystemCallError) in
+                Int32(try systemCall(.open_tree, Int(currentDirectory), path, 1 | 0o2000000))  // OPEN_TREE_CLONE
+            })
+    }
+
+    /// Makes a mount read-only (`mount_setattr(2)`), which must be in the namespace that we are in.
+    public static func makeReadOnly(_ mount: Int32) throws(SystemCallError) {
+        var change: (UInt64, UInt64, UInt64, UInt64) = (1, 0, 0, 0)  // MOUNT_ATTR_RDONLY
+        try withCString([]) { (nothing) throws(SystemCallError) in
+            try withAddress(of: &change) { (change) throws(SystemCallError) in
+                try systemCall(.mount_setattr, Int(mount), nothing, 0x1000, change, 32)
+            }
+        }
+    }
+
+    /// Makes the file system read-only that is mounted somewhere (`fspick(2)`).
+    public static func makeReadOnly(fileSystemOf mount: Int32) throws(SystemCallError) {
+        let picked = Descriptor(
+            owning: try withCString([]) { (nothing) throws(SystemCallError) in
+                Int32(try systemCall(.fspick, Int(mount), nothing, 1 | 8))  // FSPICK_CLOEXEC, FSPICK_EMPTY_PATH
+            })
+        let number = Int(picked.number)
+        try withCString(Array("ro".utf8)) { (option) throws(SystemCallError) in
+            try systemCall(.fsconfig, number, 0, option, 0, 0)  // FSCONFIG_SET_FLAG
+        }
+        try systemCall(.fsconfig, number, 7, 0, 0, 0)  // FSCONFIG_CMD_RECONFIGURE
+    }
+}

@@ -1,0 +1,107 @@
+internal import Diagnostics
+internal import ImageFormat
+internal import ImageMessages
+internal import Kinds
+internal import Linux
+internal import Logging
+internal import Procfs
+internal import SystemPackage
+
+/// Dumps the mounts of a tree that has a mount namespace of its own, and what its file systems in memory hold.
+enum MountDump {
+    /// Finds the root of the tree's mounts, where its paths begin.
+    static func openRoot(of task: TaskID) throws(Failure) -> Descriptor {
+        let number = try attempt("open the root directory of task \(task)", advice: "This needs CAP_SYS_ADMIN") {
+            () throws(SystemCallError) in
+            let namespace = try openFile("/proc/\(task.rawValue)/ns/mnt")
+            return try MountVisit.perform(in: namespace.number) { () throws(SystemCallError) in
+                try openFile(FilePath("/"), [.path, .directory]).release()
+            }
+        }
+        return Descriptor(owning: number)
+    }
+
+    /// Refuses mounts that could not be restored.
+    static func check(_ root: TaskID, _ context: DumpContext) throws(Failure) {
+        _ = try describe(Mount.all(of: root), context)
+    }
+
+    /// Writes `mountpoints-N.img` and the archives of file systems in memory.
+    static func dump(_ id: UInt32, of root: TaskID, _ context: DumpContext) throws(Failure) {
+        let mounts = try Mount.all(of: root)
+        let entries = try describe(mounts, context)
+        try context.images.write(.mounts(id), entries)
+        let namespace = try attempt("open the mount namespace of task \(root)") { () throws(SystemCallError) in
+            try openFile("/proc/\(root.rawValue)/ns/mnt")
+        }
+        for entry in MountOrder.archived(entries) {
+            try during(.step("the mount \(String(decoding: entry.mountpoint, as: UTF8.self))")) { () throws(Failure) in
+                try archive(entry, namespace.number, context)
+            }
+        }
+    }
+
+    private static func archive(_ entry: MntEntry, _ namespace: Int32, _ context: DumpContext) throws(Failure) {
+        let point = Array(entry.mountpoint)
+        let number = try attempt("open it") { () throws(SystemCallError) in
+            try MountVisit.perform(in: namespace) { () throws(SystemCallError) in
+                try MountVisit.copy(point).release()
+            }
+        }
+        let place = Descriptor(owning: number)
+        let status = try attempt("look at it") { () throws(SystemCallError) in try FileStatus.read(in: number) }
+        guard status.kernelDevice == entry.rootDev else {
+            throw Failure(
+                .unsupported, "another mount hides it, so that what it holds can't be archived",
+                advice: "Unmount what is mounted over it")
+        }
+        let bytes = try Archive.pack(place)
+        let image = context.images.create(.mountedFiles(entry.rootDev))
+        try image.append(raw: bytes)
+        try image.finish()
+    }
+
+    /// What the image says of mounts.
+    private static func describe(_ mounts: [Mount], _ context: DumpContext) throws(Failure) -> [MntEntry] {
+        var known: [UInt32: [Mount]] = [:]
+        for mount in mounts { known[mount.device, default: []].append(mount) }
+        let ids = Set(mounts.map(\.id))
+        let others = Set(try Mount.all().map(\.device))
+        return try mounts.map { (mount) throws(Failure) in
+            let text = String(decoding: mount.point, as: UTF8.self)
+            var entry = MntEntry()
+            let kind = String(decoding: mount.kind, as: UTF8.self)
+            entry.fstype = MountOptions.kinds[kind] ?? 0
+            entry.mntID = UInt32(bitPattern: mount.id)
+            entry.parentMntID = UInt32(bitPattern: mount.parent)
+            entry.rootDev = mount.device
+            entry.flags = MountOptions.flags(mount.options)
+            let (flags, rest) = MountOptions.split(mount.fileSystemOptions)
+            entry.sbFlags = flags
+            entry.options = imageBytes(rest.utf8)
+            entry.source = imageBytes(mount.source)
+            entry.mountpoint = imageBytes(mount.point)
+            entry.root = imageBytes(mount.root)
+            if mount.shared != 0 { entry.sharedID = mount.shared }
+            if mount.master != 0 { entry.masterID = mount.master }
+            if let key = context.policy.external.value("mnt[\(text)]") {
+                entry.extMount = true
+                entry.root = imageBytes(key.utf8)
+                entry.extKey = imageBytes(key.utf8)
+                return entry
+            }
+            // The root comes from --root, and what is bound out of it with it. Other file systems are mounted anew, if that
+            // brings back what they hold: one in memory that is mounted outside, too, would be two from then on.
+            let parents = known[mount.device]?.filter { MountOrder.isInside(mount.root, of: $0.root) } ?? []
+            let isOfRoot = parents.contains { !ids.contains($0.parent) }
+            let isNew = MountOptions.kinds[kind] != nil && parents.contains { $0.root == [0x2f] }
+            guard isOfRoot || isNew && !(kind == "tmpfs" && others.contains(mount.device)) else {
+                throw Failure(
+                    .unsupported,
+                    "the mount \(text) (\(kind), \(String(decoding: mount.source, as: UTF8.self))) comes from outside of the tree",
+                    advice: "Pass --external 'mnt[\(text)]:KEY', and --external mnt[KEY]:DIR on restore")
+            }
+            return entry
+        }
+    }
+}

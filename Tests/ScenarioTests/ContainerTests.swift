@@ -1,0 +1,342 @@
+import Glibc
+import Linux
+import Testing
+
+/// Starts the first task of a container that the program looks on at: in PID, mount, IPC, UTS and time namespaces of its own,
+/// on a root of its own, which is the machine's without what is mounted there. `inside()` has to be defined before.
+private let container = """
+    libc = ctypes.CDLL(None, use_errno=True)
+    def must(result):
+        if result < 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return result
+    def mount(source, point, kind=None, flags=0, options=None):
+        words = [w.encode() if w is not None else None for w in (source, point, kind, options)]
+        must(libc.mount(words[0], words[1], words[2], ctypes.c_ulong(flags), words[3]))
+    BIND, PRIVATE, SHARED, SLAVE, REC, RDONLY, NOSUID, NOEXEC, REMOUNT = 0x1000, 1 << 18, 1 << 20, 1 << 19, 0x4000, 1, 2, 8, 32
+    def contain(inside, prepare=lambda root: None):
+        # PID, mount, IPC, UTS, time
+        must(libc.unshare(0x20000000 | 0x20000 | 0x08000000 | 0x04000000 | 0x80))
+        open('/proc/self/timens_offsets', 'w').write('monotonic 1000000 0\\nboottime 2000000 0\\n')
+        start, told = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.read(start, 1); os.close(start); os.close(told)
+            os.setsid()
+            mount('none', '/', None, PRIVATE | REC)
+            root = work + '/root'; os.mkdir(root)
+            mount('/', root, None, BIND); mount(work, root + work, None, BIND); mount('/dev', root + '/dev', None, BIND)
+            prepare(root)
+            os.chdir(root); must(libc.syscall(155, b'.', b'.')); must(libc.umount2(b'.', 2)); os.chdir('/')
+            mount('proc', '/proc', 'proc')
+            for number, path, flags in ((0, '/dev/null', os.O_RDONLY), (1, work + '/log', os.O_WRONLY | os.O_APPEND)):
+                file = os.open(path, flags); os.dup2(file, number); os.close(file)
+            os.dup2(1, 2)
+            inside()
+            os._exit(0)
+        open(work + '/number', 'w').write(str(child))
+        os.write(told, b'!'); os.close(told); os.close(start)
+        # We reap it when a dump kills it.
+        os.waitpid(child, 0)
+        while True: signal.pause()
+
+    """
+
+/// A container as the program above starts it.
+private final class Container {
+    let program: Program
+    /// What its dump has to know of its mounts.
+    var outside: [String] { ["mnt[/dev]:/dev", "mnt[\(program.work)]:work"].flatMap { ["--external", $0] } }
+
+    init(_ inside: String) throws {
+        program = try Program(container + inside)
+        program.root = Int32(program.text("number"))
+    }
+
+    /// The namespaces of its first task.
+    func namespaces() throws -> [String] {
+        let root = try #require(program.root)
+        return try ["pid", "mnt", "ipc", "uts", "time"].map { try readLink("/proc/\(root)/ns/\($0)").string }
+    }
+
+    func dump(_ more: [String] = []) throws -> Int32 {
+        try program.dump(outside + more)
+    }
+
+    func restore(_ more: [String] = [], fault: String? = nil) throws -> Int32 {
+        let places = ["mnt[/dev]:/dev", "mnt[work]:" + program.work]
+        _ = unlink(program.work + "/pidfile")
+        let status = try program.restore(
+            places.flatMap { ["--external", $0] } + ["--pidfile", program.work + "/pidfile"] + more, fault: fault)
+        if status == 0 { program.root = Int32(program.text("pidfile")) }
+        return status
+    }
+
+    /// Dumps and restores it some times, and compares what it says.
+    func compare(cycles: Int = 2, _ dumpOptions: [String] = [], _ restoreOptions: [String] = []) throws {
+        let before = program.ask()
+        for _ in 1...cycles {
+            try #require(try dump(dumpOptions) == 0, "\(program.lastLine("dump.log"))")
+            try #require(try restore(restoreOptions) == 0, "\(program.lastLine("restore.log"))")
+            let after = program.ask()
+            for change in after.split(separator: "\n").difference(from: before.split(separator: "\n")) {
+                Issue.record("\(change)")
+            }
+        }
+        for (place, ours) in zip(try namespaces(), ["pid", "mnt", "ipc", "uts", "time"]) {
+            #expect(try readLink("/proc/self/ns/\(ours)").string != place)
+        }
+    }
+}
+
+@Suite(.serialized, .enabled(if: geteuid() == 0, "needs root"))
+struct `A container goes on in namespaces of its own` {
+    @Test func `with its tasks' numbers and relations`() throws {
+        let container = try Container(
+            """
+            import fcntl
+            def inside():
+                children = []
+                def child():
+                    if len(children) == 1: os.setsid()
+                    lock = open(work + "/lock", "w"); fcntl.lockf(lock, fcntl.LOCK_EX) if not children else 0
+                    thread = threading.Thread(target=signal.pause, daemon=True); thread.start()
+                    while True: signal.pause()
+                for _ in range(2):
+                    pid = os.fork()
+                    if pid == 0: child()
+                    children.append(pid)
+                while len(os.listdir('/proc/%d/task' % children[1])) < 2: pass
+                while 'POSIX' not in open('/proc/locks').read(): pass
+                zombie = os.fork()
+                if zombie == 0: os._exit(7)
+                while 'Z' not in open('/proc/%d/stat' % zombie).read().split(')')[1][:3]: pass
+                handle = os.pidfd_open(children[0])
+                signals = []
+                signal.signal(signal.SIGUSR1, lambda number, frame: signals.append(number))
+                ours, theirs = socket.socketpair(); fcntl.fcntl(theirs, fcntl.F_SETOWN, children[1])
+                ours.setsockopt(1, 16, 1)
+                def check():
+                    out = ['%d %d %d' % (os.getpid(), os.getppid(), os.getsid(0))]
+                    for child in children + [zombie]:
+                        stat = open('/proc/%d/stat' % child).read().split(')')[1].split()
+                        out.append('%d %s tasks %s' % (child, ' '.join(stat[:4]), os.listdir('/proc/%d/task' % child)))
+                    out.append(' '.join(sorted(p for p in os.listdir('/proc') if p.isdigit())))
+                    out.append([l for l in open('/proc/self/fdinfo/%d' % handle) if l.startswith(('Pid', 'NSpid'))].__repr__())
+                    out.append('owner %d' % fcntl.fcntl(theirs, fcntl.F_GETOWN))
+                    out.append('peer %d' % struct.unpack('iii', ours.getsockopt(1, 17, 12))[0])
+                    out.append('locks ' + ' '.join(l.split()[4] for l in open('/proc/locks') if 'POSIX' in l))
+                    theirs.send(b'x'); data, control, _, _ = ours.recvmsg(1, 100)
+                    out.append('from %d' % struct.unpack('iii', control[0][2])[0])
+                    os.kill(os.getpid(), signal.SIGUSR1); out.append('signals %d' % (len(signals) > 0))
+                    # The next number that is given.
+                    again = os.fork()
+                    if again == 0: os._exit(0)
+                    os.waitpid(again, 0)
+                    try: os.kill(99999, 0)
+                    except ProcessLookupError: out.append('none')
+                    return '\\n'.join(out)
+                serve(check)
+            contain(inside)
+            """)
+        let before = container.program.ask()
+        #expect(before.hasPrefix("1 0 1\n"), "\(before)")
+        #expect(before.contains("Z 1 1 1"), "\(before)")
+        try container.compare(["--file-locks"])
+    }
+
+    @Test func `with its names, clocks and System V objects`() throws {
+        let container = try Container(
+            """
+            def inside():
+                import ctypes.util
+                must(libc.sethostname(b'container', 9)); must(libc.setdomainname(b'example', 7))
+                open('/proc/sys/kernel/shmmni', 'w').write('1234'); open('/proc/sys/fs/mqueue/msg_max', 'w').write('17')
+                open('/proc/sys/kernel/msgmnb', 'w').write('20000'); open('/proc/sys/kernel/sem', 'w').write('300 3000 30 40')
+                queue = must(libc.msgget(0x1234, 0o1600)); must(libc.msgsnd(queue, struct.pack('l6s', 5, b'hello!'), 6, 0))
+                semaphore = must(libc.semget(0x77, 3, 0o1600)); must(libc.semctl(semaphore, 1, 16, 42))
+                segment = must(libc.shmget(0x99, 8192, 0o1640)); libc.shmat.restype = ctypes.c_void_p
+                where = libc.shmat(segment, None, 0); ctypes.memmove(where, b'shared', 6)
+                spare = must(libc.shmget(0x9a, 4096, 0o1600))
+                def check():
+                    out = [' '.join(os.uname())]
+                    for name in ('kernel/domainname', 'kernel/shmmni', 'fs/mqueue/msg_max', 'kernel/msgmnb', 'kernel/sem'):
+                        out.append(name + ' ' + open('/proc/sys/' + name).read().strip())
+                    # Ids, keys, modes, sizes: not times and counts.
+                    for kind, columns in (('msg', 5), ('sem', 4), ('shm', 4)):
+                        for line in open('/proc/sysvipc/' + kind): out.append(kind + ' ' + ' '.join(line.split()[:columns]))
+                    out.append('value %d' % libc.semctl(semaphore, 1, 12))
+                    out.append(repr(ctypes.string_at(where, 6)))
+                    room = ctypes.create_string_buffer(64); got = must(libc.msgrcv(queue, room, 50, 0, 0))
+                    must(libc.msgsnd(queue, room, got, 0)); out.append(repr(room.raw[8:8 + got]))
+                    # In days: the machine's clocks can't tell.
+                    out.append('monotonic %d' % ((time.monotonic() - outer[0]) // 86400))
+                    out.append('boot %d' % ((time.clock_gettime(time.CLOCK_BOOTTIME) - outer[1]) // 86400))
+                    return '\\n'.join(out)
+                serve(check)
+            outer = (time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME))
+            contain(inside)
+            """)
+        let before = container.program.ask()
+        for word in ["container", "example", "monotonic 11", "boot 23", "hello!", "1234"] {
+            #expect(before.contains(word), "\(before)")
+        }
+        try container.compare()
+    }
+
+    @Test func `with its mounts, and what its file systems in memory hold`() throws {
+        let container = try Container(
+            """
+            import fcntl
+            def inside():
+                os.mkdir(work + '/m'); place = work + '/m'
+                mount('memory', place, 'tmpfs', NOSUID, 'size=3m,mode=750,uid=5')
+                for name in ('a', 'b', 'c', 'd', 'hidden', 'ro'): os.mkdir(place + '/' + name)
+                mount(place + '/a', place + '/b', None, BIND)
+                mount('other', place + '/c', 'tmpfs'); mount(None, place + '/c', None, SHARED)
+                mount(place + '/c', place + '/d', None, BIND); mount(None, place + '/d', None, SLAVE)
+                os.mkdir(place + '/c/deep'); mount('deep', place + '/c/deep', 'tmpfs')
+                mount('kept', place + '/ro', 'tmpfs'); open(place + '/ro/file', 'w').write('kept')
+                mount(None, place + '/ro', None, REMOUNT | RDONLY)
+                mount(None, place + '/b', None, REMOUNT | BIND | RDONLY | NOEXEC)
+                mount('none', work + '/root', 'mqueue')
+                open(place + '/a/file', 'w').write('text'); os.chmod(place + '/a/file', 0o4711); os.chown(place + '/a/file', 3, 4)
+                os.link(place + '/a/file', place + '/a/same'); os.symlink('../c', place + '/a/link')
+                os.mkfifo(place + '/a/fifo'); os.setxattr(place + '/a/file', 'trusted.kept', b'value')
+                sparse = open(place + '/c/sparse', 'wb'); sparse.truncate(1 << 30); sparse.seek(1 << 29); sparse.write(b'middle'); sparse.flush()
+                both = open(place + '/b/file'); gone = open(place + '/a/gone', 'w+'); gone.write('unlinked'); gone.flush(); os.unlink(place + '/a/gone')
+                os.chdir(place + '/c/deep'); open('here', 'w').write('deep')
+                def tree():
+                    out = []
+                    for folder, folders, files in os.walk(place):
+                        for name in sorted(files) + sorted(folders):
+                            path = folder + '/' + name; s = os.lstat(path)
+                            out.append('%s %o %d:%d %d %d' % (path, s.st_mode, s.st_uid, s.st_gid, s.st_nlink, s.st_size if os.path.isfile(path) else 0))
+                    return sorted(out)
+                def mounts():
+                    groups, out = {}, []
+                    for line in open('/proc/self/mountinfo'):
+                        words = line.split(); end = words.index('-')
+                        tags = [w.split(':')[0] + ':%d' % groups.setdefault(w.split(':')[1], len(groups)) for w in words[6:end]]
+                        out.append(' '.join(words[3:6] + tags + words[end + 1:]))
+                    return out
+                def check():
+                    out = mounts() + tree() + [os.getcwd(), open('here').read(), open(place + '/ro/file').read()]
+                    gone.seek(0); both.seek(0)
+                    out += [gone.read(), both.read(), repr(os.getxattr(place + '/a/file', 'trusted.kept')), os.readlink(place + '/a/link')]
+                    out.append('blocks %d' % (os.stat(place + '/c/sparse').st_blocks < 100))
+                    for path in ('/b/new', '/ro/new'):
+                        try: open(place + path, 'w'); out.append('written')
+                        except OSError as e: out.append(str(e))
+                    # A mount comes to the slave, but not back.
+                    os.makedirs(place + '/c/new', exist_ok=True); mount('new', place + '/c/new', 'tmpfs')
+                    out += [str(os.path.ismount(place + '/d/new'))]; must(libc.umount2((place + '/c/new').encode(), 0))
+                    return '\\n'.join(out)
+                check(); serve(check)
+            contain(inside)
+            """)
+        let before = container.program.ask()
+        for word in [
+            "master:", "shared:", "size=3072k", "noexec", "unlinked", "b'value'", "Read-only", "blocks 1", "True",
+        ] {
+            #expect(before.contains(word), "\(before)")
+        }
+        try container.compare()
+    }
+
+    @Test(arguments: ["restore-sown", "restore-grown", "restore-files", "restore-sealed"])
+    func `and a restore that fails leaves nothing of it`(fault: String) throws {
+        let container = try Container(
+            """
+            def inside():
+                mount('memory', work + '/root', 'tmpfs'); open(work + '/root/file', 'w').write('text')
+                if os.fork() == 0:
+                    while True: signal.pause()
+                serve(lambda: open(work + '/root/file').read())
+            contain(inside)
+            """)
+        let mounts = try readWholeFile("/proc/self/mountinfo")
+        try #require(try container.dump() == 0, "\(container.program.lastLine("dump.log"))")
+        container.program.root = nil
+        #expect(try container.restore(fault: fault + ":fail") != 0)
+        #expect(
+            container.program.lastLine("restore.log").contains("Error"), "\(container.program.lastLine("restore.log"))")
+        #expect(try readWholeFile("/proc/self/mountinfo") == mounts)
+        #expect(container.program.ask() == "nobody serves")
+        try #require(try container.restore() == 0, "\(container.program.lastLine("restore.log"))")
+        #expect(container.program.ask() == "text")
+    }
+
+    @Test func `by --lazy-pages and by increments`() throws {
+        let container = try Container(
+            """
+            def inside():
+                data = bytearray(os.urandom(8 << 20)); import hashlib
+                child = os.fork()
+                if child == 0:
+                    data[0] ^= 1
+                    while True: signal.pause()
+                serve(lambda: hashlib.sha256(data).hexdigest())
+            contain(inside)
+            """)
+        try container.compare(cycles: 1, [], ["--lazy-pages"])
+        let program = container.program
+        let before = program.ask()
+        try #require(mkdir(program.work + "/images/1", 0o700) == 0)
+        let root = try #require(program.root)
+        try #require(
+            try program.brumate(
+                ["pre-dump", "-t", "\(root)", "-D", program.images + "/1", "--track-mem", "-v4", "-o", "dump.log"]
+                    + container.outside)
+                == 0, "\(program.lastLine("1/dump.log"))")
+        try #require(
+            try container.dump(["--track-mem", "--prev-images-dir", "1"]) == 0, "\(program.lastLine("dump.log"))")
+        try #require(try container.restore() == 0, "\(program.lastLine("restore.log"))")
+        #expect(program.ask() == before)
+    }
+
+    @Test func `from images with damage, or not at all`() throws {
+        let container = try Container("contain(lambda: serve(lambda: 'ok'))")
+        try #require(try container.dump() == 0, "\(container.program.lastLine("dump.log"))")
+        // Always the same damages, so that a failure can be repeated.
+        #expect(try container.program.fuzz(seconds: 3, seed: 20261129) == 0, "\(container.program.text("log"))")
+    }
+
+    @Test func `but not if its next child would be elsewhere`() throws {
+        let program = try Program(
+            """
+            libc = ctypes.CDLL(None)
+            if libc.unshare(0x20000000): raise Exception('unshare')
+            serve(lambda: 'ok')
+            """)
+        #expect(try program.dump() != 0)
+        #expect(program.lastLine("dump.log").contains("next children"), "\(program.lastLine("dump.log"))")
+        #expect(program.ask() == "ok")
+    }
+
+    @Test func `and a dump says what it needs to know, or can't do`() throws {
+        let container = try Container(
+            """
+            def inside():
+                def check():
+                    if not other: other.append(os.fork())
+                    if other[0] == 0: must(libc.unshare(0x20000)); open(work + '/there', 'w'); signal.pause()
+                    while not os.path.exists(work + '/there'): pass
+                    return 'ok'
+                other = []
+                serve(check)
+            def prepare(root):
+                outer = work + '/outer'; os.mkdir(outer); mount('outer', outer, 'tmpfs'); os.mkdir(outer + '/sub')
+                os.mkdir(work + '/inner'); mount(outer + '/sub', root + work + '/inner', None, BIND)
+            contain(inside, prepare)
+            """)
+        let program = container.program
+        #expect(try container.dump() != 0)
+        let advice = "--external 'mnt[\(program.work)/inner]:"
+        #expect(program.lastLine("dump.log").contains(advice), "\(program.lastLine("dump.log"))")
+        #expect(program.ask() == "ok")
+        let rest = ["-R", "--external", "mnt[\(program.work)/inner]:inner"]
+        #expect(try container.dump(rest) != 0)
+        #expect(program.lastLine("dump.log").contains("another mount namespace"), "\(program.lastLine("dump.log"))")
+        #expect(program.ask() == "ok")
+    }
+}
