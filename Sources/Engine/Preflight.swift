@@ -34,7 +34,21 @@ enum Preflight {
     static func findNamespaces(_ root: TaskID, _ context: DumpContext) throws(Failure) {
         context.namespaces = try TreeNamespaces(of: root)
         context.network = try TreeNetwork(of: root)
-        guard context.namespaces.apart.contains(.pid) else { return }
+        let apart = context.namespaces.apart
+        if apart.contains(.user) {
+            context.owners = try TreeOwners(of: root)
+            guard apart.contains(.pid) else {
+                throw Failure(
+                    .unsupported, "task \(root) is in another user namespace, but in our PID namespace",
+                    advice: "Only trees that have both can be dumped yet; run brumate inside of the user namespace")
+            }
+            guard try NamespaceDump.allowsGroups(root) else {
+                throw Failure(
+                    .unsupported, "the user namespace of task \(root) was made by somebody who may not change groups",
+                    advice: "Let newgidmap, or root, write its gid_map")
+            }
+        }
+        guard apart.contains(.pid) else { return }
         context.numbers.part()
         let number = try TaskStatus.read(of: root).namespaceIDs.last
         guard number == 1 else {

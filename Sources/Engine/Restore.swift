@@ -226,7 +226,8 @@ final class RestoreOrder {
             guard apart[.net] != nil, FileRestore.needsOpenNetwork(context) else { return }
             try context.view.inside { () throws(Failure) in try FileRestore.lockConnections(context) }
             try unlockNetwork()
-        } else if apart[.net] != nil {
+        } else if apart[.net] != nil, apart[.user] == nil {
+            // That of another user namespace is made from within.
             context.network = try TreeNetwork.make()
         }
     }
@@ -295,9 +296,23 @@ final class RestoreOrder {
         let tree = try NascentTree(runway: plan.runway)
         self.tree = tree
         let root = plan.processes[0]
-        var flags: UInt64 = request.asSibling ? 0x8000 : 0
-        if apart[.pid] != nil { flags |= NamespaceKind.pid.flag }
-        let puppet = try tree.sow(root.id, flags: flags)
+        let parent: UInt64 = request.asSibling ? 0x8000 : 0
+        let puppet: Puppet
+        if let namespaces, apart[.user] != nil {
+            guard !request.asSibling else {
+                throw Failure(
+                    .unsupported, "a tree in a user namespace of its own can't become a sibling yet",
+                    advice: "Leave --restore-sibling out")
+            }
+            // A task that makes the user namespace, and the root in it, but is not of the tree.
+            let carrier = try tree.sow(nil)
+            try during(.step("the user namespace of the tree")) { () throws(Failure) in
+                try namespaces.enterUsers(carrier, context)
+            }
+            puppet = try tree.replant(root.id, from: carrier)
+        } else {
+            puppet = try tree.sow(root.id, flags: parent | (apart[.pid] == nil ? 0 : NamespaceKind.pid.flag))
+        }
         puppets[root.id] = puppet
         add(root, puppet, inherits: nil)
         // The courier's socket stays; everything else that we leaked into the seed goes.
@@ -618,6 +633,7 @@ final class RestoreOrder {
 
     /// Nothing of the tree may be left.
     func abandon() {
+        if let root = tree?.root { _ = try? systemCall(.kill, Int(root.task.rawValue), 9) }
         for puppet in puppets.values where puppet.isLeader { _ = try? systemCall(.kill, Int(puppet.task.rawValue), 9) }
         for process in context.processes {
             for thread in process.threads.dropFirst() {

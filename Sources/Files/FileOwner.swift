@@ -34,7 +34,7 @@ enum FileOwner {
         // F_OWNER_TID is 0, F_OWNER_PID 1, F_OWNER_PGRP 2.
         entry.pidType = UInt32(bitPattern: owner.type)
         entry.pid = UInt32(bitPattern: context.numbers[TaskID(owner.id)])
-        (entry.uid, entry.euid) = (ids.uid, ids.euid)
+        (entry.uid, entry.euid) = (context.owners.user(ids.uid), context.owners.user(ids.euid))
         return entry
     }
 
@@ -62,15 +62,20 @@ enum FileOwner {
             if entry.signum != 0 { try systemCall(.fcntl, number, 10, Int(entry.signum)) }
             guard entry.pid != 0, let task else { return }
             // The kernel notes the caller's ids, to check later whether the signal is allowed.
-            let changes = entry.uid != 0 || entry.euid != 0
-            if changes { try systemCall(.setresuid, Int(entry.uid), Int(entry.euid), -1) }
+            let changes = !context.owners.isOurs(entry.uid, 0) || !context.owners.isOurs(entry.euid, 0)
+            if changes {
+                try systemCall(.setresuid, context.owners.ourUser(entry.uid), context.owners.ourUser(entry.euid), -1)
+            }
             var owner: (type: Int32, pid: Int32) = (Int32(entry.pidType), task.rawValue)
             let outcome = Result { () throws(SystemCallError) in
                 try withAddress(of: &owner) { (address) throws(SystemCallError) in
                     try systemCall(.fcntl, number, 15, address)
                 }
             }
-            if changes { try systemCall(.setresuid, 0, 0, -1) }
+            if changes {
+                try systemCall(.setresuid, 0, 0, -1)
+                try OwnerVisit.renew()
+            }
             _ = try outcome.get()
         }
     }

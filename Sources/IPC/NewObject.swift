@@ -27,6 +27,7 @@ enum NewObject {
         let made = Result { () throws(SystemCallError) in try create() }
         if entry.cuid != UInt32(uid) { try systemCall(.setresuid, -1, uid, -1) }
         if entry.cgid != UInt32(gid) { try systemCall(.setresgid, -1, gid, -1) }
+        try OwnerVisit.renew()
         return try made.get()
     }
 

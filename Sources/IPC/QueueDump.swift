@@ -20,7 +20,7 @@ enum QueueDump {
                 let writer = written ?? context.images.create(.systemVQueues(SystemVUse.id(context)))
                 written = writer
                 try during(.step("System V message queue \(id)")) { () throws(Failure) in
-                    try dump(id, status, writer, context.numbers)
+                    try dump(id, status, writer, context)
                 }
             }
         }
@@ -28,17 +28,20 @@ enum QueueDump {
     }
 
     private static func dump(
-        _ id: UInt32, _ status: QueueStatus, _ writer: ImageWriter, _ numbers: TaskNumbers
+        _ id: UInt32, _ status: QueueStatus, _ writer: ImageWriter, _ context: DumpContext
     ) throws(Failure) {
         let messages = try attempt(
             "copy its messages", advice: "The kernel needs CONFIG_CHECKPOINT_RESTORE for that"
         ) { () throws(SystemCallError) in try Queues.messages(id, status) }
         var entry = IpcMsgEntry()
-        entry.desc = status.permissions.entry(id: id)
+        entry.desc = status.permissions.entry(id: id, context.owners)
         entry.qbytes = UInt32(clamping: status.mostBytes)
         entry.qnum = UInt32(messages.count)
         entry.changed = status.changed
-        (entry.sender, entry.receiver) = (numbers.number(UInt32(bitPattern: status.sender)), numbers.number(UInt32(bitPattern: status.receiver)))
+        (entry.sender, entry.receiver) = (
+            context.numbers.number(UInt32(bitPattern: status.sender)),
+            context.numbers.number(UInt32(bitPattern: status.receiver))
+        )
         try writer.append(entry)
         for message in messages {
             var header = IpcMsg()

@@ -23,7 +23,8 @@ final class QueueRestore {
         guard context.images.has(name) else { return }
         try during(.image(name.fileName)) { () throws(Failure) in
             let reader = try context.images.open(name)
-            while let entry = try reader.next(IpcMsgEntry.self) {
+            while var entry = try reader.next(IpcMsgEntry.self) {
+                entry.desc = context.owners.ours(entry.desc)
                 guard entry.desc.id <= UInt32(Int32.max) else {
                     throw Failure(.corruptImage, "the message queue \(entry.desc.id) makes no sense")
                 }

@@ -26,18 +26,18 @@ final class SemaphoreDump {
     /// Looks at all sets of our IPC namespace.
     func collect(_ context: DumpContext) throws(Failure) {
         for (id, status) in Semaphores.all() {
-            guard let found = try? look(at: id, status, SystemVUse.of(context), context.numbers) else { continue }
+            guard let found = try? look(at: id, status, SystemVUse.of(context), context) else { continue }
             sets.append(found)
             if case .shared(let other) = found.verdict { SystemVUse.warn("the semaphore set \(id)", other, context) }
         }
     }
 
-    private func look(at id: UInt32, _ status: SemaphoreStatus, _ use: SystemVUse, _ numbers: TaskNumbers)
+    private func look(at id: UInt32, _ status: SemaphoreStatus, _ use: SystemVUse, _ context: DumpContext)
         throws(SystemCallError) -> Found
     {
         var entry = IpcSemEntry()
         let count = Int(clamping: status.count)
-        entry.desc = status.permissions.entry(id: id)
+        entry.desc = status.permissions.entry(id: id, context.owners)
         entry.nsems = UInt32(count)
         entry.changed = status.changed
         var hasWaiters = false
@@ -48,7 +48,7 @@ final class SemaphoreDump {
         }
         let verdict = use.verdict(
             id, named: entry.pids.map { Int32(bitPattern: $0) }, calls: [.semop, .semtimedop], hasOthers: hasWaiters)
-        entry.pids = entry.pids.map { numbers.number($0) }
+        entry.pids = entry.pids.map { context.numbers.number($0) }
         return Found(entry: entry, values: try Semaphores.values(id, count: count), verdict: verdict)
     }
 

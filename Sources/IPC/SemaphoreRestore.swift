@@ -30,7 +30,8 @@ final class SemaphoreRestore {
         guard context.images.has(name) else { return }
         try during(.image(name.fileName)) { () throws(Failure) in
             let reader = try context.images.open(name)
-            while let entry = try reader.next(IpcSemEntry.self) {
+            while var entry = try reader.next(IpcSemEntry.self) {
+                entry.desc = context.owners.ours(entry.desc)
                 let count = Int(entry.nsems)
                 guard count > 0, count <= 1 << 16, entry.desc.id <= UInt32(Int32.max),
                     entry.pids.isEmpty || entry.pids.count == count

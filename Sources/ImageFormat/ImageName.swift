@@ -115,6 +115,8 @@ public struct ImageName: Hashable, Sendable {
     public static func mountedFiles(_ device: UInt32) -> ImageName { ImageName("tmpfs-dev-\(device).tar.gz.img", 0) }
     /// `pidns-ID.img`.
     public static func pidNamespace(_ id: UInt32) -> ImageName { ImageName("pidns-\(id).img", 0x6115_7326) }
+    /// `userns-ID.img`: users and groups.
+    public static func userNamespace(_ id: UInt32) -> ImageName { ImageName("userns-\(id).img", 0x5547_4906) }
     /// `utsns-ID.img`: the host's name.
     public static func hostName(_ id: UInt32) -> ImageName { ImageName("utsns-\(id).img", 0x5447_3203) }
     /// `ipcns-var-ID.img`: settings of an IPC namespace.

@@ -163,6 +163,8 @@ public final class DumpContext {
     public var namespaces = TreeNamespaces()
     /// What the images call the tasks.
     public var numbers = TaskNumbers()
+    /// What the images call users and groups.
+    public var owners = TreeOwners()
     /// Who dumps files; set by the engine.
     public var fileDumper: (any FileDumper)?
     /// Who makes processes run system calls; set by the engine.

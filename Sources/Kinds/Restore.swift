@@ -209,6 +209,9 @@ public final class RestoreContext {
     /// What the images call the tasks that exist by now.
     public var numbers = TaskNumbers()
 
+    /// What the images call users and groups.
+    public var owners = TreeOwners()
+
     /// Carries descriptors into puppets; set before the tree is grown.
     public var courier: Courier?
 

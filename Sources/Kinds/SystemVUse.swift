@@ -17,11 +17,12 @@ public struct SystemVPermissions: BitwiseCopyable, Sendable {
     public init() {}
 
     /// As images have it.
-    public func entry(id: UInt32) -> IpcDescEntry {
+    public func entry(id: UInt32, _ owners: TreeOwners) -> IpcDescEntry {
         var entry = IpcDescEntry()
         entry.id = id
         entry.key = UInt32(bitPattern: key)
-        (entry.uid, entry.gid, entry.cuid, entry.cgid) = (uid, gid, creatorUID, creatorGID)
+        (entry.uid, entry.gid) = (owners.user(uid), owners.group(gid))
+        (entry.cuid, entry.cgid) = (owners.user(creatorUID), owners.group(creatorGID))
         entry.mode = mode
         return entry
     }

@@ -109,7 +109,7 @@ public struct TreeNamespaces: Sendable {
     }
 
     /// Those that can be made anew on restore.
-    public static let restorable: Set<NamespaceKind> = [.pid, .net, .ipc, .uts, .time, .mnt]
+    public static let restorable: Set<NamespaceKind> = [.pid, .net, .ipc, .uts, .time, .mnt, .user]
 
     /// Refuses a tree with namespaces of its own that can't be made anew.
     public func checkRestorable(_ root: TaskID) throws(Failure) {

@@ -12,6 +12,9 @@ public final class TreeView {
     /// The root of its mount namespace, if that is not ours.
     private var root: Descriptor?
 
+    /// Root of its user namespace, in our numbers, if that is not ours.
+    private var owner: (user: Int, group: Int)?
+
     init() {}
 
     /// From now on the System V objects are those of a task.
@@ -21,13 +24,18 @@ public final class TreeView {
         }
     }
 
+    /// From now on what is created belongs to the tree's root.
+    public func take(_ owners: TreeOwners) { if owners.isApart { owner = (owners.ourUser(0), owners.ourGroup(0)) } }
+
     /// From now on paths begin at a directory.
     public func take(root: consuming Descriptor) { self.root = .some(root) }
 
     /// Does something inside. Whatever becomes of it, our thread is back afterwards.
     public func inside<R>(_ body: () throws(Failure) -> R) throws(Failure) -> R {
         try inNetwork { () throws(Failure) in
-            try inIPC { () throws(Failure) in try inRoot(body) }
+            try inIPC { () throws(Failure) in
+                try asOwner { () throws(Failure) in try inRoot(body) }
+            }
         }
     }
 
@@ -41,6 +49,16 @@ public final class TreeView {
         let visit = try attempt("enter the tree's IPC namespace", advice: "This needs CAP_SYS_ADMIN") {
             () throws(SystemCallError) in
             try NamespaceVisit.begin(in: number, NamespaceKind.ipc.rawValue, NamespaceKind.ipc.flag)
+        }
+        let outcome = Result { () throws(Failure) in try body() }
+        visit.end()
+        return try outcome.get()
+    }
+
+    private func asOwner<R>(_ body: () throws(Failure) -> R) throws(Failure) -> R {
+        guard let owner, !RootVisit.isAway else { return try body() }
+        let visit = try attempt("become the owner of the tree's new files") { () throws(SystemCallError) in
+            try OwnerVisit.begin(user: owner.user, group: owner.group)
         }
         let outcome = Result { () throws(Failure) in try body() }
         visit.end()

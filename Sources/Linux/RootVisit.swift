@@ -31,7 +31,7 @@ public struct RootVisit: ~Copyable {
     }
 
     /// Comes home for something that has nothing to do with the tree, such as to start a program.
-    static func outside<R, E: Error>(_ body: () throws(E) -> R) throws(E) -> R {
+    public static func outside<R, E: Error>(_ body: () throws(E) -> R) throws(E) -> R {
         guard isAway, let places = current.withLock({ $0 }) else { return try body() }
         comeHome(places)
         let outcome = Result { () throws(E) in try body() }

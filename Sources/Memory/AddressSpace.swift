@@ -390,7 +390,9 @@ struct AddressSpace {
             return
         }
         // The fault handler of a moment: registered ranges are filled page by page without faults or zeroing.
-        let opened = batch.add(.userfaultfd, .value(0o2004000), doing: "open a userfaultfd", mayFail: true)
+        // UFFD_USER_MODE_ONLY needs no privileges.
+        let flags = context.owners.isApart ? 0o2004001 : 0o2004000
+        let opened = batch.add(.userfaultfd, .value(flags), doing: "open a userfaultfd", mayFail: true)
         let interface = batch.place(value: (UInt64(0xaa), UInt64(0), UInt64(0)))
         batch.add(
             .ioctl, .result(opened), .value(0xc018_aa3f), .buffer(interface), doing: "use a userfaultfd", mayFail: true)

@@ -65,7 +65,7 @@ final class SystemVSegments {
         let status = try attempt(
             "read the status of the System V segment \(id)", advice: "Run brumate in the IPC namespace of the task"
         ) { () throws(SystemCallError) in try SegmentStatus.read(id) }
-        var entry = SystemVSegments.entry(id, status)
+        var entry = SystemVSegments.entry(id, status, context)
         // A removed segment has lost its key, but not its name.
         let named = mapping.text.dropFirst(5).prefix(8)
         if let key = UInt32(named, radix: 16) { entry.desc.key = key }
@@ -81,9 +81,9 @@ final class SystemVSegments {
         dumped.append(entry)
     }
 
-    private static func entry(_ id: UInt32, _ status: SegmentStatus) -> IpcShmEntry {
+    private static func entry(_ id: UInt32, _ status: SegmentStatus, _ context: DumpContext) -> IpcShmEntry {
         var entry = IpcShmEntry()
-        entry.desc = status.permissions.entry(id: id)
+        entry.desc = status.permissions.entry(id: id, context.owners)
         entry.size = status.size
         entry.inPagemaps = true
         (entry.creator, entry.changed) = (UInt32(bitPattern: status.creator), status.changed)
@@ -107,7 +107,7 @@ final class SystemVSegments {
     }
 
     private func dumpDetached(_ id: UInt32, _ status: SegmentStatus, _ context: DumpContext) throws(Failure) {
-        var entry = SystemVSegments.entry(id, status)
+        var entry = SystemVSegments.entry(id, status, context)
         let size = try write(id, status, context)
         if size != pageSize { entry.hugetlbFlag = 0o4000 | UInt32(size.trailingZeroBitCount) << 26 }
         // Where the kernel named a task of the tree, it names us now.
@@ -189,7 +189,8 @@ final class SystemVSegments {
     func create(for areas: [Area], _ context: RestoreContext) throws(Failure) {
         let wanted = Set(areas.filter { $0.status.contains(.sysv) }.map(\.file))
         let name = ImageName.sharedMemory(SystemVUse.id(context))
-        for entry in try context.images.loadAll(name, as: IpcShmEntry.self) {
+        for var entry in try context.images.loadAll(name, as: IpcShmEntry.self) {
+            entry.desc = context.owners.ours(entry.desc)
             guard entry.size > 0, entry.size <= 1 << 47, entry.desc.id <= UInt32(Int32.max),
                 (12..<48).contains(SystemVSegments.unit(entry).trailingZeroBitCount)
             else { throw Failure(.corruptImage, "the System V segment \(entry.desc.id) makes no sense") }

@@ -70,22 +70,20 @@ public final class NascentTree {
     /// but that page, a stack and the vdso.
     ///
     /// - Parameters:
-    ///   - id: its pid.
+    ///   - id: its pid; nil for any.
     ///   - flags: further `CLONE_*` bits: `CLONE_PARENT`, namespaces. In a new pid namespace, it is the first task.
-    public func sow(_ id: TaskID, flags: UInt64 = 0) throws(Failure) -> Puppet {
+    public func sow(_ id: TaskID?, flags: UInt64 = 0) throws(Failure) -> Puppet {
         let executable = try attempt("create the seed") { () throws(SystemCallError) in try NascentTree.seedFile() }
         isApart = flags & 0x2000_0000 != 0
-        guard !isApart || id.rawValue == 1 else {
-            throw Failure(.unsupported, "the root of the tree was not the first task of its PID namespace, but \(id)")
-        }
-        var number = id.rawValue
+        if isApart { try NascentTree.checkFirst(id) }
+        var number = id?.rawValue ?? 0
         var failed: Int32 = 0
         var outcome = 0
         unsafe withUnsafeMutablePointer(to: &number) { number in
             var arguments = clinux_clone_args()
             arguments.flags = 0x100 | 0x4000 | 0x1_0000_0000 | flags  // VM, VFORK, CLEAR_SIGHAND
             arguments.exit_signal = flags & 0x8000 != 0 ? 0 : 17
-            if !isApart {
+            if !isApart, id != nil {
                 arguments.set_tid = UInt64(UInt(bitPattern: number))
                 arguments.set_tid_size = 1
             }
@@ -99,10 +97,11 @@ public final class NascentTree {
         }
         guard outcome > 0 else {
             let call: SystemCall = failed != 0 ? .execveat : .clone3
-            throw NascentTree.cloneFailure(id, SystemCallError(call, Errno(rawValue: Int32(-outcome))))
+            throw NascentTree.cloneFailure(id ?? TaskID(0), SystemCallError(call, Errno(rawValue: Int32(-outcome))))
         }
         let ours = TaskID(Int32(truncatingIfNeeded: outcome))
         known.insert(ours)
+        let id = id ?? ours
         let tracee = try attempt("take control of the new task \(id)") { () throws(SystemCallError) in
             let tracee = try Tracee.seize(ours, options: TraceOptions.killOnExit | TraceOptions.suspendSeccomp)
             try tracee.interrupt()
@@ -113,6 +112,28 @@ public final class NascentTree {
         root = puppet
         try puppet.board(self, file: file.number)
         return puppet
+    }
+
+    /// Makes the first task of a new pid namespace, in the user namespace of a task that is only there for that, and ends that.
+    /// It is the child of who made the other.
+    public func replant(_ id: TaskID, from carrier: Puppet) throws(Failure) -> Puppet {
+        try NascentTree.checkFirst(id)
+        isApart = true
+        let made = try carrier.clone([CloneRequest(id: id, flags: 0x2000_0000 | 0x8000)])  // CLONE_NEWPID, CLONE_PARENT
+        guard let puppet = made.first else { throw Failure(.bug, "no task was made") }
+        root = puppet
+        try attempt("end the task that made the tree's first") { () throws(SystemCallError) in
+            try systemCall(.kill, Int(carrier.task.rawValue), 9)
+        }
+        while carrier.tracee.isAttached { _ = try carrier.tracee.wait() }
+        return puppet
+    }
+
+    private static func checkFirst(_ id: TaskID?) throws(Failure) {
+        guard id?.rawValue == 1 else {
+            let text = id.map { "\($0)" } ?? "another"
+            throw Failure(.unsupported, "the root of the tree was not the first task of its PID namespace, but \(text)")
+        }
     }
 
     /// A pid stays taken for a moment after its task has left /proc, and for as long as it names a session or group.

@@ -73,11 +73,11 @@ enum Attributes: TaskPart {
             more.userDispatch = dispatch
         }
         thread.core.threadCore.brumate = more
-        if thread.isLeader { try dumpProcess(question, results, thread) }
+        if thread.isLeader { try dumpProcess(question, results, thread, context.owners) }
     }
 
     private static func dumpProcess(
-        _ question: Question, _ results: Results, _ thread: DumpedThread
+        _ question: Question, _ results: Results, _ thread: DumpedThread, _ owners: TreeOwners
     ) throws(Failure) {
         let process = thread.process
         let personality = (try? procText(of: process.id, "personality")) ?? []
@@ -109,7 +109,9 @@ enum Attributes: TaskPart {
         if let score = number(process.id, "oom_score_adj") {
             thread.core.tc.oomScoreAdj = Int32(truncatingIfNeeded: score)
         }
-        if let login = number(process.id, "loginuid") { thread.core.tc.loginuid = UInt32(truncatingIfNeeded: login) }
+        if let login = number(process.id, "loginuid") {
+            thread.core.tc.loginuid = owners.user(UInt32(truncatingIfNeeded: login))
+        }
         if let text = try? procText(of: process.id, "coredump_filter") {
             thread.core.tc.brumate.coredumpFilter =
                 UInt32(String(decoding: text.prefix { $0 != 0x0a }, as: UTF8.self), radix: 16) ?? 0x33
@@ -125,13 +127,13 @@ enum Attributes: TaskPart {
         _ thread: RestoredThread, _ stage: Stage, _ batch: inout Batch, _ context: RestoreContext
     ) throws(Failure) {
         switch stage {
-        case .thread: recreateEarly(thread, &batch)
+        case .thread: recreateEarly(thread, &batch, context.owners)
         case .seal: recreateLate(thread, &batch)
         default: break
         }
     }
 
-    private static func recreateEarly(_ thread: RestoredThread, _ batch: inout Batch) {
+    private static func recreateEarly(_ thread: RestoredThread, _ batch: inout Batch, _ owners: TreeOwners) {
         guard let leader = thread.process.plan.cores.first?.tc else { return }
         batch.add(.personality, .bits(UInt64(leader.personality)), doing: "set the personality")
         guard thread.isLeader else { return }
@@ -139,7 +141,7 @@ enum Attributes: TaskPart {
         for bit in 0..<32 where leader.membarrierRegistrationMask >> UInt32(bit) & 1 == 1 {
             batch.add(.membarrier, .value(1 << bit), .value(0), doing: "register for memory barriers")
         }
-        if leader.hasLoginuid, number(.current, "loginuid") != Int64(leader.loginuid) {
+        if leader.hasLoginuid, number(.current, "loginuid") != Int64(owners.ourUser(leader.loginuid)) {
             // Only a task itself may write it.
             let path = batch.place(string: "/proc/self/loginuid".utf8)
             let text = batch.place("\(leader.loginuid)".utf8)
@@ -194,7 +196,9 @@ enum Attributes: TaskPart {
         if core.hasOomScoreAdj {
             try write("\(core.oomScoreAdj)", to: "oom_score_adj", of: thread, context, isVital: true)
         }
-        if core.hasLoginuid, let now = number(thread.process.task, "loginuid"), now != Int64(core.loginuid) {
+        if core.hasLoginuid, let now = number(thread.process.task, "loginuid"),
+            now != Int64(context.owners.ourUser(core.loginuid))
+        {
             context.log.warning("task \(thread.process.id): its login uid is \(now) instead of \(core.loginuid)")
         }
         if core.brumate.hasCoredumpFilter {

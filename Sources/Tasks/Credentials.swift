@@ -24,7 +24,7 @@ enum Credentials: TaskPart {
         _ question: Question, _ results: Results, _ thread: DumpedThread, _ context: DumpContext
     ) throws(Failure) {
         let status = thread.status
-        let (uids, gids) = (status.uids, status.gids)
+        let (uids, gids) = (status.uids.map(context.owners.user), status.gids.map(context.owners.group))
         guard uids.count == 4, gids.count == 4 else { throw Failure(.bug, "/proc/PID/status has no ids") }
         var entry = CredsEntry()
         (entry.uid, entry.euid, entry.suid, entry.fsuid) = (uids[0], uids[1], uids[2], uids[3])
@@ -35,7 +35,7 @@ enum Credentials: TaskPart {
         entry.capBnd = words(status.boundingCapabilities)
         entry.capAmb = words(status.ambientCapabilities)
         entry.secbits = UInt32(truncatingIfNeeded: results[question.secureBits])
-        entry.groups = status.groups
+        entry.groups = status.groups.map(context.owners.group)
         entry.noNewPrivs = status.noNewPrivileges ? 1 : 0
         thread.core.threadCore.creds = entry
         thread.core.threadCore.pdeathSig = results.value(UInt32.self, question.deathSignal)
@@ -133,7 +133,9 @@ enum Credentials: TaskPart {
     private static func ownBounds(_ context: RestoreContext) throws(Failure) -> UInt64 {
         let known = context.state(OwnBounds.self) { OwnBounds() }
         if let set = known.set { return set }
-        let status = try TaskStatus.read(of: .current)
+        // In a user namespace of the tree, its first task has all that there are.
+        let task = context.owners.isApart ? context.processes.first?.task : nil
+        let status = try TaskStatus.read(of: task ?? .current)
         let set = status.boundingCapabilities & status.permittedCapabilities
         known.set = set
         return set

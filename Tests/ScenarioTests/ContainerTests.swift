@@ -13,30 +13,46 @@ private let container = """
         words = [w.encode() if w is not None else None for w in (source, point, kind, options)]
         must(libc.mount(words[0], words[1], words[2], ctypes.c_ulong(flags), words[3]))
     BIND, PRIVATE, SHARED, SLAVE, REC, RDONLY, NOSUID, NOEXEC, REMOUNT = 0x1000, 1 << 18, 1 << 20, 1 << 19, 0x4000, 1, 2, 8, 32
-    def contain(inside, prepare=lambda root: None):
-        # PID, mount, IPC, UTS, time
-        must(libc.unshare(0x20000000 | 0x20000 | 0x08000000 | 0x04000000 | 0x80))
-        open('/proc/self/timens_offsets', 'w').write('monotonic 1000000 0\\nboottime 2000000 0\\n')
-        start, told = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.read(start, 1); os.close(start); os.close(told)
-            os.setsid()
-            mount('none', '/', None, PRIVATE | REC)
-            root = work + '/root'; os.mkdir(root)
-            mount('/', root, None, BIND); mount(work, root + work, None, BIND); mount('/dev', root + '/dev', None, BIND)
-            prepare(root)
-            os.chdir(root); must(libc.syscall(155, b'.', b'.')); must(libc.umount2(b'.', 2)); os.chdir('/')
-            mount('proc', '/proc', 'proc')
-            for number, path, flags in ((0, '/dev/null', os.O_RDONLY), (1, work + '/log', os.O_WRONLY | os.O_APPEND)):
-                file = os.open(path, flags); os.dup2(file, number); os.close(file)
-            os.dup2(1, 2)
-            inside()
-            os._exit(0)
-        open(work + '/number', 'w').write(str(child))
-        os.write(told, b'!'); os.close(told); os.close(start)
-        # We reap it when a dump kills it.
-        os.waitpid(child, 0)
+    def contain(inside, prepare=lambda root: None, users=None):
+        root = work + '/root'; os.mkdir(root)
+        must(libc.unshare(0x20000)); mount('none', '/', None, PRIVATE | REC)
+        mount('/', root, None, BIND); mount(work, root + work, None, BIND); mount('/dev', root + '/dev', None, BIND)
+        prepare(root)
+        if users:
+            for path in ('', '/request', '/answer', '/log', '/root'): os.chown(work + path, users[0], users[1])
+        (ready, told), (waiting, go) = os.pipe(), os.pipe()
+        middle = os.fork()
+        if middle == 0:
+            # PID, mount, IPC, UTS, time; network and users
+            must(libc.unshare(0x20000000 | 0x20000 | 0x08000000 | 0x04000000 | 0x80 | (0x50000000 if users else 0)))
+            os.write(told, b'!'); os.read(waiting, 1)
+            if users: os.setgroups([]); os.setresgid(0, 0, 0); os.setresuid(0, 0, 0); libc.prctl(4, 1, 0, 0, 0)
+            open('/proc/self/timens_offsets', 'w').write('monotonic 1000000 0\\nboottime 2000000 0\\n')
+            first = os.fork()
+            if first == 0:
+                os.read(waiting, 1)
+                for number in (ready, told, waiting, go): os.close(number)
+                os.setsid()
+                # Mounts of another user namespace are locked, but not a copy of them.
+                mount(root, root, None, BIND | REC)
+                os.chdir(root); must(libc.syscall(155, b'.', b'.')); mount('proc', '/proc', 'proc')
+                must(libc.umount2(b'.', 2)); os.chdir('/')
+                for number, path, flags in ((0, '/dev/null', os.O_RDONLY), (1, work + '/log', os.O_WRONLY | os.O_APPEND)):
+                    file = os.open(path, flags); os.dup2(file, number); os.close(file)
+                os.dup2(1, 2)
+                inside()
+                os._exit(0)
+            os.write(told, b'!')
+            # We reap it when a dump kills it.
+            os.waitpid(first, 0)
+            while True: signal.pause()
+        os.read(ready, 1)
+        if users:
+            for name, start in zip(('uid_map', 'gid_map'), users):
+                open('/proc/%d/%s' % (middle, name), 'w').write('0 %d 5000\\n70000 %d 10\\n' % (start, start + 9000))
+        os.write(go, b'!'); os.read(ready, 1)
+        open(work + '/number', 'w').write(open('/proc/%d/task/%d/children' % (middle, middle)).read().strip())
+        os.write(go, b'!')
         while True: signal.pause()
 
     """
@@ -311,6 +327,71 @@ struct `A container goes on in namespaces of its own` {
         #expect(try program.dump() != 0)
         #expect(program.lastLine("dump.log").contains("next children"), "\(program.lastLine("dump.log"))")
         #expect(program.ask() == "ok")
+    }
+
+    @Test func `and a user namespace, whose root may do there what it could`() throws {
+        let container = try Container(
+            """
+            import socket, tempfile
+            def inside():
+                os.mkdir(work + '/m'); place = work + '/m'; mount('memory', place, 'tmpfs', 0, 'uid=7,gid=9,mode=755')
+                open(place + '/kept', 'w').write('text'); os.chown(place + '/kept', 1234, 70003)
+                gone = open(work + '/gone', 'w+'); gone.write('unlinked'); gone.flush(); os.chown(work + '/gone', 11, 12); os.unlink(work + '/gone')
+                empty = open(place + '/gone', 'w+'); os.unlink(place + '/gone')
+                segment = must(libc.shmget(0x99, 8192, 0o1640)); perms = ctypes.create_string_buffer(112)
+                must(libc.shmctl(segment, 2, perms)); struct.pack_into('II', perms, 4, 21, 22); must(libc.shmctl(segment, 1, perms))
+                queue = must(libc.msgget(0x88, 0o1600)); must(libc.semget(0x77, 1, 0o1600))
+                ours, theirs = socket.socketpair(); reading, writing = os.pipe()
+                listener = socket.socket(socket.AF_UNIX); listener.bind(work + '/name'); listener.listen(1)
+                ours.setsockopt(1, 16, 1)
+                import fcntl
+                fcntl.fcntl(reading, fcntl.F_SETOWN, 1)
+                files = os.memfd_create('kept')
+                child = os.fork()
+                if child == 0:
+                    os.setgroups([70001, 5]); os.setresgid(31, 32, 33); os.setresuid(41, 42, 43)
+                    while True: signal.pause()
+                while open('/proc/%d/status' % child).read().find('41\t42\t43') < 0: pass
+                def owner(s): return '%d:%d %o' % (s.st_uid, s.st_gid, s.st_mode)
+                def check():
+                    out = [open('/proc/self/' + name).read() for name in ('uid_map', 'gid_map', 'setgroups')]
+                    keys = ('Uid', 'Gid', 'Groups', 'CapEff', 'CapPrm', 'CapBnd', 'Seccomp')
+                    for task in (1, child): out += [l for l in open('/proc/%d/status' % task) if l.split(':')[0] in keys]
+                    for path in ('/m', '/m/kept', '/name', '/log', ''): out.append(path + ' ' + owner(os.stat(work + path)))
+                    for file in (gone, empty, ours, listener, reading, files): out.append(owner(os.fstat(file if type(file) is int else file.fileno())))
+                    gone.seek(0); out.append(gone.read()); out.append(open(work + '/m/kept').read())
+                    for kind, columns in (('shm', (0, 1, 2, 7, 8, 9, 10)), ('msg', (0, 1, 2, 7, 8, 9, 10)), ('sem', (0, 1, 2, 4, 5, 6, 7))):
+                        for line in open('/proc/sysvipc/' + kind):
+                            out.append(kind + ' ' + ' '.join(line.split()[c] for c in columns))
+                    out += [l.split(' - ')[1] for l in open('/proc/self/mountinfo') if '/m ' in l]
+                    out.append('peer %d %d %d' % struct.unpack('iii', ours.getsockopt(1, 17, 12)))
+                    theirs.send(b'x'); data, control, _, _ = ours.recvmsg(1, 100); out.append('from %d %d %d' % struct.unpack('iii', control[0][2]))
+                    # What only root of the namespace may do.
+                    must(libc.sethostname(b'mine', 4)); os.chown(work + '/m/kept', 1234, 70003)
+                    socket.socket(socket.AF_INET, socket.SOCK_RAW, 1).close(); socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()
+                    mount('more', work + '/root', 'tmpfs'); must(libc.umount2((work + '/root').encode(), 0))
+                    again = os.fork()
+                    if again == 0: os.setresgid(9, 9, 9); os.setresuid(8, 8, 8); os._exit(os.getuid())
+                    out.append('status %d' % os.waitpid(again, 0)[1])
+                    try: open('/proc/sys/kernel/core_pattern', 'w'); out.append('root of the machine')
+                    except OSError as e: out.append(str(e))
+                    return '\\n'.join(out)
+                serve(check)
+            contain(inside, users=(100000, 200000))
+            """)
+        let before = container.program.ask()
+        for word in [
+            "100000", "unlinked", "70001", "41\t42\t43", "/m/kept 1234:70003", "Permission denied", "shm 153 0 ",
+        ] {
+            #expect(before.contains(word), "\(before)")
+        }
+        let users = try readLink("/proc/\(try #require(container.program.root))/ns/user").string
+        try container.compare()
+        #expect(
+            try readLink("/proc/\(try #require(container.program.root))/ns/user").string
+                != readLink("/proc/self/ns/user").string)
+        #expect(!users.isEmpty)
+        try container.compare(cycles: 1, [], ["--lazy-pages"])
     }
 
     @Test func `and a dump says what it needs to know, or can't do`() throws {

@@ -69,7 +69,7 @@ enum InetSocket: FileKind {
         entry.flags = file.facts.statusFlags
         entry.nsID = file.owner.ids.netNsID
         entry.fown = try FileOwner.dump(file, context)
-        (entry.opts.uid, entry.opts.gid) = (file.facts.status.uid, file.facts.status.gid)
+        (entry.opts.uid, entry.opts.gid) = context.owners.owner(of: file.facts.status)
         if kind.type == stream {
             if answers.waiting > 0 { try keepWaiting(answers, file, context) }
         } else {
@@ -371,7 +371,7 @@ enum InetSocket: FileKind {
                 try InternetOptions.Defaults(kind)
             }
         }
-        let defaults = usual
+        let (defaults, owners) = (usual, context.owners)
         Descriptor.makeRoom(for: members.count + Workers.count)
         let outcome = Result { () throws(Failure) in
             try Workers.run(members.count < TCPStream.fewConnections ? 1 : Workers.count) { () throws(Failure) in
@@ -384,7 +384,7 @@ enum InetSocket: FileKind {
                                 try TCPStream(entry.ino, state: entry.state, from: images)
                             }
                         let made = try make(
-                            entry, sharesPort: false, closes: false, repairs: true,
+                            entry, owners, sharesPort: false, closes: false, repairs: true,
                             over: stream.fillsQueues ? nil : defaults[entry.family]
                         ) { (ends, number) throws(Failure) in
                             try stream.restore(ends, on: number, hasHeaders: SegmentSize.hasHeaders(entry.opts))
@@ -449,7 +449,7 @@ enum InetSocket: FileKind {
         _ entry: InetSkEntry, _ id: UInt32, _ context: RestoreContext
     ) throws(Failure) -> Descriptor {
         try make(
-            entry, sharesPort: sharesPort(entry, context), closes: context.policy.tcpClose,
+            entry, context.owners, sharesPort: sharesPort(entry, context), closes: context.policy.tcpClose,
             connect: { (ends, number) throws(Failure) in
                 guard isConnection(entry), let waiting = RestoredWaiting.of(context).other(ends) else { return false }
                 try reconnect(waiting, entry, ends, number, context)
@@ -465,12 +465,12 @@ enum InetSocket: FileKind {
     ///   - connect: connects it, if it is to be; else it gets its address here. Returns whether it did.
     ///   - fill: brings what waits in it.
     private static func make(
-        _ entry: InetSkEntry, sharesPort: Bool, closes: Bool, repairs: Bool = false,
+        _ entry: InetSkEntry, _ owners: TreeOwners, sharesPort: Bool, closes: Bool, repairs: Bool = false,
         over defaults: InternetOptions.Defaults? = nil,
         connect: (Connection, Int32) throws(Failure) -> Bool, fill: (Int32) throws(Failure) -> Void = { _ in }
     ) throws(Failure) -> Descriptor {
         let kind = kind(entry)
-        let made = try create(kind, entry)
+        let made = try create(kind, entry, owners)
         let number = made.number
         try attempt("prepare the socket") { () throws(SystemCallError) in
             if kind.family == 10, try socketOption(number, level: 41, 26) != (entry.v6Only ? 1 : 0) {
@@ -480,7 +480,7 @@ enum InetSocket: FileKind {
             if kind.type != raw, !repairs { try setSocketOption(number, 2, 1) }
             if entry.opts.soReuseport || sharesPort { try setSocketOption(number, 15, 1) }
         }
-        try SocketOptions.prepareNetwork(entry.opts, on: number, kind)
+        try SocketOptions.prepareNetwork(entry.opts, on: number, kind, owners)
         try InternetOptions.prepare(entry, kind, number)
         let ends = try connection(entry, number)
         if try !connect(ends, number) { try address(entry, kind, ends, number, closes: closes) }
@@ -507,17 +507,20 @@ enum InetSocket: FileKind {
     }
 
     /// A new socket. One for pings is only for groups that the system names, so it is made as one of its owner's group.
-    private static func create(_ kind: SocketKind, _ entry: InetSkEntry) throws(Failure) -> Descriptor {
+    private static func create(
+        _ kind: SocketKind, _ entry: InetSkEntry, _ owners: TreeOwners
+    ) throws(Failure) -> Descriptor {
         do throws(SystemCallError) { return try kind.make() } catch {
             guard error.errno == .EACCES, entry.opts.hasGid else {
                 throw Failure(.denied, "can't create the socket", cause: error)
             }
         }
-        let group = Int(entry.opts.gid)
+        let group = owners.ourGroup(entry.opts.gid)
         return try attempt("create the socket", advice: "See net.ipv4.ping_group_range") { () throws(SystemCallError) in
             try systemCall(.setresgid, -1, group, -1)
             let outcome = Result { () throws(SystemCallError) in try kind.make().release() }
             try systemCall(.setresgid, -1, 0, -1)
+            try OwnerVisit.renew()
             return Descriptor(owning: try outcome.get())
         }
     }

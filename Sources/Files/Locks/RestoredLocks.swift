@@ -101,7 +101,7 @@ final class RestoredLocks {
                 let type = try lock.formerType(ours)
                 // Only the file's owner takes a lease without CAP_LEASE, which containers lack.
                 let uid = try attempt("look at a file with a lease") { () throws(SystemCallError) in
-                    try FileStatus.read(in: ours).uid
+                    context.owners.user(try FileStatus.read(in: ours).uid)
                 }
                 if uid != 0 { batch.add(.setfsuid, .value(Int(uid)), doing: "become the file's owner") }
                 slots.append(

@@ -58,7 +58,8 @@ enum Memfd: FileKind {
         var entry = MemfdInodeEntry()
         let start = file.facts.begins(with: prefix) ? prefix.utf8.count : 0
         entry.name = imageBytes(file.facts.target.dropFirst(start).dropLast(suffix.utf8.count))
-        (entry.uid, entry.gid, entry.size, entry.mode) = (status.uid, status.gid, status.size, status.mode)
+        (entry.uid, entry.gid) = context.owners.owner(of: status)
+        (entry.size, entry.mode) = (status.size, status.mode)
         entry.shmid = shared
         entry.inodeID = UInt64(id)
         let (seals, granularity) = try attempt("read the seals of the memfd") { () throws(SystemCallError) in
@@ -156,7 +157,8 @@ enum Memfd: FileKind {
                     let file = Descriptor(owning: Int32(raw))
                     try systemCall(.ftruncate, raw, Int(bitPattern: UInt(inode.size)))
                     if inode.hasMode { try systemCall(.fchmod, raw, Int(inode.mode & 0o7777)) }
-                    try systemCall(.fchown, raw, Int(inode.uid), Int(inode.gid))
+                    try systemCall(
+                        .fchown, raw, context.owners.ourUser(inode.uid), context.owners.ourGroup(inode.gid))
                     return file
                 }
             try SharedMemoryImage.read(

@@ -83,7 +83,8 @@ enum MessageQueue: FileKind {
         entry.id = id
         entry.unlinked = status.links == 0
         entry.name = imageBytes(file.facts.target.dropLast(entry.unlinked ? suffix.utf8.count : 0))
-        (entry.mode, entry.uid, entry.gid) = (status.mode & 0o7777, status.uid, status.gid)
+        (entry.uid, entry.gid) = context.owners.owner(of: status)
+        entry.mode = status.mode & 0o7777
         entry.maxMessages = UInt32(clamping: attributes.most)
         entry.messageSize = UInt32(clamping: attributes.length)
         let text = try attempt("read what the queue says of itself") { () throws(SystemCallError) in
@@ -215,7 +216,7 @@ enum MessageQueue: FileKind {
         }
         let text = String(decoding: entry.name, as: UTF8.self)
         try during(.file("the message queue \(text)")) { () throws(Failure) in
-            let queue = try open(entry)
+            let queue = try open(entry, context.owners)
             let number = queue.number
             for member in members {
                 let flags = member.messageQueue.flags
@@ -228,20 +229,22 @@ enum MessageQueue: FileKind {
     }
 
     /// Finds the queue, or makes it.
-    private static func open(_ entry: MessageQueueEntry) throws(Failure) -> Descriptor {
+    private static func open(_ entry: MessageQueueEntry, _ owners: TreeOwners) throws(Failure) -> Descriptor {
         let name = name(entry)
         if !entry.unlinked {
             let found: Descriptor
             do throws(SystemCallError) { found = try open(name, 0o4002) } catch {
                 guard error.errno == .ENOENT else { throw Failure(.denied, "can't open it", cause: error) }
-                return try create(name, entry)
+                return try create(name, entry, owners)
             }
-            return try checked(found, entry)
+            return try checked(found, entry, owners)
         }
-        return try create(name, entry)
+        return try create(name, entry, owners)
     }
 
-    private static func create(_ name: [UInt8], _ entry: MessageQueueEntry) throws(Failure) -> Descriptor {
+    private static func create(
+        _ name: [UInt8], _ entry: MessageQueueEntry, _ owners: TreeOwners
+    ) throws(Failure) -> Descriptor {
         raiseLimit()
         var attributes = QueueAttributes()
         (attributes.most, attributes.length) = (Int(entry.maxMessages), Int(entry.messageSize))
@@ -258,7 +261,8 @@ enum MessageQueue: FileKind {
         }
         let number = made.number
         try attempt("set its owner and fill it") { () throws(SystemCallError) in
-            try systemCall(.fchown, Int(number), Int(entry.uid), Int(entry.gid))
+            try systemCall(
+                .fchown, Int(number), owners.ourUser(entry.uid), owners.ourGroup(entry.gid))
             try systemCall(.fchmod, Int(number), Int(entry.mode & 0o7777))
             for message in entry.messages { try send(message, to: number) }
         }
@@ -266,13 +270,14 @@ enum MessageQueue: FileKind {
     }
 
     /// Whether a queue that is still there is the one of the image, as far as that can be told.
-    private static func checked(_ queue: consuming Descriptor, _ entry: MessageQueueEntry) throws(Failure) -> Descriptor
-    {
+    private static func checked(
+        _ queue: consuming Descriptor, _ entry: MessageQueueEntry, _ owners: TreeOwners
+    ) throws(Failure) -> Descriptor {
         let number = queue.number
         let status = try attempt("look at it") { () throws(SystemCallError) in try FileStatus.read(in: number) }
         let attributes = try QueueAttributes.read(number)
         guard attributes.most == Int(entry.maxMessages), attributes.length == Int(entry.messageSize),
-            status.uid == entry.uid, status.gid == entry.gid, status.mode & 0o7777 == entry.mode
+            owners.owner(of: status) == (entry.uid, entry.gid), status.mode & 0o7777 == entry.mode
         else {
             throw Failure(
                 .conflict, "a queue of this name exists, which is another one", advice: "Remove it, or rename it")

@@ -77,7 +77,7 @@ enum NetlinkSocket: FileKind {
         let kind = SocketKind(family: family, type: entry.type == 2 ? 2 : 3, code: Int32(entry.protocol))
         let made = try attempt("create the socket") { () throws(SystemCallError) in try kind.make() }
         let number = made.number
-        try SocketOptions.prepareNetwork(entry.opts, on: number, kind)
+        try SocketOptions.prepareNetwork(entry.opts, on: number, kind, context.owners)
         if entry.portid != 0 { try bind(entry, number, context) }
         if entry.state == connected {
             let group = entry.dstGroup

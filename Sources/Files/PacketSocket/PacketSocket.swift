@@ -87,12 +87,12 @@ enum PacketSocket: FileKind {
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
         for member in members {
             try during(.file("packet socket \(member.id)")) { () throws(Failure) in
-                try context.files.add(member.id, try make(member.psk))
+                try context.files.add(member.id, try make(member.psk, context.owners))
             }
         }
     }
 
-    private static func make(_ entry: PacketSockEntry) throws(Failure) -> Descriptor {
+    private static func make(_ entry: PacketSockEntry, _ owners: TreeOwners) throws(Failure) -> Descriptor {
         guard [2, 3, old].contains(entry.type), entry.protocol <= 0xffff, entry.mclist.count <= 1 << 16 else {
             throw Failure(.corruptImage, "the socket is of no known kind")
         }
@@ -101,7 +101,7 @@ enum PacketSocket: FileKind {
             family: family, type: Int32(entry.type), code: entry.type == old ? Int32(entry.protocol) : 0)
         let made = try attempt("create the socket") { () throws(SystemCallError) in try kind.make() }
         let number = made.number
-        try SocketOptions.prepareNetwork(entry.opts, on: number, kind)
+        try SocketOptions.prepareNetwork(entry.opts, on: number, kind, owners)
         guard entry.type == old || entry.version <= 2 else {
             throw Failure(.corruptImage, "the socket's ring is of no known version")
         }

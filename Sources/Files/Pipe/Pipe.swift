@@ -17,8 +17,9 @@ enum Pipe: FileKind {
         entry.flags = file.facts.statusFlags
         entry.fown = try FileOwner.dump(file, context)
         let status = file.facts.status
-        if status.uid != 0 || status.gid != 0 || status.mode & 0o7777 != usualMode {
-            (entry.uid, entry.gid, entry.mode) = (status.uid, status.gid, status.mode & 0o7777)
+        let owner = context.owners.owner(of: status)
+        if owner != (0, 0) || status.mode & 0o7777 != usualMode {
+            (entry.uid, entry.gid, entry.mode) = (owner.user, owner.group, status.mode & 0o7777)
         }
         try contents.dump(entry.pipeID, through: file, isFifo: false)
         var whole = FileEntry(.pipe, file.id)
@@ -54,10 +55,12 @@ enum Pipe: FileKind {
             let writing = Descriptor(owning: ends.1)
             try PipeContents.of(context).restore(first.pipe.pipeID, isFifo: false, writing: writing.number)
             // Its owner may open it again through /proc: /dev/stdout is such a way.
-            if first.pipe.hasUid || first.pipe.hasMode {
+            let owners = context.owners
+            if first.pipe.hasUid || first.pipe.hasMode || owners.isApart {
                 try attempt("give it its owner") { () throws(SystemCallError) in
-                    try systemCall(.fchown, Int(writing.number), Int(first.pipe.uid), Int(first.pipe.gid))
-                    try systemCall(.fchmod, Int(writing.number), Int(first.pipe.mode & 0o777))
+                    try systemCall(
+                        .fchown, Int(writing.number), owners.ourUser(first.pipe.uid), owners.ourGroup(first.pipe.gid))
+                    if first.pipe.hasMode { try systemCall(.fchmod, Int(writing.number), Int(first.pipe.mode & 0o777)) }
                 }
             }
             // One description of each end exists already; further ones are opened through /proc.

@@ -127,7 +127,8 @@ final class Remaps {
     private func writeGhost(_ file: OpenFile, _ ghost: UInt32, _ context: DumpContext) throws(Failure) {
         let status = file.facts.status
         var entry = GhostFileEntry()
-        (entry.uid, entry.gid, entry.mode) = (status.uid, status.gid, status.mode)
+        (entry.uid, entry.gid) = context.owners.owner(of: status)
+        entry.mode = status.mode
         entry.dev = status.kernelDevice
         entry.ino = status.inode
         entry.atim = Remaps.time(status.accessed)

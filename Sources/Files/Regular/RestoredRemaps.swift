@@ -218,7 +218,9 @@ final class RestoredRemaps {
         let noFollow = place.starts(with: own) ? 0 : 0x100  // AT_SYMLINK_NOFOLLOW
         try attempt("give the ghost file its owner and mode") { () throws(SystemCallError) in
             try withCString(place) { (path) throws(SystemCallError) in
-                try systemCall(.fchownat, here, path, Int(entry.uid), Int(entry.gid), noFollow)
+                try systemCall(
+                    .fchownat, here, path, context.owners.ourUser(entry.uid), context.owners.ourGroup(entry.gid),
+                    noFollow)
                 if entry.mode & 0o170000 != FileStatus.Kind.symbolicLink.rawValue {
                     try systemCall(.fchmodat, here, path, Int(entry.mode & 0o7777))
                 }

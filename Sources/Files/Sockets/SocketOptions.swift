@@ -109,7 +109,7 @@ enum SocketOptions {
         var entry = entry(
             of: try attempt("read the socket's options") { () throws(SystemCallError) in try ask(number) })
         try dumpNetwork(&entry, number)
-        (entry.uid, entry.gid) = (file.facts.status.uid, file.facts.status.gid)
+        (entry.uid, entry.gid) = context.owners.owner(of: file.facts.status)
         entry.more = more(number, SocketDefaults.of(context).values(kind), isConnected: false)
         return entry
     }
@@ -219,7 +219,9 @@ enum SocketOptions {
     }
 
     /// What has to be set before the socket gets an address: device, owner, and most of what CRIU does not know.
-    static func prepareNetwork(_ entry: SkOptsEntry, on number: Int32, _ kind: SocketKind) throws(Failure) {
+    static func prepareNetwork(
+        _ entry: SkOptsEntry, on number: Int32, _ kind: SocketKind, _ owners: TreeOwners
+    ) throws(Failure) {
         if !entry.soBoundDev.isEmpty {
             let device = Array(entry.soBoundDev.prefix { $0 != 0 })
             try attempt(
@@ -231,9 +233,10 @@ enum SocketOptions {
                 }
             }
         }
-        if entry.hasUid, entry.uid != 0 || entry.gid != 0 {
+        if entry.hasUid, !owners.isOurs(entry.uid, entry.gid) {
             try attempt("give it its owner") { () throws(SystemCallError) in
-                try systemCall(.fchown, Int(number), Int(entry.uid), Int(entry.gid))
+                try systemCall(
+                    .fchown, Int(number), owners.ourUser(entry.uid), owners.ourGroup(entry.gid))
             }
         }
         try restoreMore(entry, on: number, kind, late: false)

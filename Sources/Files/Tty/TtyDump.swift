@@ -159,7 +159,7 @@ final class TtyDump {
         entry.id = id
         entry.rdev = UInt32(truncatingIfNeeded: status.representedDevice)
         entry.dev = UInt32(truncatingIfNeeded: status.device)
-        (entry.uid, entry.gid) = (status.uid, status.gid)
+        (entry.uid, entry.gid) = context.owners.owner(of: status)
         (entry.locked, entry.exclusive, entry.packetMode) = (false, false, false)
         (entry.sid, entry.pgrp) = (0, 0)
         switch end {
@@ -233,7 +233,8 @@ final class TtyDump {
         if let slave = try? FileStatus.read("/dev/pts/\(index)", in: currentDirectory),
             UInt32(truncatingIfNeeded: slave.representedDevice) == TerminalDevice.slaveDevice(index)
         {
-            (entry.slaveMode, entry.slaveUid, entry.slaveGid) = (slave.mode & 0o7777, slave.uid, slave.gid)
+            (entry.slaveUid, entry.slaveGid) = context.owners.owner(of: slave)
+            entry.slaveMode = slave.mode & 0o7777
         }
     }
 

@@ -357,23 +357,24 @@ final class TtyRestore {
         } else if !info.hasSlaveMode {
             return
         }
+        let owner = (context.owners.ourUser(uid), context.owners.ourGroup(gid))
         try attempt("set owner and mode of the slave end") { () throws(SystemCallError) in
             guard let number = slave?.number else {
                 let path = try openFile("/dev/pts/\(index)", [.path])
-                return try set(path.number, uid, gid, mode, index)
+                return try set(path.number, owner, mode, index)
             }
-            try set(number, uid, gid, mode, index)
+            try set(number, owner, mode, index)
         }
     }
 
     private func set(
-        _ number: Int32, _ uid: UInt32, _ gid: UInt32, _ mode: UInt32, _ index: UInt32
+        _ number: Int32, _ owner: (user: Int, group: Int), _ mode: UInt32, _ index: UInt32
     ) throws(SystemCallError) {
         let now = try FileStatus.read(in: number)
         guard UInt32(truncatingIfNeeded: now.representedDevice) == TerminalDevice.slaveDevice(index) else { return }
-        if now.uid != uid || now.gid != gid {
+        if Int(now.uid) != owner.user || Int(now.gid) != owner.group {
             try withCString("") { (empty) throws(SystemCallError) in
-                try systemCall(.fchownat, Int(number), empty, Int(uid), Int(gid), 0x1000)  // AT_EMPTY_PATH
+                try systemCall(.fchownat, Int(number), empty, owner.user, owner.group, 0x1000)  // AT_EMPTY_PATH
             }
         }
         if now.mode & 0o7777 != mode {

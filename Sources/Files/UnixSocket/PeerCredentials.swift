@@ -49,13 +49,13 @@ enum PeerCredentials {
     }
 
     /// What the kernel would note of a task now.
-    static func of(_ process: DumpedProcess) -> SkCredEntry {
+    static func of(_ process: DumpedProcess, _ owners: TreeOwners) -> SkCredEntry {
         var entry = SkCredEntry()
-        let (uids, gids) = (process.status.uids, process.status.gids)
+        let (uids, gids) = (process.status.uids.map(owners.user), process.status.gids.map(owners.group))
         entry.pid = UInt32(bitPattern: process.number)
         entry.uid = uids.count > 1 ? uids[1] : 0
         entry.gid = gids.count > 1 ? gids[1] : 0
-        if entry.uid != 0 { entry.groups = process.status.groups }
+        if entry.uid != 0 { entry.groups = process.status.groups.map(owners.group) }
         return entry
     }
 }
@@ -65,6 +65,8 @@ extension SkCredEntry {
     func numbered(_ context: DumpContext) -> SkCredEntry {
         var entry = self
         entry.pid = UInt32(bitPattern: context.numbers[TaskID(Int32(bitPattern: pid))])
+        (entry.uid, entry.gid) = (context.owners.user(uid), context.owners.group(gid))
+        entry.groups = groups.map(context.owners.group)
         return entry
     }
 }

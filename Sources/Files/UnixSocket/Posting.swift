@@ -64,6 +64,10 @@ final class Posting {
         if let known = who, let task = context.numbers.task(Int32(bitPattern: known.pid)) {
             who?.pid = UInt32(bitPattern: task.rawValue)
         }
+        if let known = who {
+            who?.uid = UInt32(truncatingIfNeeded: context.owners.ourUser(known.uid))
+            who?.gid = UInt32(truncatingIfNeeded: context.owners.ourGroup(known.gid))
+        }
         var done = 0
         var (isSent, isKnown) = (false, true)
         repeat {

@@ -1,6 +1,7 @@
 internal import Diagnostics
 internal import ImageFormat
 internal import ImageMessages
+internal import Kinds
 internal import Linux
 internal import SystemPackage
 
@@ -65,14 +66,15 @@ struct SocketName {
     }
 
     /// Gives the file of a bound socket its owner and mode.
-    func open(_ number: Int32) throws(Failure) {
+    func open(_ number: Int32, _ owners: TreeOwners) throws(Failure) {
         guard place != nil, entry.hasFilePerms else { return }
         try attempt("give the socket file its owner and mode") { () throws(SystemCallError) in
             let door = try SocketName.door(number)
             let text = "/proc/self/fd/\(door.number)"
             try withCString(text) { (path) throws(SystemCallError) in
                 try systemCall(
-                    .fchownat, Int(currentDirectory), path, Int(entry.filePerms.uid), Int(entry.filePerms.gid), 0)
+                    .fchownat, Int(currentDirectory), path, owners.ourUser(entry.filePerms.uid),
+                    owners.ourGroup(entry.filePerms.gid), 0)
                 try systemCall(.fchmodat, Int(currentDirectory), path, Int(entry.filePerms.mode & 0o7777))
             }
         }

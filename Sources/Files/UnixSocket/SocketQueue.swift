@@ -19,16 +19,16 @@ struct SocketQueue {
     private let isStream: Bool
     /// Takes over a copy of a descriptor that is under way, and gives its id in files.img, or 0 if it is to be left out.
     private let identify: (Int32) throws(Failure) -> UInt32
-    private let numbers: TaskNumbers
+    private let context: DumpContext
 
     private static let passCredentials = 16, peekOffset = 42
 
     init(
-        _ number: Int32, isStream: Bool, numbers: TaskNumbers, identify: @escaping (Int32) throws(Failure) -> UInt32
+        _ number: Int32, isStream: Bool, _ context: DumpContext, identify: @escaping (Int32) throws(Failure) -> UInt32
     ) {
         self.number = number
         self.isStream = isStream
-        self.numbers = numbers
+        self.context = context
         self.identify = identify
     }
 
@@ -117,8 +117,8 @@ struct SocketQueue {
             entry.scm = [rights]
         }
         if let from = piece.credentials, from.pid != 0 || from.uid != SocketQueue.nobody {
-            (entry.cred.pid, entry.cred.uid, entry.cred.gid) = from
-            entry.cred.pid = UInt32(bitPattern: numbers[TaskID(Int32(bitPattern: from.pid))])
+            entry.cred.pid = UInt32(bitPattern: context.numbers[TaskID(Int32(bitPattern: from.pid))])
+            (entry.cred.uid, entry.cred.gid) = (context.owners.user(from.uid), context.owners.group(from.gid))
         }
         if !isStream, !piece.sender.isEmpty { entry.sender = imageBytes(piece.sender) }
         return QueuedPacket(entry: entry, bytes: piece.bytes)

@@ -97,10 +97,11 @@ enum UnixSocket: FileKind {
         if facts.shutdown != 0 { entry.shutdown = SkShutdown(rawValue: Int(facts.shutdown)) ?? .both }
         entry.nsID = file.owner.ids.netNsID
         if UInt32(facts.state) != closed, let peer = answers.peer { entry.peerCred = peer.numbered(context) }
-        if status.uid != 0 || status.gid != 0 || status.mode & 0o7777 != usualMode {
-            (entry.inode.mode, entry.inode.uid, entry.inode.gid) = (status.mode & 0o7777, status.uid, status.gid)
+        let owner = context.owners.owner(of: status)
+        if owner != (0, 0) || status.mode & 0o7777 != usualMode {
+            (entry.inode.mode, entry.inode.uid, entry.inode.gid) = (status.mode & 0o7777, owner.user, owner.group)
         }
-        try describePlace(of: facts, file, &entry)
+        try describePlace(of: facts, file, &entry, context)
         met.places[inode] = met.sockets.count
         met.sockets.append(Met.Socket(file: file, inode: inode, type: UInt32(facts.type), facts: facts))
         var whole = FileEntry(.unixsk, file.id)
@@ -111,9 +112,9 @@ enum UnixSocket: FileKind {
     private static let usualMode: UInt32 = 0o777
 
     /// Notes where the file is that a socket is bound to. Its name says only where it was made.
-    private static func describePlace(of facts: UnixDiagnosis, _ file: OpenFile, _ entry: inout UnixSkEntry)
-        throws(Failure)
-    {
+    private static func describePlace(
+        of facts: UnixDiagnosis, _ file: OpenFile, _ entry: inout UnixSkEntry, _ context: DumpContext
+    ) throws(Failure) {
         guard facts.file != nil, let first = facts.name.first, first != 0 else { return }
         let name = Array(facts.name.prefix { $0 != 0 })
         let number = Int(file.handle.number)
@@ -138,7 +139,8 @@ enum UnixSocket: FileKind {
             entry.deleted = true
             return
         }
-        (entry.filePerms.mode, entry.filePerms.uid, entry.filePerms.gid) = (status.mode, status.uid, status.gid)
+        (entry.filePerms.uid, entry.filePerms.gid) = context.owners.owner(of: status)
+        entry.filePerms.mode = status.mode
         if place != (first == 0x2f ? name : Array(entry.nameDir) + [0x2f] + name) {
             // Only we can bring that back: for others the name is gone.
             entry.place = imageBytes(place)
@@ -178,7 +180,7 @@ enum UnixSocket: FileKind {
         of number: Int32, _ socket: Met.Socket, isLate: Bool = false, _ context: DumpContext
     ) -> SocketQueue {
         let met = Met.of(context)
-        return SocketQueue(number, isStream: socket.type == stream, numbers: context.numbers) {
+        return SocketQueue(number, isStream: socket.type == stream, context) {
             (number) throws(Failure) in
             let handle = Descriptor(owning: number)
             guard let dumper = context.fileDumper else { throw Failure(.bug, "no dumper of files") }
@@ -238,7 +240,7 @@ enum UnixSocket: FileKind {
             if let known = met.places[client], let index = entries[client] {
                 let socket = met.sockets[known]
                 context.files[index].usk.peer = listener.inode
-                context.files[index].usk.ownCred = PeerCredentials.of(socket.file.owner)
+                context.files[index].usk.ownCred = PeerCredentials.of(socket.file.owner, context.owners)
                 isFilled = isFilled || socket.facts.underWay > 0
                 context.files[place].usk.waiting.append(client)
             } else if try met.diagnoses.of(client) == nil {

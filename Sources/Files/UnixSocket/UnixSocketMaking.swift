@@ -526,7 +526,7 @@ final class UnixSocketMaking {
         try endAll()
         for member in mine where !member.usk.name.isEmpty && !accepted.contains(member.id) {
             try naming(member) { () throws(Failure) in
-                try SocketName(member.usk).open(try context.files.number(member.id))
+                try SocketName(member.usk).open(try context.files.number(member.id), context.owners)
             }
         }
         try witnesses.dismiss()
@@ -649,14 +649,14 @@ final class UnixSocketMaking {
                 try SocketOptions.Fresh(number)
             }
         }
-        let (all, options) = (jobs, fresh)
+        let (all, options, owners) = (jobs, fresh, context.owners)
         _ = try Workers.map(
             all.count, share: UnixSocketMaking.share,
             threads: all.count < UnixSocketMaking.manyEnds ? 1 : Workers.count
         ) { (range) throws(Failure) in
             for (entry, number) in all[range] {
                 try during(.file("UNIX socket \(entry.ino)")) { () throws(Failure) in
-                    try UnixSocketMaking.end(entry, number, over: options[entry.type])
+                    try UnixSocketMaking.end(entry, number, over: options[entry.type], owners)
                 }
             }
         }
@@ -689,14 +689,19 @@ final class UnixSocketMaking {
     }
 
     /// Touches no other socket, so any thread may do it.
-    private static func end(_ socket: UnixSkEntry, _ number: Int32, over fresh: SocketOptions.Fresh?) throws(Failure) {
+    private static func end(
+        _ socket: UnixSkEntry, _ number: Int32, over fresh: SocketOptions.Fresh?, _ owners: TreeOwners
+    ) throws(Failure) {
         try SocketOptions.restore(socket.opts, on: number, over: fresh)
         try attempt("set its state") { () throws(SystemCallError) in
             if socket.hasInode || (!socket.name.isEmpty && socket.name.first != 0) {
                 let mode = socket.hasInode ? Int(socket.inode.mode & 0o7777) : 0o777
                 try systemCall(.fchmod, Int(number), mode)
             }
-            if socket.hasInode { try systemCall(.fchown, Int(number), Int(socket.inode.uid), Int(socket.inode.gid)) }
+            if socket.hasInode || owners.isApart {
+                try systemCall(
+                    .fchown, Int(number), owners.ourUser(socket.inode.uid), owners.ourGroup(socket.inode.gid))
+            }
             if socket.hasShutdown, socket.shutdown.rawValue > 0 {
                 do throws(SystemCallError) {
                     try systemCall(.shutdown, Int(number), socket.shutdown.rawValue - 1)

@@ -89,18 +89,18 @@ enum VsockSocket: FileKind {
     static func make(_ members: [FileEntry], _ context: RestoreContext) throws(Failure) {
         for member in members {
             let entry = member.vsk
-            try context.addSocket(member.id, inode: entry.ino) { () throws(Failure) in try make(entry) }
+            try context.addSocket(member.id, inode: entry.ino) { () throws(Failure) in try make(entry, context.owners) }
         }
     }
 
-    private static func make(_ entry: VsockSkEntry) throws(Failure) -> Descriptor {
+    private static func make(_ entry: VsockSkEntry, _ owners: TreeOwners) throws(Failure) -> Descriptor {
         guard [1, 2, 5].contains(entry.type) else { throw Failure(.corruptImage, "the socket is of no known type") }
         let kind = SocketKind(family: family, type: Int32(bitPattern: entry.type), code: 0)
         let made = try attempt("create the socket", advice: "Restore on a machine that has vsock") {
             () throws(SystemCallError) in try kind.make()
         }
         let number = made.number
-        try SocketOptions.prepareNetwork(entry.opts, on: number, kind)
+        try SocketOptions.prepareNetwork(entry.opts, on: number, kind, owners)
         if entry.port != any {
             var name = (UInt16(family), UInt16(0), entry.port, entry.cid, UInt32(0))
             try attempt(

@@ -26,27 +26,36 @@ public final class LazyRestore {
         try context.state(LazyRestore.self) { () throws(Failure) in throw Failure(.bug, "no pager") }
     }
 
+    /// Has a process open a userfaultfd. In a user namespace of its own it may not, but by a device that we open.
+    private static func open(_ process: RestoredProcess, _ context: RestoreContext) throws(Failure) -> RemoteDescriptor
+    {
+        var batch = Batch()
+        guard context.owners.isApart else {
+            let opened = batch.add(
+                .userfaultfd, .value(0o2004000), doing: "open a userfaultfd (does this kernel have them?)")
+            return RemoteDescriptor(Int32(try process.puppet.run(batch)[opened]))
+        }
+        let device = try attempt("open /dev/userfaultfd", advice: "Lazy restores into user namespaces need Linux 6.1") {
+            () throws(SystemCallError) in
+            let number = try RootVisit.outside { () throws(SystemCallError) in
+                try openFile("/dev/userfaultfd", .readWrite).release()
+            }
+            return Descriptor(owning: number)
+        }
+        let arrived = try context.deliver([device.number], to: process.puppet)[0]
+        let opened = batch.add(
+            .ioctl, .descriptor(arrived), .value(0xaa00), .value(0o2004000), doing: "open a userfaultfd")
+        batch.add(.close, .descriptor(arrived), doing: "close the device")
+        return RemoteDescriptor(Int32(try process.puppet.run(batch)[opened]))
+    }
+
     /// Has the page faults of a process go to the pager.
     ///
     /// - Parameter areas: the mappings that have missing pages.
     static func arm(_ process: RestoredProcess, _ areas: [AddressRange], _ context: RestoreContext) throws(Failure) {
         let lazy = try known(context)
         guard !areas.isEmpty else { return try PagerSocket.send(-process.id.rawValue, to: lazy.socket) }
-        var open = Batch()
-        let opened = open.add(
-            .userfaultfd, .value(0o2004000), doing: "open a userfaultfd (does this kernel have them?)")
-        let number = RemoteDescriptor(Int32(try process.puppet.run(open)[opened]))
-        var batch = Batch()
-        let interface = batch.place(value: (UInt64(0xaa), LazyMemory.features, UInt64(0)))
-        batch.add(
-            .ioctl, .descriptor(number), .value(0xc018_aa3f), .buffer(interface),
-            doing: "use a userfaultfd that tells of forks and moves")
-        for range in areas {
-            let request = batch.place(value: (range.start.rawValue, range.length, UInt64(1), UInt64(0)))
-            batch.add(
-                .ioctl, .descriptor(number), .value(0xc020_aa00), .buffer(request), doing: "wait for missing pages")
-        }
-        try process.puppet.run(batch)
+        let number = try open(process, context)
         let pidfd = try attempt("open a pidfd") { () throws(SystemCallError) in
             Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(process.task.rawValue), 0)))
         }
@@ -57,6 +66,21 @@ public final class LazyRestore {
         var close = Batch()
         close.add(.close, .descriptor(number), doing: "close the userfaultfd")
         try process.puppet.run(close)
+        // Only we may ask for news of forks.
+        try attempt("use a userfaultfd that tells of forks and moves") { () throws(SystemCallError) in
+            var interface = (UInt64(0xaa), LazyMemory.features, UInt64(0))
+            try withAddress(of: &interface) { (interface) throws(SystemCallError) in
+                try systemCall(.ioctl, Int(handle.number), 0xc018_aa3f, interface)
+            }
+        }
+        for range in areas {
+            try attempt("wait for missing pages in \(range)") { () throws(SystemCallError) in
+                var request = (range.start.rawValue, range.length, UInt64(1), UInt64(0))
+                try withAddress(of: &request) { (request) throws(SystemCallError) in
+                    try systemCall(.ioctl, Int(handle.number), 0xc020_aa00, request)
+                }
+            }
+        }
         try PagerSocket.send(process.id.rawValue, to: lazy.socket)
         try PagerSocket.send([handle.number, pidfd.number], to: lazy.socket)
     }

@@ -16,29 +16,37 @@ enum Archive {
     ]
 
     /// Everything in a directory.
-    static func pack(_ directory: borrowing Descriptor) throws(Failure) -> [UInt8] {
+    ///
+    /// - Parameter task: one whose user namespace tells what the owners are called, if that is not ours.
+    static func pack(_ directory: borrowing Descriptor, as task: TaskID?) throws(Failure) -> [UInt8] {
         let directory = directory.number
         return try attempt("archive what it holds", advice: "Install tar and gzip") { () throws(SystemCallError) in
             let nothing = try memoryFile("nothing")
             let output = try memoryFile("archive")
-            try run(packing, [0: nothing.number, 1: output.number, 3: directory])
+            try run(packing, as: task, [0: nothing.number, 1: output.number, 3: directory])
             try systemCall(.lseek, Int(output.number), 0, 0)
             return try readToEnd(output)
         }
     }
 
     /// Puts everything back.
-    static func unpack(_ bytes: [UInt8], into directory: borrowing Descriptor) throws(Failure) {
+    static func unpack(
+        _ bytes: [UInt8], into directory: borrowing Descriptor, as task: TaskID?
+    ) throws(Failure) {
         let directory = directory.number
         try attempt("unpack what it held", advice: "Install tar and gzip") { () throws(SystemCallError) in
             let input = try memoryFile("archive", holding: bytes)
-            try run(unpacking, [0: input.number, 3: directory])
+            try run(unpacking, as: task, [0: input.number, 3: directory])
         }
     }
 
-    private static func run(_ arguments: [String], _ streams: [Int32: Int32]) throws(SystemCallError) {
+    private static func run(
+        _ arguments: [String], as task: TaskID?, _ streams: [Int32: Int32]
+    ) throws(SystemCallError) {
+        let inside = task.map { ["nsenter", "--user=/proc/\($0.rawValue)/ns/user", "--setuid=0", "--setgid=0"] } ?? []
         let program = try startProgram(
-            "/bin/sh", arguments: ["sh", "-c", #"exec tar "$@""#, "tar"] + arguments, environment: [], streams: streams)
+            "/bin/sh", arguments: ["sh", "-c", #"exec "$@""#, "tar"] + inside + ["tar"] + arguments, environment: [],
+            streams: streams)
         guard try waitForProgram(program) == 0 else { throw SystemCallError(.execve, .EIO) }
     }
 }

@@ -36,12 +36,14 @@ enum MountDump {
         }
         for entry in MountOrder.archived(entries) {
             try during(.step("the mount \(String(decoding: entry.mountpoint, as: UTF8.self))")) { () throws(Failure) in
-                try archive(entry, namespace.number, context)
+                try archive(entry, of: root, namespace.number, context)
             }
         }
     }
 
-    private static func archive(_ entry: MntEntry, _ namespace: Int32, _ context: DumpContext) throws(Failure) {
+    private static func archive(
+        _ entry: MntEntry, of root: TaskID, _ namespace: Int32, _ context: DumpContext
+    ) throws(Failure) {
         let point = Array(entry.mountpoint)
         let number = try attempt("open it") { () throws(SystemCallError) in
             try MountVisit.perform(in: namespace) { () throws(SystemCallError) in
@@ -55,7 +57,7 @@ enum MountDump {
                 .unsupported, "another mount hides it, so that what it holds can't be archived",
                 advice: "Unmount what is mounted over it")
         }
-        let bytes = try Archive.pack(place)
+        let bytes = try Archive.pack(place, as: context.owners.isApart ? root : nil)
         let image = context.images.create(.mountedFiles(entry.rootDev))
         try image.append(raw: bytes)
         try image.finish()
@@ -76,7 +78,7 @@ enum MountDump {
             entry.parentMntID = UInt32(bitPattern: mount.parent)
             entry.rootDev = mount.device
             entry.flags = MountOptions.flags(mount.options)
-            let (flags, rest) = MountOptions.split(mount.fileSystemOptions)
+            let (flags, rest) = MountOptions.split(mount.fileSystemOptions, context.owners)
             entry.sbFlags = flags
             entry.options = imageBytes(rest.utf8)
             entry.source = imageBytes(mount.source)

@@ -1,4 +1,5 @@
 internal import ImageMessages
+internal import Kinds
 internal import Linux
 
 /// Options of mounts and of file systems, between their words in mountinfo, their bits in images (`MS_*`) and what
@@ -29,17 +30,28 @@ enum MountOptions {
     }
 
     /// The bits among the options of a file system, and the rest of them.
-    static func split(_ options: String) -> (flags: UInt32, rest: String) {
+    static func split(_ options: String, _ owners: TreeOwners) -> (flags: UInt32, rest: String) {
         var flags: UInt32 = 0
-        var rest: [Substring] = []
+        var rest: [String] = []
         for word in options.split(separator: ",") where word != "rw" {
             if let known = fileSystemWords.first(where: { $0.word == word }) {
                 flags |= known.flag
             } else {
-                rest.append(word)
+                rest.append(named(String(word), owners))
             }
         }
         return (flags, rest.joined(separator: ","))
+    }
+
+    /// An option that may name a user or a group, as the tree calls them.
+    private static func named(_ word: String, _ owners: TreeOwners) -> String {
+        let parts = word.split(separator: "=")
+        guard owners.isApart, parts.count == 2, let number = UInt32(parts[1]) else { return word }
+        switch parts[0] {
+        case "uid": return "uid=\(owners.user(number))"
+        case "gid": return "gid=\(owners.group(number))"
+        default: return word
+        }
     }
 
     /// What sets a mount's options to those of an image.

@@ -56,49 +56,48 @@ struct MountRestore {
                 try mount(step, in: seed, &handles)
                 if let archive = archives[step.entry.rootDev], step.origin == .fresh(kind: "tmpfs") {
                     let place = try open(step.entry, in: seed)
-                    try Archive.unpack(archive, into: place)
+                    try Archive.unpack(archive, into: place, as: context.owners.isApart ? seed.task : nil)
                 }
             }
         }
         try finish(seed, handles, context)
     }
 
-    /// Goes to the new root, with what comes from outside at hand.
+    /// Goes to the new root, with what comes from outside at hand: copies of our mounts.
     private func enter(_ seed: Puppet, _ context: RestoreContext, _ handles: inout [UInt32: Int]) throws(Failure) {
         let root = (context.policy.root ?? FilePath("/")).bytes
+        var ids = [order.steps[0].entry.mntID]
+        var copies = [try MountRestore.copy(root, "the tree's root (--root)").release()]
+        defer { for number in copies { _ = try? systemCall(.close, Int(number)) } }
+        for step in order.steps {
+            guard case .external(let key) = step.origin, let text = MountRestore.place(of: key, context) else {
+                continue
+            }
+            copies.append(try MountRestore.copy(Array(text.utf8), "what --external mnt[\(key)]:DIR names").release())
+            ids.append(step.entry.mntID)
+        }
+        let arrived = try context.deliver(copies, to: seed)
+        for (id, number) in zip(ids, arrived) { handles[id] = Int(number.number) }
         var batch = Batch()
         let everything = batch.place(string: "/".utf8)
         batch.add(
             .mount, .value(0), .buffer(everything), .value(0), .value(0x44000), .value(0),
             doing: "make the new mount namespace private")  // MS_REC | MS_PRIVATE
-        let path = batch.place(string: root)
-        let new = batch.add(
-            .open_tree, .value(Int(currentDirectory)), .buffer(path), .value(0o2000001),
-            doing: "open the tree's root (--root)")
-        var slots: [(UInt32, Batch.Slot)] = []
-        for step in order.steps {
-            guard case .external(let key) = step.origin, let text = MountRestore.place(of: key, context) else {
-                continue
-            }
-            let place = batch.place(string: text.utf8)
-            slots.append(
-                (
-                    step.entry.mntID,
-                    batch.add(
-                        .open_tree, .value(Int(currentDirectory)), .buffer(place), .value(0o2000001),
-                        doing: "open what --external mnt[KEY]:DIR names")
-                ))
-        }
         let nothing = batch.place(string: "".utf8)
         batch.add(
-            .move_mount, .result(new), .buffer(nothing), .value(Int(currentDirectory)), .buffer(path), .value(4),
+            .move_mount, .descriptor(arrived[0]), .buffer(nothing), .value(Int(currentDirectory)), .buffer(everything),
+            .value(4),
             doing: "mount the tree's root")  // MOVE_MOUNT_F_EMPTY_PATH
-        batch.add(.fchdir, .result(new), doing: "enter the tree's root")
+        batch.add(.fchdir, .descriptor(arrived[0]), doing: "enter the tree's root")
         let here = batch.place(string: ".".utf8)
         batch.add(.pivot_root, .buffer(here), .buffer(here), doing: "make it the root")
-        slots.append((order.steps[0].entry.mntID, new))
-        let results = try seed.run(batch)
-        for (id, slot) in slots { handles[id] = results[slot] }
+        try seed.run(batch)
+    }
+
+    private static func copy(_ path: [UInt8], _ what: String) throws(Failure) -> Descriptor {
+        try attempt("copy the mount of \(what)", advice: "Name a directory or file that exists") {
+            () throws(SystemCallError) in try MountVisit.copy(path)
+        }
     }
 
     private func mount(
