@@ -7,6 +7,8 @@ public import Linux
 public final class TreeView {
     /// Where the tree's sockets are; nil for our own namespace.
     public var network: TreeNetwork?
+    /// The mounts of its namespace, if that is not ours.
+    public var mounts: Set<Int32> = []
     /// Its IPC namespace, if that is not ours.
     private var ipc: Descriptor?
     /// The root of its mount namespace, if that is not ours.

@@ -34,6 +34,25 @@ public enum MountVisit {
             })
     }
 
+    /// Has a thread open a directory in a copy of a mount namespace, without some mounts that would be in the way.
+    ///
+    /// - Parameter hidden: where they are mounted, those first that may hide others.
+    public static func open(
+        _ path: [UInt8], without hidden: [[UInt8]], in namespace: Int32
+    ) throws(SystemCallError) -> Descriptor {
+        let number = try perform(in: namespace) { () throws(SystemCallError) in
+            try systemCall(.unshare, 0x2_0000)
+            try withCString([0x2f]) { (root) throws(SystemCallError) in
+                try systemCall(.mount, 0, root, 0, 0x44000, 0)  // MS_REC | MS_PRIVATE
+            }
+            for path in hidden {
+                try withCString(path) { (path) throws(SystemCallError) in try systemCall(.umount2, path, 2) }
+            }
+            return try openFile(path, [.path, .directory]).release()
+        }
+        return Descriptor(owning: number)
+    }
+
     /// Makes a mount read-only (`mount_setattr(2)`), which must be in the namespace that we are in.
     public static func makeReadOnly(_ mount: Int32) throws(SystemCallError) {
         var change: (UInt64, UInt64, UInt64, UInt64) = (1, 0, 0, 0)  // MOUNT_ATTR_RDONLY

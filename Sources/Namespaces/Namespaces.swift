@@ -12,7 +12,7 @@ public enum NamespaceDump {
         let apart = context.namespaces.apart
         if apart.contains(.ipc) { try context.view.takeIPC(of: root) }
         guard apart.contains(.mnt) else { return }
-        try MountDump.check(root, context)
+        context.view.mounts = try MountDump.check(root, context)
         context.view.take(context.owners)
         context.view.take(root: try MountDump.openRoot(of: root))
     }

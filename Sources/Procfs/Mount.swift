@@ -17,6 +17,8 @@ public struct Mount: Hashable, Sendable {
     public var options: String
     /// Its group of peers that tell each other of mounts (`shared:N`), and the group that tells it (`master:N`); 0 for none.
     public var shared: UInt32, master: UInt32
+    /// Whether it can't be bound elsewhere.
+    public var isUnbindable: Bool
     /// The kind of file system.
     public var kind: [UInt8]
     /// What is mounted, as the file system calls it.
@@ -42,9 +44,11 @@ public struct Mount: Hashable, Sendable {
             let point = unescaped(fields.word())
             let options = String(decoding: fields.word(), as: UTF8.self)
             var (shared, master): (UInt32, UInt32) = (0, 0)
+            var isUnbindable = false
             while !fields.isAtEnd {
                 let tag = String(decoding: fields.word(), as: UTF8.self)
                 if tag == "-" { break }
+                if tag == "unbindable" { isUnbindable = true }
                 let parts = tag.split(separator: ":")
                 guard parts.count == 2, let number = UInt32(parts[1]) else { continue }
                 if parts[0] == "shared" { shared = number }
@@ -55,6 +59,7 @@ public struct Mount: Hashable, Sendable {
                     id: Int32(truncatingIfNeeded: id), parent: Int32(truncatingIfNeeded: parent),
                     device: UInt32(truncatingIfNeeded: major << 20) | UInt32(truncatingIfNeeded: minor & 0xfffff),
                     root: root, point: point, options: options, shared: shared, master: master,
+                    isUnbindable: isUnbindable,
                     kind: Array(fields.word()), source: unescaped(fields.word()),
                     fileSystemOptions: String(decoding: unescaped(fields.word()), as: UTF8.self)))
         }

@@ -206,7 +206,7 @@ struct `A container goes on in namespaces of its own` {
             def inside():
                 os.mkdir(work + '/m'); place = work + '/m'
                 mount('memory', place, 'tmpfs', NOSUID, 'size=3m,mode=750,uid=5')
-                for name in ('a', 'b', 'c', 'd', 'hidden', 'ro'): os.mkdir(place + '/' + name)
+                for name in ('a', 'b', 'c', 'd', 'hidden', 'ro', 'once', 'gone', 'removed', 'sub'): os.mkdir(place + '/' + name)
                 mount(place + '/a', place + '/b', None, BIND)
                 mount('other', place + '/c', 'tmpfs'); mount(None, place + '/c', None, SHARED)
                 mount(place + '/c', place + '/d', None, BIND); mount(None, place + '/d', None, SLAVE)
@@ -215,6 +215,12 @@ struct `A container goes on in namespaces of its own` {
                 mount(None, place + '/ro', None, REMOUNT | RDONLY)
                 mount(None, place + '/b', None, REMOUNT | BIND | RDONLY | NOEXEC)
                 mount('none', work + '/root', 'mqueue')
+                mount('below', place + '/hidden', 'tmpfs'); open(place + '/hidden/below', 'w').write('below')
+                mount('above', place + '/hidden', 'tmpfs'); open(place + '/hidden/above', 'w').write('above')
+                mount('once', place + '/once', 'tmpfs'); mount(None, place + '/once', None, 1 << 17)
+                os.chmod(place + '/gone', 0o700); mount(place + '/gone', place + '/removed', None, BIND); os.rmdir(place + '/gone')
+                # A member of a group whose root is below the others', copied into by a mount of its parent.
+                mount(place + '/c/deep', place + '/sub', None, BIND)
                 open(place + '/a/file', 'w').write('text'); os.chmod(place + '/a/file', 0o4711); os.chown(place + '/a/file', 3, 4)
                 os.link(place + '/a/file', place + '/a/same'); os.symlink('../c', place + '/a/link')
                 os.mkfifo(place + '/a/fifo'); os.setxattr(place + '/a/file', 'trusted.kept', b'value')
@@ -232,7 +238,7 @@ struct `A container goes on in namespaces of its own` {
                     groups, out = {}, []
                     for line in open('/proc/self/mountinfo'):
                         words = line.split(); end = words.index('-')
-                        tags = [w.split(':')[0] + ':%d' % groups.setdefault(w.split(':')[1], len(groups)) for w in words[6:end]]
+                        tags = [w.split(':')[0] + ':%d' % groups.setdefault(w.split(':')[1], len(groups)) if ':' in w else w for w in words[6:end]]
                         out.append(' '.join(words[3:6] + tags + words[end + 1:]))
                     return out
                 def check():
@@ -246,6 +252,11 @@ struct `A container goes on in namespaces of its own` {
                     # A mount comes to the slave, but not back.
                     os.makedirs(place + '/c/new', exist_ok=True); mount('new', place + '/c/new', 'tmpfs')
                     out += [str(os.path.ismount(place + '/d/new'))]; must(libc.umount2((place + '/c/new').encode(), 0))
+                    out += [open(place + '/hidden/above').read()]; must(libc.umount2((place + '/hidden').encode(), 0))
+                    out += [open(place + '/hidden/below').read()]
+                    mount('above', place + '/hidden', 'tmpfs'); open(place + '/hidden/above', 'w').write('above')
+                    try: mount(place + '/once', place + '/c/new', None, BIND); out.append('bound')
+                    except OSError as e: out.append(str(e))
                     return '\\n'.join(out)
                 check(); serve(check)
             contain(inside)
@@ -253,6 +264,8 @@ struct `A container goes on in namespaces of its own` {
         let before = container.program.ask()
         for word in [
             "master:", "shared:", "size=3072k", "noexec", "unlinked", "b'value'", "Read-only", "blocks 1", "True",
+            "above", "below",
+            "unbindable", "//deleted", "Invalid argument",
         ] {
             #expect(before.contains(word), "\(before)")
         }

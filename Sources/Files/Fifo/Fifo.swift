@@ -59,7 +59,9 @@ enum Fifo: FileKind {
                 let flags = Int32(bitPattern: entry.flags)
                 let made = try attempt("open the fifo") { () throws(SystemCallError) in
                     let mode = OpenFlags(rawValue: flags & 3 | OpenFlags.nonBlocking.rawValue)
-                    let made = try openFile(FilePath(bytes: Array(entry.name)), mode)
+                    let made = try OwnerVisit.open { () throws(SystemCallError) in
+                        try openFile(FilePath(bytes: Array(entry.name)), mode)
+                    }
                     try setStatusFlags(made.number, entry.flags)
                     return made
                 }

@@ -35,7 +35,9 @@ enum RegularFile: FileKind {
         entry.flags = facts.statusFlags
         entry.pos = facts.information.position
         entry.fown = try FileOwner.dump(file, context)
-        // No mount id: without images of mounts CRIU takes it for one of another namespace.
+        // Without images of mounts CRIU takes a mount id for one of another namespace.
+        let mount = facts.information.mountID
+        if context.view.mounts.contains(mount) { entry.mntID = mount }
         entry.mode = facts.status.mode
         if facts.status.kind == .regular {
             entry.size = facts.status.size
@@ -157,7 +159,7 @@ enum RegularFile: FileKind {
         return try attempt(
             "open it", code: .conflict, advice: "Put the file back as it was at the dump"
         ) { () throws(SystemCallError) in
-            let made = try openFile(path, flags)
+            let made = try OwnerVisit.open { () throws(SystemCallError) in try openFile(path, flags) }
             if position != 0, !flags.contains(.path) { try systemCall(.lseek, Int(made.number), position, 0) }
             return made
         }

@@ -257,6 +257,8 @@ final class Remaps {
             (entry.reg.fown.pidType, entry.reg.fown.pid) = (0, 0)
             entry.reg.name = imageBytes(name)
             entry.reg.mode = status.mode
+            let mount = file.facts.information.mountID
+            if context.view.mounts.contains(mount) { entry.reg.mntID = mount }
             if status.kind == .regular { entry.reg.size = status.size }
             context.files.append(entry)
             links[inode] = number

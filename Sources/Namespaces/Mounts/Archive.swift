@@ -4,6 +4,9 @@ internal import SystemPackage
 
 /// Packs and unpacks what a directory holds, by tar and gzip, which is what images keep of a file system in memory.
 enum Archive {
+    /// The most bytes of an archive.
+    static let largest = 1 << 30
+
     private static let packing = [
         "--create", "--gzip", "--no-unquote", "--no-wildcards", "--one-file-system", "--check-links",
         "--preserve-permissions", "--sparse", "--numeric-owner", "--xattrs", "--xattrs-include=*",
@@ -24,6 +27,9 @@ enum Archive {
             let nothing = try memoryFile("nothing")
             let output = try memoryFile("archive")
             try run(packing, as: task, [0: nothing.number, 1: output.number, 3: directory])
+            guard try systemCall(.lseek, Int(output.number), 0, 2) <= largest else {
+                throw SystemCallError(.lseek, .EFBIG)
+            }
             try systemCall(.lseek, Int(output.number), 0, 0)
             return try readToEnd(output)
         }

@@ -21,9 +21,28 @@ enum MountDump {
         return Descriptor(owning: number)
     }
 
-    /// Refuses mounts that could not be restored.
-    static func check(_ root: TaskID, _ context: DumpContext) throws(Failure) {
-        _ = try describe(Mount.all(of: root), context)
+    /// Refuses mounts that could not be restored. Returns the numbers of all.
+    static func check(_ root: TaskID, _ context: DumpContext) throws(Failure) -> Set<Int32> {
+        let mounts = try Mount.all(of: root)
+        let entries = try describe(mounts, context)
+        _ = try MountOrder(entries)
+        for entry in entries where entry.deleted { try checkRemoved(entry, of: root) }
+        return Set(mounts.map(\.id))
+    }
+
+    /// A removed directory is empty. A removed file is not, as a rule, and what it holds would be lost.
+    private static func checkRemoved(_ entry: MntEntry, of root: TaskID) throws(Failure) {
+        let place = Array("/proc/\(root.rawValue)/root".utf8) + Array(entry.mountpoint)
+        let text = String(decoding: entry.mountpoint, as: UTF8.self)
+        let status = try attempt("look at the mount \(text)") { () throws(SystemCallError) in
+            let file = try openFile(place, [.path])
+            return try FileStatus.read(in: file.number)
+        }
+        guard status.kind == .directory || status.kind == .regular && status.size == 0 else {
+            throw Failure(
+                .unsupported, "the mount \(text) is of a file that was removed since, and what it holds would be lost",
+                advice: "Put the file back, or unmount it")
+        }
     }
 
     /// Writes `mountpoints-N.img` and the archives of file systems in memory.
@@ -34,23 +53,18 @@ enum MountDump {
         let namespace = try attempt("open the mount namespace of task \(root)") { () throws(SystemCallError) in
             try openFile("/proc/\(root.rawValue)/ns/mnt")
         }
-        for entry in MountOrder.archived(entries) {
+        for entry in try MountOrder(entries).archived {
             try during(.step("the mount \(String(decoding: entry.mountpoint, as: UTF8.self))")) { () throws(Failure) in
-                try archive(entry, of: root, namespace.number, context)
+                try archive(entry, entries, of: root, namespace.number, context)
             }
         }
     }
 
     private static func archive(
-        _ entry: MntEntry, of root: TaskID, _ namespace: Int32, _ context: DumpContext
+        _ entry: MntEntry, _ entries: [MntEntry], of root: TaskID, _ namespace: Int32, _ context: DumpContext
     ) throws(Failure) {
-        let point = Array(entry.mountpoint)
-        let number = try attempt("open it") { () throws(SystemCallError) in
-            try MountVisit.perform(in: namespace) { () throws(SystemCallError) in
-                try MountVisit.copy(point).release()
-            }
-        }
-        let place = Descriptor(owning: number)
+        let place = try open(entry, entries, namespace)
+        let number = place.number
         let status = try attempt("look at it") { () throws(SystemCallError) in try FileStatus.read(in: number) }
         guard status.kernelDevice == entry.rootDev else {
             throw Failure(
@@ -61,6 +75,26 @@ enum MountDump {
         let image = context.images.create(.mountedFiles(entry.rootDev))
         try image.append(raw: bytes)
         try image.finish()
+    }
+
+    /// Opens a file system as it is without what is mounted on it, or over it.
+    private static func open(
+        _ entry: MntEntry, _ entries: [MntEntry], _ namespace: Int32
+    ) throws(Failure) -> Descriptor {
+        let point = Array(entry.mountpoint)
+        let hidden = MountOrder.inTheWay(of: entry, entries)
+        let number = try attempt("open it") { () throws(SystemCallError) in
+            do throws(SystemCallError) {
+                return try MountVisit.open(point, without: hidden, in: namespace).release()
+            } catch {
+                // Mounts of another user namespace can't be taken away. Where nothing is over it, a copy will do.
+                guard error.errno == .EINVAL else { throw error }
+                return try MountVisit.perform(in: namespace) { () throws(SystemCallError) in
+                    try MountVisit.copy(point).release()
+                }
+            }
+        }
+        return Descriptor(owning: number)
     }
 
     /// What the image says of mounts.
@@ -77,18 +111,22 @@ enum MountDump {
             entry.mntID = UInt32(bitPattern: mount.id)
             entry.parentMntID = UInt32(bitPattern: mount.parent)
             entry.rootDev = mount.device
-            entry.flags = MountOptions.flags(mount.options)
+            entry.flags = MountOptions.flags(mount.options) | (mount.isUnbindable ? MountOptions.unbindable : 0)
             let (flags, rest) = MountOptions.split(mount.fileSystemOptions, context.owners)
             entry.sbFlags = flags
             entry.options = imageBytes(rest.utf8)
             entry.source = imageBytes(mount.source)
             entry.mountpoint = imageBytes(mount.point)
-            entry.root = imageBytes(mount.root)
+            let removed = Array("//deleted".utf8)
+            if mount.root.suffix(removed.count).elementsEqual(removed) {
+                entry.deleted = true
+                entry.root = imageBytes(mount.root.dropLast(removed.count))
+            } else {
+                entry.root = imageBytes(mount.root)
+            }
             if mount.shared != 0 { entry.sharedID = mount.shared }
             if mount.master != 0 { entry.masterID = mount.master }
             if let key = context.policy.external.value("mnt[\(text)]") {
-                entry.extMount = true
-                entry.root = imageBytes(key.utf8)
                 entry.extKey = imageBytes(key.utf8)
                 return entry
             }

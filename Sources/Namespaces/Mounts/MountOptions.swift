@@ -15,6 +15,8 @@ enum MountOptions {
 
     /// All attributes that are set or cleared.
     static let all: UInt64 = 0x20_00ff
+    /// `MS_UNBINDABLE`.
+    static let unbindable: UInt32 = 1 << 17
     /// `MOUNT_ATTR_RDONLY`.
     static let readOnly: UInt64 = 1
     /// `MOUNT_ATTR_STRICTATIME`.

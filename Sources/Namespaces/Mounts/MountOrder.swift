@@ -37,7 +37,9 @@ struct MountOrder {
         guard ids.count == entries.count else { throw Failure(.corruptImage, "two mounts have one number") }
         let roots = entries.filter { !ids.contains($0.parentMntID) || $0.parentMntID == $0.mntID }
         guard roots.count == 1, let root = roots.first, Array(root.mountpoint) == [0x2f] else {
-            throw Failure(.corruptImage, "the mounts have \(roots.count) roots")
+            throw Failure(
+                .unsupported, "the tree sees \(roots.count) mounts that are on no other, and not one at /",
+                advice: "Have its root be a mount, as pivot_root(2) makes it")
         }
         steps = [Step(entry: root, origin: .root)]
         var made: Set<UInt32> = [root.mntID]
@@ -64,11 +66,11 @@ struct MountOrder {
     }
 
     private func origin(of entry: MntEntry) -> Origin? {
-        if entry.extMount {
-            return .external(String(decoding: entry.hasExtKey ? entry.extKey : entry.root, as: UTF8.self))
-        }
+        if entry.hasExtKey { return .external(String(decoding: entry.extKey, as: UTF8.self)) }
+        // Images of old have it there.
+        if entry.extMount { return .external(String(decoding: entry.root, as: UTF8.self)) }
         let place = steps.firstIndex { step in
-            guard step.entry.rootDev == entry.rootDev, !step.entry.extMount else { return false }
+            guard step.entry.rootDev == entry.rootDev, !step.entry.extMount, !step.entry.hasExtKey else { return false }
             return MountOrder.isInside(Array(entry.root), of: Array(step.entry.root))
         }
         if let place { return .bind(place) }
@@ -83,14 +85,54 @@ struct MountOrder {
         return path.starts(with: other + [0x2f])
     }
 
+    /// What the root of a bind is called from where it is bound from.
+    func rest(_ step: Step) -> [UInt8] {
+        guard case .bind(let index) = step.origin else { return [] }
+        return MountOrder.rest(Array(step.entry.root), from: Array(steps[index].entry.root))
+    }
+
+    /// Whether something is mounted in time over what a bind is bound from.
+    func isHidden(_ step: Step) -> Bool {
+        guard case .bind(let index) = step.origin else { return false }
+        let origin = steps[index].entry
+        let place = (Array(origin.mountpoint) == [0x2f] ? [] : Array(origin.mountpoint)) + [0x2f] + rest(step)
+        return steps.contains { other in
+            other.entry.parentMntID == origin.mntID && other.entry.mntID != step.entry.mntID
+                && MountOrder.isInside(place, of: Array(other.entry.mountpoint))
+        }
+    }
+
     /// What a path is called from another one that it is inside of; empty for the same.
     static func rest(_ path: [UInt8], from other: [UInt8]) -> [UInt8] {
         Array(path.dropFirst(other.count).drop { $0 == 0x2f })
     }
 
-    /// The file systems in memory whose contents are archived, each once.
-    static func archived(_ entries: [MntEntry]) -> [MntEntry] {
-        guard let order = try? MountOrder(entries) else { return [] }
-        return order.steps.filter { $0.origin == .fresh(kind: "tmpfs") }.map(\.entry)
+    /// What has to be unmounted, in this order, to see a mount alone: what is on it or over it. What is mounted on these goes with
+    /// them. A place where several are on top of each other comes as often.
+    static func inTheWay(of entry: MntEntry, _ entries: [MntEntry]) -> [[UInt8]] {
+        // Where the way to it goes on, from each mount above it.
+        var way: [UInt32: [UInt8]] = [:]
+        var last = entry
+        while let parent = entries.first(where: { $0.mntID == last.parentMntID }), parent.mntID != entry.mntID,
+            way[parent.mntID] == nil
+        {
+            way[parent.mntID] = Array(last.mountpoint)
+            last = parent
+        }
+        return entries.filter { other in
+            if other.mntID == entry.mntID || way[other.mntID] != nil { return false }
+            if other.parentMntID == entry.mntID { return true }
+            return way[other.parentMntID].map { isInside($0, of: Array(other.mountpoint)) } ?? false
+        }.sorted { $0.mountpoint.count < $1.mountpoint.count }.flatMap { other in
+            var (count, top) = (1, other)
+            while let next = entries.first(where: { $0.parentMntID == top.mntID && $0.mountpoint == top.mountpoint }) {
+                (count, top) = (count + 1, next)
+                if count > entries.count { break }
+            }
+            return [[UInt8]](repeating: Array(other.mountpoint), count: count)
+        }
     }
+
+    /// The file systems in memory whose contents are archived, each once.
+    var archived: [MntEntry] { steps.filter { $0.origin == .fresh(kind: "tmpfs") }.map(\.entry) }
 }

@@ -4,6 +4,7 @@ internal import ImageMessages
 internal import Kinds
 internal import Linux
 internal import Logging
+internal import Procfs
 internal import Remote
 internal import SystemPackage
 
@@ -13,9 +14,6 @@ struct MountRestore {
     private let archives: [UInt32: [UInt8]]
     private let readOnly = ReadOnlyMounts()
 
-    /// The most bytes of an archive.
-    private static let largest = 1 << 30
-
     /// Reads and checks the images.
     init(_ id: UInt32, _ context: RestoreContext) throws(Failure) {
         let images = context.images
@@ -23,6 +21,7 @@ struct MountRestore {
         order = try during(.image(name.fileName)) { () throws(Failure) in
             try MountOrder(images.loadAll(name, as: MntEntry.self))
         }
+        try MountRestore.checkRoot(order.steps[0].entry, context)
         var archives: [UInt32: [UInt8]] = [:]
         for step in order.steps {
             if case .external(let key) = step.origin, MountRestore.place(of: key, context) == nil {
@@ -34,12 +33,23 @@ struct MountRestore {
             let name = ImageName.mountedFiles(step.entry.rootDev)
             guard images.has(name) else { continue }
             let reader = try images.open(name)
-            guard reader.size <= MountRestore.largest else {
+            guard reader.size <= Archive.largest else {
                 throw Failure(.corruptImage, "\(name.fileName) is too large to be true")
             }
             archives[step.entry.rootDev] = try reader.read(reader.size)
         }
         self.archives = archives
+    }
+
+    /// A tree whose root was another directory than ours must not come to ours because nobody named its own.
+    private static func checkRoot(_ root: MntEntry, _ context: RestoreContext) throws(Failure) {
+        guard context.policy.root == nil else { return }
+        let ours = try Mount.all().last { $0.point == [0x2f] }
+        guard ours?.device == root.rootDev, ours?.root == Array(root.root) else {
+            throw Failure(
+                .usage, "the tree's root was a directory of its own",
+                advice: "Pass --root DIR with what is to be its root")
+        }
     }
 
     private static func place(of key: String, _ context: RestoreContext) -> String? {
@@ -50,14 +60,20 @@ struct MountRestore {
     func make(in seed: Puppet, _ context: RestoreContext) throws(Failure) {
         var handles: [UInt32: Int] = [:]
         try enter(seed, context, &handles)
-        for step in order.steps.dropFirst() {
+        try copyOrigins(0, in: seed, &handles)
+        for (index, step) in order.steps.enumerated().dropFirst() {
             let text = String(decoding: step.entry.mountpoint, as: UTF8.self)
             try during(.step("the mount \(text)")) { () throws(Failure) in
-                try mount(step, in: seed, &handles)
+                var known = handles
+                try aroundRemoved(step, in: seed, handles) { () throws(Failure) in
+                    try mount(step, in: seed, &known)
+                }
+                handles = known
                 if let archive = archives[step.entry.rootDev], step.origin == .fresh(kind: "tmpfs") {
                     let place = try open(step.entry, in: seed)
                     try Archive.unpack(archive, into: place, as: context.owners.isApart ? seed.task : nil)
                 }
+                if case .fresh = step.origin { try copyOrigins(index, in: seed, &handles) }
             }
         }
         try finish(seed, handles, context)
@@ -110,25 +126,14 @@ struct MountRestore {
         let handle: Batch.Slot
         switch step.origin {
         case .root: return
-        case .external:
-            guard let number = handles[entry.mntID] else {
-                throw Failure(.bug, "an external mount that was not opened")
-            }
+        case .external, .bind:
+            if handles[entry.mntID] == nil { handles[entry.mntID] = try copy(step, in: seed, handles) }
+            guard let number = handles[entry.mntID] else { throw Failure(.bug, "a mount of nothing") }
             batch.add(
                 .move_mount, .value(number), .buffer(nothing), .value(Int(currentDirectory)), .buffer(point), .value(4),
                 doing: "mount it")
             try seed.run(batch)
             return
-        case .bind(let index):
-            let origin = order.steps[index].entry
-            guard let number = handles[origin.mntID] else { throw Failure(.bug, "a bind of an unknown mount") }
-            let rest = batch.place(string: MountOrder.rest(Array(entry.root), from: Array(origin.root)))
-            handle = batch.add(
-                .open_tree, .value(number), .buffer(rest), .value(0o2000001 | 0x1000), doing: "open what is bound")
-            batch.add(
-                .move_mount, .result(handle), .buffer(nothing), .value(Int(currentDirectory)), .buffer(point),
-                .value(4),
-                doing: "mount it")
         case .fresh(let kind):
             let source = batch.place(string: Array(entry.source))
             let kind = batch.place(string: kind.utf8)
@@ -143,6 +148,66 @@ struct MountRestore {
         handles[entry.mntID] = try seed.run(batch)[handle]
     }
 
+    /// Copies what will be bound elsewhere and is hidden by then, while nothing is mounted there yet that would be copied instead. All
+    /// else is copied when it is needed, which keeps the order of mounts.
+    private func copyOrigins(
+        _ index: Int, in seed: Puppet, _ handles: inout [UInt32: Int]
+    ) throws(Failure) {
+        guard let number = handles[order.steps[index].entry.mntID] else { return }
+        var batch = Batch()
+        var slots: [(UInt32, Batch.Slot)] = []
+        for step in order.steps where step.origin == .bind(index) && order.isHidden(step) && !step.entry.deleted {
+            let rest = batch.place(string: order.rest(step))
+            let slot = batch.add(
+                .open_tree, .value(number), .buffer(rest), .value(0o2000001 | 0x1000), doing: "open what is bound",
+                mayFail: true)
+            slots.append((step.entry.mntID, slot))
+        }
+        let results = try seed.run(batch)
+        for (id, slot) in slots { if let number = results.success(slot) { handles[id] = number } }
+    }
+
+    /// Copies what is to be bound.
+    private func copy(_ step: MountOrder.Step, in seed: Puppet, _ handles: [UInt32: Int]) throws(Failure) -> Int {
+        guard case .bind(let index) = step.origin, let number = handles[order.steps[index].entry.mntID] else {
+            throw Failure(.bug, "a bind of an unknown mount")
+        }
+        var batch = Batch()
+        let rest = batch.place(string: order.rest(step))
+        let made = batch.add(
+            .open_tree, .value(number), .buffer(rest), .value(0o2000001 | 0x1000), doing: "open what is bound")
+        return try seed.run(batch)[made]
+    }
+
+    /// Makes what was bound and then removed, binds it with a body, and removes it again.
+    private func aroundRemoved(
+        _ step: MountOrder.Step, in seed: Puppet, _ handles: [UInt32: Int], _ body: () throws(Failure) -> Void
+    ) throws(Failure) {
+        guard step.entry.deleted, case .bind(let index) = step.origin,
+            let number = handles[order.steps[index].entry.mntID]
+        else { return try body() }
+        let place = Array("/proc/\(seed.task.rawValue)/root".utf8) + Array(step.entry.mountpoint)
+        let isFile = try attempt("look at the mount point") { () throws(SystemCallError) in
+            let file = try openFile(place, [.path])
+            return try FileStatus.read(in: file.number).kind != .directory
+        }
+        var batch = Batch()
+        let rest = batch.place(string: order.rest(step))
+        let doing: StaticString = "make what was bound and then removed"
+        if isFile {
+            batch.add(.mknodat, .value(number), .buffer(rest), .value(0o100600), .value(0), doing: doing)
+        } else {
+            batch.add(.mkdirat, .value(number), .buffer(rest), .value(0o700), doing: doing)
+        }
+        try seed.run(batch)
+        try body()
+        var end = Batch()
+        let gone = end.place(string: order.rest(step))
+        end.add(
+            .unlinkat, .value(number), .buffer(gone), .value(isFile ? 0 : 0x200), doing: "remove what is bound again")
+        try seed.run(end)
+    }
+
     /// Options and propagation, once everything is there, and leaves the old root.
     private func finish(_ seed: Puppet, _ handles: [UInt32: Int], _ context: RestoreContext) throws(Failure) {
         var batch = Batch()
@@ -153,13 +218,17 @@ struct MountRestore {
             MountRestore.change(
                 mount, set: attributes & ~MountOptions.readOnly, clear: MountOptions.all, &batch,
                 doing: "set the options of a mount")
+            if step.entry.flags & MountOptions.unbindable != 0 {
+                MountRestore.change(
+                    mount, propagation: UInt64(MountOptions.unbindable), &batch, doing: "make a mount unbindable")
+            }
             var isWhole = step.entry.sbFlags & 1 != 0
             if case .fresh = step.origin {} else { isWhole = false }
             if isWhole || attributes & MountOptions.readOnly != 0 {
                 try readOnly.add(mount, of: seed, isWhole: isWhole, isItself: attributes & MountOptions.readOnly != 0)
             }
         }
-        for group in groups(context) {
+        for group in try MountGroups(order.steps.map(\.entry), context.log).members {
             guard let mount = handles[group.mount] else { continue }
             let other = group.like.flatMap { handles[$0] }
             if let other {
@@ -193,46 +262,6 @@ struct MountRestore {
 
     /// Makes mounts read-only that were, once nothing more is written there.
     func seal(_ context: RestoreContext) throws(Failure) { try readOnly.seal(context) }
-
-    private struct Membership {
-        let mount: UInt32
-        /// A mount of the group that it is in, or is a slave of.
-        let like: UInt32?
-        let isSlave: Bool, isShared: Bool
-    }
-
-    /// Which mounts tell each other of mounts, masters first.
-    private func groups(_ context: RestoreContext) -> [Membership] {
-        var found: [Membership] = []
-        var leaders: [UInt32: UInt32] = [:]
-        let known = Set(order.steps.map(\.entry.sharedID).filter { $0 != 0 })
-        var waiting: [MntEntry] = []
-        for entry in order.steps.map(\.entry) where entry.sharedID != 0 || entry.masterID != 0 {
-            var entry = entry
-            if entry.masterID != 0, !known.contains(entry.masterID) {
-                context.log.warning(
-                    "the mount \(String(decoding: entry.mountpoint, as: UTF8.self)) had its master outside of the tree, and has none now"
-                )
-                entry.masterID = 0
-            }
-            waiting.append(entry)
-        }
-        while let next = waiting.firstIndex(where: { entry in
-            leaders[entry.sharedID] != nil || entry.masterID == 0 || leaders[entry.masterID] != nil
-        }) {
-            let entry = waiting.remove(at: next)
-            guard entry.sharedID != 0 || entry.masterID != 0 else { continue }
-            if entry.sharedID != 0, let leader = leaders[entry.sharedID] {
-                found.append(Membership(mount: entry.mntID, like: leader, isSlave: false, isShared: true))
-                continue
-            }
-            let master = entry.masterID == 0 ? nil : leaders[entry.masterID]
-            found.append(
-                Membership(mount: entry.mntID, like: master, isSlave: master != nil, isShared: entry.sharedID != 0))
-            if entry.sharedID != 0 { leaders[entry.sharedID] = entry.mntID }
-        }
-        return found
-    }
 
     private func open(_ entry: MntEntry, in seed: Puppet) throws(Failure) -> Descriptor {
         let path = Array("/proc/\(seed.task.rawValue)/root".utf8) + Array(entry.mountpoint)

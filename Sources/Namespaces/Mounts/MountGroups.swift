@@ -1,0 +1,54 @@
+internal import Diagnostics
+internal import ImageMessages
+internal import Logging
+
+/// Which mounts tell each other of mounts, and in which order they become members of their groups.
+struct MountGroups {
+    /// One mount, which is private until then.
+    struct Member {
+        let mount: UInt32
+        /// A mount of the group that it is in, or is to be a slave of. The kernel wants one whose root is the same or above.
+        let like: UInt32?
+        let isSlave: Bool, isShared: Bool
+    }
+
+    private(set) var members: [Member] = []
+    /// Who is in a group already.
+    private var joined: [UInt32: [MntEntry]] = [:]
+
+    /// Masters before their slaves, and in a group the widest first.
+    init(_ entries: [MntEntry], _ log: Logger) throws(Failure) {
+        let known = Set(entries.map(\.sharedID).filter { $0 != 0 })
+        var waiting: [MntEntry] = []
+        for var entry in entries where entry.sharedID != 0 || entry.masterID != 0 {
+            if entry.masterID != 0, !known.contains(entry.masterID) {
+                let text = String(decoding: entry.mountpoint, as: UTF8.self)
+                log.warning("the mount \(text) had its master outside of the tree, and has none now")
+                entry.masterID = 0
+            }
+            if entry.sharedID != 0 || entry.masterID != 0 { waiting.append(entry) }
+        }
+        waiting.sort { $0.root.count < $1.root.count }
+        while let next = waiting.firstIndex(where: { $0.masterID == 0 || joined[$0.masterID] != nil }) {
+            add(waiting.remove(at: next))
+        }
+        guard waiting.isEmpty else { throw Failure(.corruptImage, "groups of mounts are each other's masters") }
+    }
+
+    private mutating func add(_ entry: MntEntry) {
+        if let peer = cover(entry, in: entry.sharedID) {
+            members.append(Member(mount: entry.mntID, like: peer, isSlave: false, isShared: true))
+        } else {
+            let master = cover(entry, in: entry.masterID)
+            members.append(
+                Member(mount: entry.mntID, like: master, isSlave: master != nil, isShared: entry.sharedID != 0))
+        }
+        if entry.sharedID != 0 { joined[entry.sharedID, default: []].append(entry) }
+    }
+
+    private func cover(_ entry: MntEntry, in group: UInt32) -> UInt32? {
+        // Without one the kernel refuses, which is better than another group.
+        let found = joined[group]?.first { MountOrder.isInside(Array(entry.root), of: Array($0.root)) }
+        return (found ?? joined[group]?.first)?.mntID
+    }
+}
