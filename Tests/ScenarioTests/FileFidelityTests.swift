@@ -35,6 +35,18 @@ struct `A file comes back the same` {
 
         """
 
+    /// Such as the source of a lazy migration on the same machine.
+    @Test func `A fifo that somebody else has open has its contents once`() throws {
+        let program = try Program(
+            """
+            os.mkfifo(work + '/fifo'); f = os.open(work + '/fifo', os.O_RDWR); os.write(f, b'x' * 60000)
+            serve(lambda: str(len(os.read(f, 100000))) + (os.write(f, b'x' * 60000) and ''))
+            """)
+        let other = open(program.work + "/fifo", O_RDWR | O_CLOEXEC)
+        defer { close(other) }
+        for _ in 1...2 { #expect(try program.cycle() == "60000") }
+    }
+
     @Test func `with all flags, offsets, owners and attributes`() throws {
         let program = try Program(
             probing: Self.files + """

@@ -63,7 +63,6 @@ final class PipeContents {
 
     /// Duplicates what is in the pipe into one of ours (`tee(2)`) and reads that.
     private func copy(_ file: OpenFile, _ waiting: Int, _ size: Int) throws(Failure) -> ([UInt8], [UInt32]) {
-        let lens = try openLens(size)
         let ours = file.handle.number
         let flags = file.facts.statusFlags
         // A writing end can't be read; another description of the same pipe can.
@@ -72,10 +71,17 @@ final class PipeContents {
                 ? try openFile("/proc/self/fd/\(ours)", [.nonBlocking])
                 : Descriptor(owning: Int32(try systemCall(.fcntl, Int(ours), 1030, 3)))
         }
+        let (bytes, packets) = try copy(reading.number, waiting, size)
+        return (bytes, flags & UInt32(OpenFlags.direct.rawValue) != 0 || packets.count > 1 ? packets : [])
+    }
+
+    /// Duplicates what is in the pipe behind a descriptor for reading. Returns it, and the sizes of its pieces.
+    private func copy(_ reading: Int32, _ waiting: Int, _ size: Int) throws(Failure) -> ([UInt8], [UInt32]) {
+        let lens = try openLens(size)
         var bytes: [UInt8] = []
         var packets: [UInt32] = []
         try attempt("copy what is in the pipe") { () throws(SystemCallError) in
-            let got = try systemCall(.tee, Int(reading.number), Int(lens.writing), waiting, 2)  // SPLICE_F_NONBLOCK
+            let got = try systemCall(.tee, Int(reading), Int(lens.writing), waiting, 2)  // SPLICE_F_NONBLOCK
             var room = [UInt8](repeating: 0, count: max(got, 4096))
             while bytes.count < got {
                 // Pieces of a packet pipe come one by one.
@@ -90,7 +96,7 @@ final class PipeContents {
         guard bytes.count == waiting else {
             throw Failure(.unsupported, "only \(bytes.count) of \(waiting) bytes in the pipe can be copied")
         }
-        return (bytes, flags & UInt32(OpenFlags.direct.rawValue) != 0 || packets.count > 1 ? packets : [])
+        return (bytes, packets)
     }
 
     private func openLens(_ size: Int) throws(Failure) -> (reading: Int32, writing: Int32) {
@@ -147,6 +153,19 @@ final class PipeContents {
         }
     }
 
+    /// Whether a fifo still has its contents, because somebody else has it open, such as the source of a migration.
+    private func holds(_ contents: Contents, _ number: Int) throws(Failure) -> Bool {
+        var waiting: Int32 = 0
+        let size = try attempt("look into the fifo") { () throws(SystemCallError) in
+            try withAddress(of: &waiting) { (address) throws(SystemCallError) in
+                try systemCall(.ioctl, number, 0x541b, address)  // FIONREAD
+            }
+            return try systemCall(.fcntl, number, 1032)
+        }
+        guard waiting == contents.bytes.count else { return false }
+        return try copy(Int32(number), Int(waiting), size).0 == contents.bytes
+    }
+
     /// Sets the size of a pipe and writes its contents.
     func restore(_ id: UInt32, isFifo: Bool, writing: Int32) throws(Failure) {
         guard let contents = known[Key(id: id, isFifo: isFifo)] else { return }
@@ -160,6 +179,7 @@ final class PipeContents {
             }
         }
         guard !contents.bytes.isEmpty else { return }
+        if isFifo, try holds(contents, number) { return }
         var sizes = contents.entry.packets.map { Int($0) }
         let asPackets = !sizes.isEmpty
         if !asPackets { sizes = [contents.bytes.count] }
