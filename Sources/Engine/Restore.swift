@@ -296,7 +296,6 @@ final class RestoreOrder {
         let tree = try NascentTree(runway: plan.runway)
         self.tree = tree
         let root = plan.processes[0]
-        let parent: UInt64 = request.asSibling ? 0x8000 : 0
         let puppet: Puppet
         if let namespaces, apart[.user] != nil {
             guard !request.asSibling else {
@@ -311,6 +310,7 @@ final class RestoreOrder {
             }
             puppet = try tree.replant(root.id, from: carrier)
         } else {
+            let parent: UInt64 = request.asSibling ? 0x8000 : 0
             puppet = try tree.sow(root.id, flags: parent | (apart[.pid] == nil ? 0 : NamespaceKind.pid.flag))
         }
         puppets[root.id] = puppet

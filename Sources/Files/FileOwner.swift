@@ -62,7 +62,7 @@ enum FileOwner {
             if entry.signum != 0 { try systemCall(.fcntl, number, 10, Int(entry.signum)) }
             guard entry.pid != 0, let task else { return }
             // The kernel notes the caller's ids, to check later whether the signal is allowed.
-            let changes = !context.owners.isOurs(entry.uid, 0) || !context.owners.isOurs(entry.euid, 0)
+            let changes = context.owners.isApart || entry.uid != 0 || entry.euid != 0
             if changes {
                 try systemCall(.setresuid, context.owners.ourUser(entry.uid), context.owners.ourUser(entry.euid), -1)
             }

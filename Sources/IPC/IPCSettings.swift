@@ -9,11 +9,12 @@ internal import Logging
 enum IPCSettings {
     private static let kernel = "/proc/sys/kernel/", queues = "/proc/sys/fs/mqueue/"
 
+    private static func words(_ path: String) -> [Substring] {
+        String(decoding: (try? readWholeFile(path)) ?? [], as: UTF8.self).split { " \t\n".contains($0) }
+    }
+
     private static func read(_ path: String) -> [UInt64] {
-        guard let text = try? readWholeFile(path) else { return [] }
-        return String(decoding: text, as: UTF8.self).split { " \t\n".contains($0) }.compactMap {
-            UInt64($0) ?? Int64($0).map { UInt64(bitPattern: $0) }
-        }
+        words(path).compactMap { UInt64($0) ?? Int64($0).map { UInt64(bitPattern: $0) } }
     }
 
     /// Reads the settings of the namespace that we are in.
@@ -54,9 +55,7 @@ enum IPCSettings {
         if entry.hasMqMsgDefault { wanted.append((queues + "msg_default", "\(entry.mqMsgDefault)")) }
         if entry.hasMqMsgsizeDefault { wanted.append((queues + "msgsize_default", "\(entry.mqMsgsizeDefault)")) }
         for (path, value) in wanted {
-            let now = (try? readWholeFile(path)) ?? []
-            let words = String(decoding: now, as: UTF8.self).split { " \t\n".contains($0) }.joined(separator: " ")
-            guard words != value else { continue }
+            guard words(path).joined(separator: " ") != value else { continue }
             do throws(SystemCallError) {
                 let file = try openFile(path, .writeOnly)
                 try writeAll(Array(value.utf8), to: file.number)

@@ -53,17 +53,24 @@ public enum NamespaceKind: String, CaseIterable, Sendable {
         }
     }
 
-    /// Does something in another namespace of the kind, that of a task. The thread is back afterwards.
+    /// Does something in another namespace of the kind, the tree's. The thread is back afterwards.
+    ///
+    /// - Parameter namespace: a descriptor of it.
     @discardableResult
-    public func inside<R>(of task: TaskID, _ body: () throws(Failure) -> R) throws(Failure) -> R {
-        let visit = try attempt("enter the \(text) namespace of task \(task)", advice: "This needs CAP_SYS_ADMIN") {
-            () throws(SystemCallError) in
-            let place = try openFile("/proc/\(task.rawValue)/ns/\(rawValue)")
-            return try NamespaceVisit.begin(in: place.number, rawValue, flag)
+    public func inside<R>(_ namespace: Int32, _ body: () throws(Failure) -> R) throws(Failure) -> R {
+        let visit = try attempt("enter the tree's \(text) namespace", advice: "This needs CAP_SYS_ADMIN") {
+            () throws(SystemCallError) in try NamespaceVisit.begin(in: namespace, rawValue, flag)
         }
         let outcome = Result { () throws(Failure) in try body() }
         visit.end()
         return try outcome.get()
+    }
+
+    /// Opens the namespace that a task is in.
+    public func open(of task: TaskID) throws(Failure) -> Descriptor {
+        try attempt("open the \(text) namespace of task \(task)", code: .vanished) { () throws(SystemCallError) in
+            try openFile("/proc/\(task.rawValue)/ns/\(rawValue)")
+        }
     }
 
     /// Where a process has its number of such a namespace.

@@ -16,7 +16,7 @@ public final class TreeNetwork {
     private init(_ namespace: consuming Descriptor) throws(Failure) {
         let number = namespace.number
         (ours, theirs) = try attempt("look at a network namespace") { () throws(SystemCallError) in
-            let home = try NetworkVisit.here()
+            let home = try NamespaceVisit.here(NamespaceKind.net.rawValue)
             return (
                 try readLink("/proc/self/fd/\(home.number)").string, try readLink("/proc/self/fd/\(number)").string
             )
@@ -26,9 +26,7 @@ public final class TreeNetwork {
 
     /// The one of a running task.
     public convenience init(of task: TaskID) throws(Failure) {
-        let path = "/proc/\(task.rawValue)/ns/net"
-        try self.init(
-            attempt("open \(path)", code: .vanished) { () throws(SystemCallError) in try openFile(FilePath(path)) })
+        try self.init(NamespaceKind.net.open(of: task))
     }
 
     /// One that has a path, such as /run/netns/NAME.
@@ -49,8 +47,11 @@ public final class TreeNetwork {
     public static func make() throws(Failure) -> TreeNetwork {
         try TreeNetwork(
             attempt("make a network namespace") { () throws(SystemCallError) in
-                let visit = try NetworkVisit.beginInNew()
-                let outcome = Result { () throws(SystemCallError) in try NetworkVisit.here().release() }
+                let kind = NamespaceKind.net
+                let visit = try NamespaceVisit.beginInNew(kind.rawValue, kind.flag)
+                let outcome = Result { () throws(SystemCallError) in
+                    try NamespaceVisit.here(kind.rawValue).release()
+                }
                 visit.end()
                 return Descriptor(owning: try outcome.get())
             })
@@ -60,11 +61,6 @@ public final class TreeNetwork {
     @discardableResult
     public func inside<R>(_ body: () throws(Failure) -> R) throws(Failure) -> R {
         guard isApart else { return try body() }
-        let visit = try attempt("enter the tree's network namespace", advice: "This needs CAP_SYS_ADMIN") {
-            () throws(SystemCallError) in try NetworkVisit.begin(in: namespace.number)
-        }
-        let outcome = Result { () throws(Failure) in try body() }
-        visit.end()
-        return try outcome.get()
+        return try NamespaceKind.net.inside(namespace.number, body)
     }
 }

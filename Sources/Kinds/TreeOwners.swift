@@ -97,6 +97,11 @@ public struct TreeOwners: Sendable {
     /// Our number of a group of the tree, or -1.
     public func ourGroup(_ number: UInt32) -> Int { Int(ours(number, groups)) }
 
+    /// Gives an open file to a user and a group of the tree (`fchown(2)`).
+    public func give(_ file: Int32, to user: UInt32, _ group: UInt32) throws(SystemCallError) {
+        try systemCall(.fchown, Int(file), ourUser(user), ourGroup(group))
+    }
+
     /// The owner and the creator of a System V object in our numbers.
     public func ours(_ entry: IpcDescEntry) -> IpcDescEntry {
         var entry = entry

@@ -21,9 +21,7 @@ public final class TreeView {
 
     /// From now on the System V objects are those of a task.
     public func takeIPC(of task: TaskID) throws(Failure) {
-        ipc = try attempt("open the IPC namespace of task \(task)") { () throws(SystemCallError) in
-            try openFile("/proc/\(task.rawValue)/ns/ipc")
-        }
+        ipc = .some(try NamespaceKind.ipc.open(of: task))
     }
 
     /// From now on what is created belongs to the tree's root.
@@ -48,13 +46,7 @@ public final class TreeView {
 
     private func inIPC<R>(_ body: () throws(Failure) -> R) throws(Failure) -> R {
         guard let number = ipc?.number else { return try body() }
-        let visit = try attempt("enter the tree's IPC namespace", advice: "This needs CAP_SYS_ADMIN") {
-            () throws(SystemCallError) in
-            try NamespaceVisit.begin(in: number, NamespaceKind.ipc.rawValue, NamespaceKind.ipc.flag)
-        }
-        let outcome = Result { () throws(Failure) in try body() }
-        visit.end()
-        return try outcome.get()
+        return try NamespaceKind.ipc.inside(number, body)
     }
 
     private func asOwner<R>(_ body: () throws(Failure) -> R) throws(Failure) -> R {

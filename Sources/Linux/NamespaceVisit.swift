@@ -17,9 +17,21 @@ public struct NamespaceVisit: ~Copyable {
     public static func begin(
         in namespace: Int32, _ name: String, _ flag: UInt64
     ) throws(SystemCallError) -> NamespaceVisit {
-        let home = try openFile("/proc/thread-self/ns/\(name)")
+        let home = try here(name)
         try systemCall(.setns, Int(namespace), Int(flag))
         return NamespaceVisit(Int(flag), from: home)
+    }
+
+    /// Makes a namespace and enters it (`unshare(2)`).
+    public static func beginInNew(_ name: String, _ flag: UInt64) throws(SystemCallError) -> NamespaceVisit {
+        let home = try here(name)
+        try systemCall(.unshare, Int(flag))
+        return NamespaceVisit(Int(flag), from: home)
+    }
+
+    /// The namespace of a kind that the calling thread is in.
+    public static func here(_ name: String) throws(SystemCallError) -> Descriptor {
+        try openFile("/proc/thread-self/ns/\(name)")
     }
 
     deinit { _ = try? systemCall(.setns, Int(home.number), flag) }

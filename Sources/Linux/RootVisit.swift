@@ -11,7 +11,7 @@ public struct RootVisit: ~Copyable {
     private static let current = Mutex<Places?>(nil)
     private static let away = Atomic<Bool>(false)
 
-    /// Whether our root directory is another's for now.
+    /// Whether our root directory is another's.
     public static var isAway: Bool { away.load(ordering: .relaxed) }
 
     /// Changes the root directory (`chroot(2)`). All threads have the same.

@@ -414,8 +414,7 @@ struct AddressSpace {
             return
         }
         let handle = try attempt("fetch the userfaultfd") { () throws(SystemCallError) in
-            let pidfd = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(process.task.rawValue), 0)))
-            return Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(pidfd.number), number, 0)))
+            try puppet.fetch(number)
         }
         try PageCopy.copy(fresh, through: handle.number)
         try closeRemote(number)

@@ -66,8 +66,9 @@ struct ClockOffsets {
         try seed.run(start)
         let ours = try ClockOffsets(of: "self")
         func words(_ name: String, _ offset: Int) -> String {
-            let seconds = Int((Double(offset) / Double(second)).rounded(.down))
-            return "\(name) \(seconds) \(offset - seconds * second)\n"
+            var (seconds, rest) = offset.quotientAndRemainder(dividingBy: second)
+            if rest < 0 { (seconds, rest) = (seconds - 1, rest + second) }
+            return "\(name) \(seconds) \(rest)\n"
         }
         let monotonic = time(entry.monotonic) - (try now(1)) + ours.monotonic
         let boot = time(entry.boottime) - (try now(7)) + ours.boot

@@ -11,7 +11,8 @@ enum HostName {
     private static let field = 65
 
     static func dump(_ id: UInt32, of root: TaskID, _ context: DumpContext) throws(Failure) {
-        let names = try NamespaceKind.uts.inside(of: root) { () throws(Failure) in
+        let namespace = try NamespaceKind.uts.open(of: root)
+        let names = try NamespaceKind.uts.inside(namespace.number) { () throws(Failure) in
             var names = [UInt8](repeating: 0, count: 6 * field)
             try attempt("read the host's name") { () throws(SystemCallError) in
                 try names.withAddress { (address, _) throws(SystemCallError) in try systemCall(.uname, address) }

@@ -269,6 +269,12 @@ public final class Puppet {
         return loaded
     }
 
+    /// Copies one of its descriptors (`pidfd_getfd(2)`).
+    public func fetch(_ number: Int) throws(SystemCallError) -> Descriptor {
+        let pidfd = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(task.rawValue), 0)))
+        return Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(pidfd.number), number, 0)))
+    }
+
     /// Creates tasks, all stopped before their first instruction.
     public func clone(_ requests: [CloneRequest]) throws(Failure) -> [Puppet] {
         try clone(requests, tries: 0)

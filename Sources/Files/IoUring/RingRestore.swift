@@ -115,8 +115,7 @@ struct RingRestore {
                 cause: SystemCallError(.io_uring_setup, Errno(rawValue: Int32(-results[made]))))
         }
         let ring = try attempt("fetch the io_uring") { () throws(SystemCallError) in
-            let pidfd = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(process.task.rawValue), 0)))
-            return Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(pidfd.number), number, 0)))
+            try process.puppet.fetch(number)
         }
         var close = Batch()
         close.add(.close, .value(number), doing: "close the io_uring")

@@ -157,8 +157,7 @@ enum Memfd: FileKind {
                     let file = Descriptor(owning: Int32(raw))
                     try systemCall(.ftruncate, raw, Int(bitPattern: UInt(inode.size)))
                     if inode.hasMode { try systemCall(.fchmod, raw, Int(inode.mode & 0o7777)) }
-                    try systemCall(
-                        .fchown, raw, context.owners.ourUser(inode.uid), context.owners.ourGroup(inode.gid))
+                    try context.owners.give(file.number, to: inode.uid, inode.gid)
                     return file
                 }
             try SharedMemoryImage.read(

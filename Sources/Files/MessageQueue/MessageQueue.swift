@@ -261,8 +261,7 @@ enum MessageQueue: FileKind {
         }
         let number = made.number
         try attempt("set its owner and fill it") { () throws(SystemCallError) in
-            try systemCall(
-                .fchown, Int(number), owners.ourUser(entry.uid), owners.ourGroup(entry.gid))
+            try owners.give(number, to: entry.uid, entry.gid)
             try systemCall(.fchmod, Int(number), Int(entry.mode & 0o7777))
             for message in entry.messages { try send(message, to: number) }
         }

@@ -58,8 +58,7 @@ enum Pipe: FileKind {
             let owners = context.owners
             if first.pipe.hasUid || first.pipe.hasMode || owners.isApart {
                 try attempt("give it its owner") { () throws(SystemCallError) in
-                    try systemCall(
-                        .fchown, Int(writing.number), owners.ourUser(first.pipe.uid), owners.ourGroup(first.pipe.gid))
+                    try owners.give(writing.number, to: first.pipe.uid, first.pipe.gid)
                     if first.pipe.hasMode { try systemCall(.fchmod, Int(writing.number), Int(first.pipe.mode & 0o777)) }
                 }
             }

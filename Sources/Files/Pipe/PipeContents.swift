@@ -46,19 +46,25 @@ final class PipeContents {
         entry.pipeID = id
         var contents: [UInt8] = []
         if file.facts.statusFlags & UInt32(OpenFlags.path.rawValue) == 0 {
-            var waiting: Int32 = 0
-            let size = try attempt("look into the pipe") { () throws(SystemCallError) in
-                try withAddress(of: &waiting) { (address) throws(SystemCallError) in
-                    try systemCall(.ioctl, number, 0x541b, address)  // FIONREAD
-                }
-                return try systemCall(.fcntl, number, 1032)
-            }
+            let (waiting, size) = try look(into: number)
             entry.size = UInt32(size)
-            if waiting > 0 { (contents, entry.packets) = try copy(file, Int(waiting), size) }
+            if waiting > 0 { (contents, entry.packets) = try copy(file, waiting, size) }
         }
         entry.bytes = UInt32(contents.count)
         known[key] = Contents(entry: entry, bytes: contents)
         order.append(key)
+    }
+
+    /// The bytes that wait in a pipe, and how many it can hold (`FIONREAD`, `F_GETPIPE_SZ`).
+    private func look(into number: Int) throws(Failure) -> (waiting: Int, size: Int) {
+        var waiting: Int32 = 0
+        let size = try attempt("look into the pipe") { () throws(SystemCallError) in
+            try withAddress(of: &waiting) { (address) throws(SystemCallError) in
+                try systemCall(.ioctl, number, 0x541b, address)
+            }
+            return try systemCall(.fcntl, number, 1032)
+        }
+        return (Int(waiting), size)
     }
 
     /// Duplicates what is in the pipe into one of ours (`tee(2)`) and reads that.
@@ -155,15 +161,9 @@ final class PipeContents {
 
     /// Whether a fifo still has its contents, because somebody else has it open, such as the source of a migration.
     private func holds(_ contents: Contents, _ number: Int) throws(Failure) -> Bool {
-        var waiting: Int32 = 0
-        let size = try attempt("look into the fifo") { () throws(SystemCallError) in
-            try withAddress(of: &waiting) { (address) throws(SystemCallError) in
-                try systemCall(.ioctl, number, 0x541b, address)  // FIONREAD
-            }
-            return try systemCall(.fcntl, number, 1032)
-        }
+        let (waiting, size) = try look(into: number)
         guard waiting == contents.bytes.count else { return false }
-        return try copy(Int32(number), Int(waiting), size).0 == contents.bytes
+        return try copy(Int32(number), waiting, size).0 == contents.bytes
     }
 
     /// Sets the size of a pipe and writes its contents.

@@ -235,8 +235,7 @@ enum SocketOptions {
         }
         if entry.hasUid, !owners.isOurs(entry.uid, entry.gid) {
             try attempt("give it its owner") { () throws(SystemCallError) in
-                try systemCall(
-                    .fchown, Int(number), owners.ourUser(entry.uid), owners.ourGroup(entry.gid))
+                try owners.give(number, to: entry.uid, entry.gid)
             }
         }
         try restoreMore(entry, on: number, kind, late: false)

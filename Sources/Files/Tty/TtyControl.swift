@@ -158,8 +158,7 @@ extension TtyRestore {
             .openat, .value(Int(currentDirectory)), .buffer(path), .value(mode), doing: "open /dev/tty")
         let number = try opener.puppet.run(batch)[slot]
         let made = try attempt("take over what task \(opener.id) opened") { () throws(SystemCallError) in
-            let task = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(opener.task.rawValue), 0)))
-            let made = Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(task.number), number, 0)))
+            let made = try opener.puppet.fetch(number)
             guard TerminalDevice(try FileStatus.read(in: made.number).representedDevice) == .current else {
                 throw SystemCallError(.openat, .ENOTTY)
             }

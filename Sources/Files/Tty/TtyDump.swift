@@ -224,10 +224,9 @@ final class TtyDump {
         }
         if entry.sid == 0, let session = try? terminal.word(.session) {
             // A session outside of the tree.
-            func number(_ task: UInt32) -> UInt32 {
-                UInt32(bitPattern: context.numbers[TaskID(Int32(bitPattern: task))])
-            }
-            (entry.sid, entry.pgrp) = (number(session), number((try? terminal.word(.group)) ?? 0))
+            (entry.sid, entry.pgrp) = (
+                context.numbers.number(session), context.numbers.number((try? terminal.word(.group)) ?? 0)
+            )
         }
         // The slave end of another instance of devpts has no path here.
         if let slave = try? FileStatus.read("/dev/pts/\(index)", in: currentDirectory),

@@ -64,7 +64,7 @@ extension SkCredEntry {
     /// As images have it, which number tasks as the tree does.
     func numbered(_ context: DumpContext) -> SkCredEntry {
         var entry = self
-        entry.pid = UInt32(bitPattern: context.numbers[TaskID(Int32(bitPattern: pid))])
+        entry.pid = context.numbers.number(pid)
         (entry.uid, entry.gid) = (context.owners.user(uid), context.owners.group(gid))
         entry.groups = groups.map(context.owners.group)
         return entry

@@ -117,7 +117,7 @@ struct SocketQueue {
             entry.scm = [rights]
         }
         if let from = piece.credentials, from.pid != 0 || from.uid != SocketQueue.nobody {
-            entry.cred.pid = UInt32(bitPattern: context.numbers[TaskID(Int32(bitPattern: from.pid))])
+            entry.cred.pid = context.numbers.number(from.pid)
             (entry.cred.uid, entry.cred.gid) = (context.owners.user(from.uid), context.owners.group(from.gid))
         }
         if !isStream, !piece.sender.isEmpty { entry.sender = imageBytes(piece.sender) }

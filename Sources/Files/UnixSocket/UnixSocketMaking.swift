@@ -699,8 +699,7 @@ final class UnixSocketMaking {
                 try systemCall(.fchmod, Int(number), mode)
             }
             if socket.hasInode || owners.isApart {
-                try systemCall(
-                    .fchown, Int(number), owners.ourUser(socket.inode.uid), owners.ourGroup(socket.inode.gid))
+                try owners.give(number, to: socket.inode.uid, socket.inode.gid)
             }
             if socket.hasShutdown, socket.shutdown.rawValue > 0 {
                 do throws(SystemCallError) {

@@ -216,8 +216,7 @@ enum Userfault: FileKind {
             let slot = open.add(.userfaultfd, .value(0o2000000), doing: "create a userfaultfd")
             let number = Int(try process.puppet.run(open)[slot])
             let made = try attempt("fetch a userfaultfd") { () throws(SystemCallError) in
-                let pidfd = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(process.task.rawValue), 0)))
-                let made = Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(pidfd.number), number, 0)))
+                let made = try process.puppet.fetch(number)
                 try setStatusFlags(made.number, entry.flags)
                 return made
             }

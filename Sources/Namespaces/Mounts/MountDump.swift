@@ -11,10 +11,10 @@ internal import SystemPackage
 enum MountDump {
     /// Finds the root of the tree's mounts, where its paths begin.
     static func openRoot(of task: TaskID) throws(Failure) -> Descriptor {
+        let namespace = try NamespaceKind.mnt.open(of: task)
         let number = try attempt("open the root directory of task \(task)", advice: "This needs CAP_SYS_ADMIN") {
             () throws(SystemCallError) in
-            let namespace = try openFile("/proc/\(task.rawValue)/ns/mnt")
-            return try MountVisit.perform(in: namespace.number) { () throws(SystemCallError) in
+            try MountVisit.perform(in: namespace.number) { () throws(SystemCallError) in
                 try openFile(FilePath("/"), [.path, .directory]).release()
             }
         }
@@ -32,15 +32,14 @@ enum MountDump {
 
     /// A removed directory is empty. A removed file is not, as a rule, and what it holds would be lost.
     private static func checkRemoved(_ entry: MntEntry, of root: TaskID) throws(Failure) {
-        let place = Array("/proc/\(root.rawValue)/root".utf8) + Array(entry.mountpoint)
-        let text = String(decoding: entry.mountpoint, as: UTF8.self)
-        let status = try attempt("look at the mount \(text)") { () throws(SystemCallError) in
-            let file = try openFile(place, [.path])
+        let status = try attempt("look at the mount \(entry.point)") { () throws(SystemCallError) in
+            let file = try openFile(entry.place(through: root), [.path])
             return try FileStatus.read(in: file.number)
         }
         guard status.kind == .directory || status.kind == .regular && status.size == 0 else {
             throw Failure(
-                .unsupported, "the mount \(text) is of a file that was removed since, and what it holds would be lost",
+                .unsupported,
+                "the mount \(entry.point) is of a file that was removed since, and what it holds would be lost",
                 advice: "Put the file back, or unmount it")
         }
     }
@@ -50,11 +49,9 @@ enum MountDump {
         let mounts = try Mount.all(of: root)
         let entries = try describe(mounts, context)
         try context.images.write(.mounts(id), entries)
-        let namespace = try attempt("open the mount namespace of task \(root)") { () throws(SystemCallError) in
-            try openFile("/proc/\(root.rawValue)/ns/mnt")
-        }
+        let namespace = try NamespaceKind.mnt.open(of: root)
         for entry in try MountOrder(entries).archived {
-            try during(.step("the mount \(String(decoding: entry.mountpoint, as: UTF8.self))")) { () throws(Failure) in
+            try during(.step("the mount \(entry.point)")) { () throws(Failure) in
                 try archive(entry, entries, of: root, namespace.number, context)
             }
         }

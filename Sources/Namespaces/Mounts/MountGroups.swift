@@ -22,8 +22,7 @@ struct MountGroups {
         var waiting: [MntEntry] = []
         for var entry in entries where entry.sharedID != 0 || entry.masterID != 0 {
             if entry.masterID != 0, !known.contains(entry.masterID) {
-                let text = String(decoding: entry.mountpoint, as: UTF8.self)
-                log.warning("the mount \(text) had its master outside of the tree, and has none now")
+                log.warning("the mount \(entry.point) had its master outside of the tree, and has none now")
                 entry.masterID = 0
             }
             if entry.sharedID != 0 || entry.masterID != 0 { waiting.append(entry) }

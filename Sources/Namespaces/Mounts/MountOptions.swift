@@ -70,8 +70,6 @@ enum MountOptions {
     ]
     /// Of a kind that has a name of its own in the image.
     static let named: UInt32 = 16
-    /// The number of tmpfs.
-    static let temporary: UInt32 = 5
 
     /// The name of a file system's kind in an image; nil for one that can't be mounted anew.
     static func kind(_ entry: MntEntry) -> String? {

@@ -20,6 +20,10 @@ struct MountOrder {
     struct Step {
         let entry: MntEntry
         let origin: Origin
+        /// Whether a file system is mounted anew.
+        var isFresh: Bool { if case .fresh = origin { true } else { false } }
+        /// Whether what the file system holds is archived.
+        var isArchived: Bool { origin == .fresh(kind: "tmpfs") }
     }
 
     private(set) var steps: [Step] = []
@@ -50,8 +54,8 @@ struct MountOrder {
                     && !waiting.contains { MountOrder.hides(entry, $0) }
             }
             guard let next, let origin = origin(of: waiting[next]) else {
-                let text = String(decoding: waiting[0].mountpoint, as: UTF8.self)
-                throw Failure(.unsupported, "the mount \(text) can't be made from anything that the tree has")
+                throw Failure(
+                    .unsupported, "the mount \(waiting[0].point) can't be made from anything that the tree has")
             }
             let entry = waiting.remove(at: next)
             made.insert(entry.mntID)
@@ -134,5 +138,15 @@ struct MountOrder {
     }
 
     /// The file systems in memory whose contents are archived, each once.
-    var archived: [MntEntry] { steps.filter { $0.origin == .fresh(kind: "tmpfs") }.map(\.entry) }
+    var archived: [MntEntry] { steps.filter(\.isArchived).map(\.entry) }
+}
+
+extension MntEntry {
+    /// Where it is mounted, for messages.
+    var point: String { String(decoding: mountpoint, as: UTF8.self) }
+
+    /// Where we find that in our /proc, through a task in the namespace.
+    func place(through task: TaskID) -> [UInt8] {
+        Array("/proc/\(task.rawValue)/root".utf8) + Array(mountpoint)
+    }
 }

@@ -26,10 +26,10 @@ struct MountRestore {
         for step in order.steps {
             if case .external(let key) = step.origin, MountRestore.place(of: key, context) == nil {
                 throw Failure(
-                    .usage, "the mount \(String(decoding: step.entry.mountpoint, as: UTF8.self)) comes from outside",
+                    .usage, "the mount \(step.entry.point) comes from outside",
                     advice: "Pass --external 'mnt[\(key)]:DIR' with the directory to bind there")
             }
-            guard step.origin == .fresh(kind: "tmpfs") else { continue }
+            guard step.isArchived else { continue }
             let name = ImageName.mountedFiles(step.entry.rootDev)
             guard images.has(name) else { continue }
             let reader = try images.open(name)
@@ -62,18 +62,17 @@ struct MountRestore {
         try enter(seed, context, &handles)
         try copyOrigins(0, in: seed, &handles)
         for (index, step) in order.steps.enumerated().dropFirst() {
-            let text = String(decoding: step.entry.mountpoint, as: UTF8.self)
-            try during(.step("the mount \(text)")) { () throws(Failure) in
+            try during(.step("the mount \(step.entry.point)")) { () throws(Failure) in
                 var known = handles
                 try aroundRemoved(step, in: seed, handles) { () throws(Failure) in
                     try mount(step, in: seed, &known)
                 }
                 handles = known
-                if let archive = archives[step.entry.rootDev], step.origin == .fresh(kind: "tmpfs") {
+                if let archive = archives[step.entry.rootDev], step.isArchived {
                     let place = try open(step.entry, in: seed)
                     try Archive.unpack(archive, into: place, as: context.owners.isApart ? seed.task : nil)
                 }
-                if case .fresh = step.origin { try copyOrigins(index, in: seed, &handles) }
+                if step.isFresh { try copyOrigins(index, in: seed, &handles) }
             }
         }
         try finish(seed, handles, context)
@@ -157,11 +156,7 @@ struct MountRestore {
         var batch = Batch()
         var slots: [(UInt32, Batch.Slot)] = []
         for step in order.steps where step.origin == .bind(index) && order.isHidden(step) && !step.entry.deleted {
-            let rest = batch.place(string: order.rest(step))
-            let slot = batch.add(
-                .open_tree, .value(number), .buffer(rest), .value(0o2000001 | 0x1000), doing: "open what is bound",
-                mayFail: true)
-            slots.append((step.entry.mntID, slot))
+            slots.append((step.entry.mntID, addCopy(of: step, from: number, &batch, mayFail: true)))
         }
         let results = try seed.run(batch)
         for (id, slot) in slots { if let number = results.success(slot) { handles[id] = number } }
@@ -173,10 +168,18 @@ struct MountRestore {
             throw Failure(.bug, "a bind of an unknown mount")
         }
         var batch = Batch()
-        let rest = batch.place(string: order.rest(step))
-        let made = batch.add(
-            .open_tree, .value(number), .buffer(rest), .value(0o2000001 | 0x1000), doing: "open what is bound")
+        let made = addCopy(of: step, from: number, &batch)
         return try seed.run(batch)[made]
+    }
+
+    /// Copies what is to be bound (`open_tree(2)` with OPEN_TREE_CLONE and AT_EMPTY_PATH).
+    private func addCopy(
+        of step: MountOrder.Step, from number: Int, _ batch: inout Batch, mayFail: Bool = false
+    ) -> Batch.Slot {
+        let rest = batch.place(string: order.rest(step))
+        return batch.add(
+            .open_tree, .value(number), .buffer(rest), .value(0o2000001 | 0x1000), doing: "open what is bound",
+            mayFail: mayFail)
     }
 
     /// Makes what was bound and then removed, binds it with a body, and removes it again.
@@ -186,9 +189,8 @@ struct MountRestore {
         guard step.entry.deleted, case .bind(let index) = step.origin,
             let number = handles[order.steps[index].entry.mntID]
         else { return try body() }
-        let place = Array("/proc/\(seed.task.rawValue)/root".utf8) + Array(step.entry.mountpoint)
         let isFile = try attempt("look at the mount point") { () throws(SystemCallError) in
-            let file = try openFile(place, [.path])
+            let file = try openFile(step.entry.place(through: seed.task), [.path])
             return try FileStatus.read(in: file.number).kind != .directory
         }
         var batch = Batch()
@@ -222,11 +224,9 @@ struct MountRestore {
                 MountRestore.change(
                     mount, propagation: UInt64(MountOptions.unbindable), &batch, doing: "make a mount unbindable")
             }
-            var isWhole = step.entry.sbFlags & 1 != 0
-            if case .fresh = step.origin {} else { isWhole = false }
-            if isWhole || attributes & MountOptions.readOnly != 0 {
-                try readOnly.add(mount, of: seed, isWhole: isWhole, isItself: attributes & MountOptions.readOnly != 0)
-            }
+            let isWhole = step.isFresh && step.entry.sbFlags & 1 != 0
+            let isItself = attributes & MountOptions.readOnly != 0
+            if isWhole || isItself { try readOnly.add(mount, of: seed, isWhole: isWhole, isItself: isItself) }
         }
         for group in try MountGroups(order.steps.map(\.entry), context.log).members {
             guard let mount = handles[group.mount] else { continue }
@@ -264,7 +264,8 @@ struct MountRestore {
     func seal(_ context: RestoreContext) throws(Failure) { try readOnly.seal(context) }
 
     private func open(_ entry: MntEntry, in seed: Puppet) throws(Failure) -> Descriptor {
-        let path = Array("/proc/\(seed.task.rawValue)/root".utf8) + Array(entry.mountpoint)
-        return try attempt("open it") { () throws(SystemCallError) in try openFile(path, [.path, .directory]) }
+        try attempt("open it") { () throws(SystemCallError) in
+            try openFile(entry.place(through: seed.task), [.path, .directory])
+        }
     }
 }

@@ -19,8 +19,7 @@ final class ReadOnlyMounts {
     /// Takes a copy of a task's descriptor of a mount.
     func add(_ mount: Int, of task: Puppet, isWhole: Bool, isItself: Bool) throws(Failure) {
         let number = try attempt("fetch a descriptor of a mount") { () throws(SystemCallError) in
-            let pidfd = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(task.task.rawValue), 0)))
-            return Int32(try systemCall(.pidfd_getfd, Int(pidfd.number), mount, 0))
+            try task.fetch(mount).release()
         }
         places.append(Place(number: number, isWhole: isWhole, isItself: isItself))
     }
