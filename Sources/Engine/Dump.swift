@@ -132,6 +132,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
                 if isLetGoEarly {
                     context.statistics[.frozen] = ContinuousClock.now - started
                     try MemoryDump.writePages(context)
+                    reapCopies(request, context)
                     try order.complete(request, started: started)
                 }
                 tracking.keep(request.root)
@@ -144,9 +145,34 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
         }
     } catch {
         try? context.view.inside { () throws(Failure) in FileDump.abandon(context) }
+        MemoryDump.endCopies(context)
+        reapCopies(request, context)
         images.discard()
         throw error
     }
+}
+
+/// Stops those processes of a running tree once more that have ended copies as children, for a moment, and lets them reap
+/// these.
+private func reapCopies(_ request: DumpRequest, _ context: DumpContext) {
+    let copies = MemoryCopies.of(context)
+    guard !copies.bereaved.isEmpty else { return }
+    let started = ContinuousClock.now
+    do throws(Failure) {
+        let tree = try FrozenTree.freeze(only: copies.bereaved, deadline: started + request.timeout)
+        let order = DumpOrder(context: context, tree: tree.processes, files: FileDump(context))
+        for frozen in tree.processes {
+            do throws(Failure) {
+                let process = try order.collect(frozen, nil, onlyMemory: true)
+                let server = try startServer(process, context)
+                let outcome = Result { () throws(Failure) in try copies.reap(process.id, server) }
+                try server.cure(memory: process.memory)
+                try outcome.get()
+            } catch { context.log.warning("task \(frozen.id) keeps a dead child that it does not see: \(error)") }
+        }
+        tree.thaw(.running)
+    } catch { context.log.warning("copied tasks keep dead children that they don't see: \(error)") }
+    context.statistics[.frozen] += ContinuousClock.now - started
 }
 
 /// Begins a set of images.
@@ -403,7 +429,7 @@ struct DumpOrder {
     private static let fewThreads = 32
 
     /// Reads what /proc tells of a stopped process.
-    private func collect(
+    fileprivate func collect(
         _ frozen: FrozenProcess, _ foresight: Foresight?, onlyMemory: Bool
     ) throws(Failure) -> DumpedProcess {
         let status = try TaskStatus.read(of: frozen.id)

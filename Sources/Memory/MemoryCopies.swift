@@ -1,6 +1,6 @@
 public import Diagnostics
 public import Kinds
-internal import Linux
+public import Linux
 internal import Logging
 internal import Procfs
 public import Remote
@@ -11,8 +11,10 @@ public import Remote
 /// the tree stands still: shared memory, and the private memory of processes that can't be copied.
 public final class MemoryCopies {
     private var made: [TaskID: MemoryCopy] = [:]
-    /// Processes of the tree that become the parents of orphans below them.
+    /// Processes of the tree that become the parents of orphans below them, and all below those.
     private var reapers: Set<TaskID> = []
+    /// What copies leave behind that are children of their processes.
+    private var remains: [(process: TaskID, number: Int32)] = []
 
     /// Of one dump.
     public static func of(_ context: DumpContext) -> MemoryCopies {
@@ -29,9 +31,11 @@ public final class MemoryCopies {
         if process.status.lockedMemory != locked || process.mappings.contains(where: MemoryCopies.isKeptFromForks) {
             try process.readFlags()
         }
-        if let reason = try obstacle(process, server, hasOwnNumbers: context.namespaces.apart.contains(.pid)) {
+        if process.mappings.contains(where: { !$0.isShared && $0.hugePageSize != nil }) {
             try process.readFlags()
-            context.log.notice("the memory of task \(process.id) is written while it stands still: \(reason)")
+            context.log.notice(
+                "the memory of task \(process.id) is written while it stands still: it has huge pages of its own (hugetlb)"
+            )
             return
         }
         var (first, last): ([(SystemCall, [Int])], [(SystemCall, [Int])]) = ([], [])
@@ -45,7 +49,10 @@ public final class MemoryCopies {
             }
         }
         let copy: MemoryCopy?
-        do throws(Failure) { copy = try server.copyMemory(first: first, last: last) } catch {
+        let staysChild = try wouldBeAdopted(process, server, context)
+        do throws(Failure) {
+            copy = try server.copyMemory(first: first, last: last, staysChild: staysChild)
+        } catch {
             if error.code == .vanished { throw error }
             context.log.warning("\(error)")
             copy = nil
@@ -57,6 +64,7 @@ public final class MemoryCopies {
             return
         }
         made[process.id] = copy
+        if let number = copy.remains { remains.append((process.id, number)) }
         try context.faults.pass(.dumpCopied)
     }
 
@@ -67,25 +75,39 @@ public final class MemoryCopies {
             && !mapping.isShared && !mapping.isOfKernel
     }
 
-    private func obstacle(
-        _ process: DumpedProcess, _ server: borrowing Server, hasOwnNumbers: Bool
-    ) throws(Failure) -> String? {
+    /// Whether a process of the tree would become the parent of an orphan, and see its end: one above that asked for it
+    /// (`PR_SET_CHILD_SUBREAPER`), or the first of a PID namespace that is the tree's own.
+    private func wouldBeAdopted(
+        _ process: DumpedProcess, _ server: borrowing Server, _ context: DumpContext
+    ) throws(Failure) -> Bool {
+        if context.namespaces.apart.contains(.pid) { return true }
         var batch = Batch()
         let answer = batch.reserve(4)
         // PR_GET_CHILD_SUBREAPER
         batch.add(.prctl, .value(37), .buffer(answer), doing: "ask whether it adopts orphans")
-        let results = try server.run(batch)
-        if results.value(Int32.self, answer) != 0 || process.id.rawValue == 1 || reapers.contains(process.frozen.parent)
-        {
-            // It would see the end of a copy.
-            reapers.insert(process.id)
-            return "it, or a parent in the tree, adopts orphans (PR_SET_CHILD_SUBREAPER)"
+        let adopts = try server.run(batch).value(Int32.self, answer) != 0 || process.id.rawValue == 1
+        guard adopts || reapers.contains(process.frozen.parent) else { return false }
+        reapers.insert(process.id)
+        return true
+    }
+
+    /// The processes whose copies have to be reaped.
+    public var bereaved: [TaskID] { remains.map(\.process) }
+
+    /// Ends what copies are left.
+    public func end() { made = [:] }
+
+    /// Lets a stopped process that runs a server reap its copies, which have ended.
+    public func reap(_ process: TaskID, _ server: borrowing Server) throws(Failure) {
+        var batch = Batch()
+        for child in remains where child.process == process {
+            // P_PID; WEXITED | WNOHANG | __WCLONE
+            batch.add(
+                .waitid, .value(1), .value(Int(child.number)), .value(0), .value(0x8000_0005), .value(0),
+                doing: "reap the copy of its memory", mayFail: true)
         }
-        if hasOwnNumbers { return "its PID namespace is the tree's own, whose first task would see the end of a copy" }
-        if process.mappings.contains(where: { !$0.isShared && $0.hugePageSize != nil }) {
-            return "it has huge pages of its own (hugetlb)"
-        }
-        return nil
+        _ = try server.run(batch)
+        remains.removeAll { $0.process == process }
     }
 
     /// Whether requests of a stopped process (AIO, io_uring) may still bring something to its memory, which a copy would

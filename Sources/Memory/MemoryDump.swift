@@ -427,6 +427,12 @@ public enum MemoryDump {
         PagePlans.of(context).all.append(PagePlan(process: process, pages: found.pages))
     }
 
+    /// Ends all copies whose pages are not written.
+    public static func endCopies(_ context: DumpContext) {
+        PagePlans.of(context).all = []
+        MemoryCopies.of(context).end()
+    }
+
     /// Writes the pages of running processes.
     public static func writePages(_ context: DumpContext) throws(Failure) {
         let plans = PagePlans.of(context)

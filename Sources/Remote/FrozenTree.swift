@@ -104,6 +104,23 @@ public struct FrozenTree: ~Copyable {
         return FrozenTree(processes: found)
     }
 
+    /// Stops single processes. Those that are gone are left out.
+    public static func freeze(
+        only processes: [TaskID], deadline: ContinuousClock.Instant
+    ) throws(Failure) -> FrozenTree {
+        var found: [FrozenProcess] = []
+        do throws(Failure) {
+            for id in processes {
+                let process = try FrozenTree.stop(id, parent: TaskID(0), isRoot: false, deadline: deadline)
+                if let process, !process.isZombie { found.append(process) }
+            }
+        } catch {
+            FrozenTree.release(found, .running)
+            throw error
+        }
+        return FrozenTree(processes: found)
+    }
+
     private static func children(of process: FrozenProcess) -> [TaskID] {
         listChildren(of: process.id, threads: process.isZombie ? [process.id] : process.threads.map(\.id))
     }

@@ -1,5 +1,6 @@
 public import Diagnostics
 public import Linux
+internal import Procfs
 
 /// A copy of a process's memory as it was at one moment: a task that never runs the program, made by
 /// `Server.copyMemory`. The kernel ends it when we end.
@@ -13,20 +14,17 @@ public final class MemoryCopy {
     /// The task.
     public var id: TaskID { tracee.id }
 
+    /// What its parent has to reap it by, once it has ended, if that is the process itself: its number in the process's
+    /// PID namespace.
+    public let remains: Int32?
+
     /// Lets a stopped helper make the copy, and ends the helper.
     init(helper id: TaskID, code: Address) throws(Failure) {
-        self.code = code
+        (self.code, remains) = (code, nil)
         let helper = try Tracee.adopt(id)
         defer { MemoryCopy.end(helper) }
-        try attempt("copy memory") { () throws(SystemCallError) in
-            do throws(SystemCallError) {
-                try helper.setOptions(TraceOptions.killOnExit | TraceOptions.clones | TraceOptions.suspendSeccomp)
-            } catch {
-                guard error.errno == .EPERM || error.errno == .EINVAL else { throw error }
-                try helper.setOptions(TraceOptions.killOnExit | TraceOptions.clones)
-            }
-            try helper.resume()
-        }
+        try MemoryCopy.setOptions(of: helper, TraceOptions.killOnExit | TraceOptions.clones)
+        try attempt("copy memory") { () throws(SystemCallError) in try helper.resume() }
         guard case .other(event: 3) = try helper.wait() else {  // PTRACE_EVENT_CLONE
             throw Failure(.denied, "can't copy memory: the limit of processes may be reached")
         }
@@ -37,6 +35,34 @@ public final class MemoryCopy {
             throw error
         }
         self.tracee = tracee
+    }
+
+    /// Holds a copy that is a child of the process, which does not see it.
+    ///
+    /// - Parameter number: what the process calls it.
+    init(child number: Int32, of process: TaskID, code: Address) throws(Failure) {
+        (self.code, remains) = (code, number)
+        let children = listChildren(of: process, threads: [process])
+        guard let id = children.last(where: { (try? TaskStatus.read(of: $0))?.namespaceIDs.last == number }) else {
+            throw Failure(.vanished, "the copy of memory can't be found")
+        }
+        tracee = try Tracee.adopt(id)
+        do throws(Failure) {
+            try MemoryCopy.setOptions(of: tracee, TraceOptions.killOnExit)
+            memory = try TaskMemory(id)
+        } catch {
+            MemoryCopy.end(tracee)
+            throw error
+        }
+    }
+
+    private static func setOptions(of tracee: Tracee, _ options: Int) throws(Failure) {
+        try attempt("copy memory") { () throws(SystemCallError) in
+            do throws(SystemCallError) { try tracee.setOptions(options | TraceOptions.suspendSeccomp) } catch {
+                guard error.errno == .EPERM || error.errno == .EINVAL else { throw error }
+                try tracee.setOptions(options)
+            }
+        }
     }
 
     /// Lets it close its files, which it has in common with the process until then, leave its group and session, and cleans

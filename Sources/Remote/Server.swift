@@ -221,34 +221,45 @@ public struct Server: ~Copyable {
         return loaded.value(slot, memory)
     }
 
-    /// Makes a copy of the process's memory: a task that never runs, which is nobody's child that the process could see, and
-    /// which ends with us at the latest.
+    /// Makes a copy of the process's memory: a task that never runs, and which ends with us at the latest.
     ///
     /// The leader makes a helper that shares its memory, and waits for its end. The helper, which from then on dies with us,
-    /// makes the copy, which inherits that. If we die before, both end by themselves.
+    /// makes the copy, which inherits that, and which is nobody's child that the process could see. If we die before, both
+    /// end by themselves.
     ///
     /// - Parameters:
     ///   - first: calls to make before, `last` after it, in any case.
+    ///   - staysChild: the copy is to be the process's own child, without a signal at its end, so that nobody else becomes
+    ///     its parent. It has to be reaped (`MemoryCopy.remains`).
     /// - Returns: nil if the process can't be copied at this moment.
     public borrowing func copyMemory(
-        first: [(call: SystemCall, arguments: [Int])], last: [(call: SystemCall, arguments: [Int])]
+        first: [(call: SystemCall, arguments: [Int])], last: [(call: SystemCall, arguments: [Int])],
+        staysChild: Bool
     ) throws(Failure) -> MemoryCopy? {
         var batch = Batch()
         Server.add(first, to: &batch)
-        // CLONE_VM | CLONE_PTRACE | CLONE_FILES | CLONE_FS, no signal at its end
+        // CLONE_PTRACE | CLONE_FILES | CLONE_FS, and CLONE_VM for a helper; no signal at its end
         let cloned = batch.add(
-            .clone, .value(0x2700), .value(0), .value(0), .value(0), .value(0), doing: "copy memory", mayFail: true)
-        // P_PID, which refuses what is no pid; WEXITED | __WCLONE
-        batch.add(
-            .waitid, .value(1), .result(cloned), .value(0), .value(0x8000_0004), .value(0), doing: "copy memory",
-            mayFail: true)
+            .clone, .value(staysChild ? 0x2600 : 0x2700), .value(0), .value(0), .value(0), .value(0),
+            doing: "copy memory", mayFail: true)
+        if !staysChild {
+            // P_PID, which refuses what is no pid; WEXITED | __WCLONE
+            batch.add(
+                .waitid, .value(1), .result(cloned), .value(0), .value(0x8000_0004), .value(0), doing: "copy memory",
+                mayFail: true)
+        }
         Server.add(last, to: &batch)
         let loaded = try load(batch, block: 0)
         wake(0)
-        let number = try answer(cloned, of: loaded)
+        let number = Int32(clamping: try answer(cloned, of: loaded))
         let outcome: Result<MemoryCopy?, Failure>
         do throws(Failure) {
-            outcome = .success(number > 0 ? try MemoryCopy(helper: TaskID(Int32(clamping: number)), code: code) : nil)
+            outcome = .success(
+                number <= 0
+                    ? nil
+                    : staysChild
+                        ? try MemoryCopy(child: number, of: leader.id, code: code)
+                        : try MemoryCopy(helper: TaskID(number), code: code))
         } catch { outcome = .failure(error) }
         _ = try answers(loaded, block: 0, by: leader)
         return try outcome.get()

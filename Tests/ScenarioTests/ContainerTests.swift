@@ -323,6 +323,60 @@ struct `A container goes on in namespaces of its own` {
         #expect(program.ask() == before)
     }
 
+    /// A live dump's copy has the first task as its parent, which must not see that.
+    @Test(arguments: [true, false])
+    func `and in a live dump, of which nobody there sees anything`(hasNamespaces: Bool) throws {
+        let inside = """
+            import hashlib
+            def inside():
+                libc = ctypes.CDLL(None); libc.prctl(36, 1, 0, 0, 0)
+                data = bytearray(os.urandom(4 << 20)); ends = []
+                signal.signal(signal.SIGCHLD, lambda number, frame: ends.append(number))
+                child = os.fork()
+                if child == 0:
+                    data[0] ^= 1
+                    while True: signal.pause()
+                def check():
+                    state = []
+                    for task in (os.getpid(), child):
+                        state.append(open('/proc/%d/task/%d/children' % (task, task)).read().strip() if task == child else
+                            str(open('/proc/%d/task/%d/children' % (task, task)).read().split() == [str(child)]))
+                    try: state.append(str(os.waitpid(-1, os.WNOHANG | 0x40000000)))
+                    except OSError as error: state.append(str(error))
+                    return '%s %d %s' % (hashlib.sha256(data).hexdigest(), len(ends), state)
+                serve(check)
+
+            """
+        let program: Program
+        var outside: [String] = []
+        if hasNamespaces {
+            let container = try Container(inside + "contain(inside)")
+            (program, outside) = (container.program, container.outside)
+        } else {
+            program = try Program(inside + "inside()")
+        }
+        let before = program.ask()
+        #expect(before.contains("0 ['True', '', '(0, 0)']"), "\(before)")
+        try #require(try program.dump(["--live"] + outside) == 0, "\(program.lastLine("dump.log"))")
+        #expect(!program.text("images/dump.log").contains("stands still"))
+        #expect(!program.text("images/dump.log").contains("Warn"))
+        #expect(program.ask() == before)
+        let first = program.root ?? program.id
+        kill(-first, SIGKILL)
+        while kill(-first, 0) == 0 {
+            unsafe waitpid(program.id, nil, WNOHANG)
+            usleep(1000)
+        }
+        program.root = nil
+        let places = hasNamespaces ? ["mnt[/dev]:/dev", "mnt[work]:" + program.work] : []
+        try #require(
+            try program.restore(
+                places.flatMap { ["--external", $0] } + ["--pidfile", program.work + "/pidfile"]) == 0,
+            "\(program.lastLine("restore.log"))")
+        program.root = Int32(program.text("pidfile"))
+        #expect(program.ask() == before)
+    }
+
     @Test func `from images with damage, or not at all`() throws {
         let container = try Container("contain(lambda: serve(lambda: 'ok'))")
         try #require(try container.dump() == 0, "\(container.program.lastLine("dump.log"))")

@@ -196,8 +196,10 @@ brumate_server_thread:          // rbx: runway
 
 // A child of the task, which shares its memory and stays only if the controller holds it: makes a child with a copy of the
 // memory, and ends. That one lets go of all files, of group and session, and
-// ends as well.
+// ends as well. A child that does not share the memory is such a copy itself.
 child:
+    test $0x100, %edi           // CLONE_VM
+    jz 2f
     mov $56, %eax               // clone(CLONE_PTRACE | CLONE_FILES | CLONE_FS)
     mov $0x2600, %edi
     xor %esi, %esi
@@ -207,7 +209,7 @@ child:
     syscall
     test %rax, %rax
     jnz 1f
-    mov $436, %eax              // close_range(0, all, CLOSE_RANGE_UNSHARE)
+2:  mov $436, %eax              // close_range(0, all, CLOSE_RANGE_UNSHARE)
     xor %edi, %edi
     mov $-1, %esi
     mov $2, %edx
