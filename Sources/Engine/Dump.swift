@@ -305,7 +305,7 @@ struct DumpOrder {
     func run(_ request: DumpRequest) throws(Failure) {
         let log = context.log
         try checkSession(request)
-        var sharing = ObjectSharing(context.namespaces)
+        var sharing = ObjectSharing(context)
         for process in context.processes { try sharing.identify(process) }
         SystemVUse.prepare(tree.map(\.id), context)
         try IPCDump.collect(context)
@@ -355,7 +355,7 @@ struct DumpOrder {
 
     /// Looks at a tree as `run` begins with.
     func rehearse() throws(Failure) {
-        var sharing = ObjectSharing(context.namespaces)
+        var sharing = ObjectSharing(context)
         for process in context.processes { try sharing.identify(process) }
         SystemVUse.prepare(tree.map(\.id), context)
         try checkPlan()

@@ -10,10 +10,11 @@ struct ObjectSharing {
     private var fs = SharingIndex(.fs)
     private var signals = SharingIndex(.signalHandlers)
     private let namespaces: TreeNamespaces
+    private let mounts: TreeMounts
 
     /// The first id of each kind stands for the dumper's own objects, which the tree has none of.
-    init(_ namespaces: TreeNamespaces) {
-        self.namespaces = namespaces
+    init(_ context: DumpContext) {
+        (namespaces, mounts) = (context.namespaces, context.view.mounts)
         _ = (memory.newID(), files.newID(), fs.newID(), signals.newID())
     }
 
@@ -36,5 +37,7 @@ struct ObjectSharing {
         process.ids.fsID = try fs.id(of: process.id).id
         process.ids.sighandID = try signals.id(of: process.id).id
         namespaces.number(&process.ids)
+        // A pre-dump has not looked at them.
+        if mounts.count > 0 { process.ids.mntNsID = try mounts.id(of: process.id) }
     }
 }

@@ -95,7 +95,7 @@ public func holdTracking() -> Int32 { TrackingHolder.hold() }
 extension DumpOrder {
     /// Finds the pages of all processes.
     fileprivate func findPages() throws(Failure) {
-        var sharing = ObjectSharing(context.namespaces)
+        var sharing = ObjectSharing(context)
         for process in context.processes { try sharing.identify(process) }
         let tracking = MemoryTracking.of(context)
         for process in context.processes {

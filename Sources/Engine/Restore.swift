@@ -196,11 +196,17 @@ final class RestoreOrder {
     private func loadNamespaces(_ processes: [PlannedProcess], _ inventory: InventoryEntry) throws(Failure) {
         guard inventory.hasRootIds else { return }
         let living = processes.filter { !$0.isZombie }
+        var mounts: [UInt32] = []
         for kind in NamespaceKind.allCases {
             // An image from before the kind was known has 0.
             let home = inventory.rootIds[keyPath: kind.field]
             guard let id = living.first?.ids[keyPath: kind.field], id != 0, home != 0 else { continue }
-            if let other = living.first(where: { $0.ids[keyPath: kind.field] != id }) {
+            if kind == .mnt, id != home {
+                // Any task may have one.
+                for other in living.map(\.ids.mntNsID) where other != id && !mounts.contains(other) {
+                    mounts.append(other)
+                }
+            } else if let other = living.first(where: { $0.ids[keyPath: kind.field] != id }) {
                 throw Failure(
                     .unsupported,
                     "task \(other.id) was in another \(kind.text) namespace than the root of the tree, which can't be restored yet"
@@ -216,7 +222,7 @@ final class RestoreOrder {
         }
         if let id = apart[.net], request.joinedNetwork == nil { network = try NetworkRestore(id, context) }
         if apart[.pid] != nil { context.numbers.part() }
-        namespaces = try NamespaceRestore(apart, context)
+        namespaces = try NamespaceRestore(apart, mounts: mounts, context)
     }
 
     /// Finds or makes the tree's network namespace. Our thread stays outside.
@@ -428,8 +434,13 @@ final class RestoreOrder {
             for made in try puppet(creator).clone([request]) {
                 puppets[made.id] = made
                 add(planned, made, inherits: inherits)
+                try enterMounts(planned, made)
             }
         }
+    }
+
+    private func enterMounts(_ planned: PlannedProcess, _ puppet: Puppet) throws(Failure) {
+        if !planned.isZombie { try namespaces?.enterMounts(puppet, planned.ids.mntNsID, context) }
     }
 
     /// A grandchild of `creator` whose parent dies at once, so that it is handed to the subreaper `parent`.
@@ -449,6 +460,7 @@ final class RestoreOrder {
             for made in try middle.clone([CloneRequest(id: planned.id)]) {
                 puppets[made.id] = made
                 add(planned, made, inherits: processes[creator])
+                try enterMounts(planned, made)
             }
             try dismiss(free)
         }

@@ -12,7 +12,7 @@ public final class FileDump: FileDumper {
     private let context: DumpContext
     /// Which type in files.img an id has.
     private var types: [UInt32: UInt32] = [:]
-    /// Files that no descriptor refers to: by device, inode, flags and path.
+    /// Files that no descriptor refers to: by device, inode, mount, flags and path.
     private var unopened: [Unopened: UInt32] = [:]
 
     private var mapped: [Mapped: UInt32] = [:]
@@ -22,7 +22,7 @@ public final class FileDump: FileDumper {
     }
 
     private struct Unopened: Hashable {
-        let device: UInt64, inode: UInt64, flags: Int32, target: [UInt8]
+        let device: UInt64, inode: UInt64, mount: Int32, flags: Int32, target: [UInt8]
     }
 
     /// Begins to dump the files of a tree.
@@ -256,7 +256,9 @@ public final class FileDump: FileDumper {
 
     private func describe(_ file: OpenFile) throws(Failure) -> UInt32 {
         if let kind = kind(of: file.facts) {
-            let entry = try kind.dump(file, context)
+            let entry = try context.view.at(mount: file.facts.information.mountID) { () throws(Failure) in
+                try kind.dump(file, context)
+            }
             context.files.append(entry)
             return entry.type
         }
@@ -288,7 +290,8 @@ public final class FileDump: FileDumper {
         let (status, target) = try attempt("look at \(path)") { () throws(SystemCallError) in
             (try FileStatus.read(in: ours), try linkTarget(path))
         }
-        let key = Unopened(device: status.device, inode: status.inode, flags: flags.rawValue, target: target)
+        let key = Unopened(
+            device: status.device, inode: status.inode, mount: status.mountID, flags: flags.rawValue, target: target)
         if let id = unopened[key] { return id }
         let id = context.fileIndex.newID()
         unopened[key] = id
@@ -355,6 +358,6 @@ public final class FileDump: FileDumper {
     /// Takes back what a failed dump left on file systems and in the network.
     public static func abandon(_ context: DumpContext) {
         Connections.of(context).abandon()
-        Remaps.of(context).abandon()
+        Remaps.of(context).abandon(context)
     }
 }

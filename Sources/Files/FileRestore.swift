@@ -274,7 +274,7 @@ public enum FileRestore {
     /// Removes what only the restore needed: names of ghosts, and whatever the kinds have.
     public static func settle(_ context: RestoreContext) throws(Failure) {
         for key in context.unusedDescriptors { context.log.warning("--inherit-fd: nothing in the image is \(key)") }
-        RestoredRemaps.of(context).removeNames()
+        RestoredRemaps.of(context).removeNames(context)
         try Kinds.of(context).forEachLate(context) { (kind, entry) throws(Failure) in try kind.settle(entry, context) }
     }
 
@@ -299,6 +299,6 @@ public enum FileRestore {
     /// Takes back what a failed restore left on file systems.
     public static func abandon(_ context: RestoreContext) {
         RestoredRemaps.of(context).dismissStandIns()
-        RestoredRemaps.of(context).removeNames()
+        RestoredRemaps.of(context).removeNames(context)
     }
 }

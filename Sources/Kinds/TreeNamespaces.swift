@@ -130,14 +130,14 @@ public struct TreeNamespaces: Sendable {
             advice: "Run brumate inside of the container, next to the task")
     }
 
-    /// Compares a task with the root. Who has ended is in none.
+    /// Compares a task with the root. Who has ended is in none. Mount namespaces may be several, if the root's is the tree's own.
     ///
     /// - Throws: a refusal of a task that is in another one.
     public func check(_ task: TaskID) throws(Failure) {
         for (kind, link) in TreeNamespaces.links(of: "\(task.rawValue)").sorted(by: {
             $0.key.rawValue < $1.key.rawValue
         })
-        where links[kind] != link {
+        where links[kind] != link && !(kind == .mnt && apart.contains(.mnt)) {
             let name = (try? TaskStatus.read(of: task).name) ?? "?"
             throw Failure(
                 .unsupported, "task \(task) (\(name)) is in another \(kind.text) namespace than the root of the tree",
@@ -166,6 +166,9 @@ public struct TreeNamespaces: Sendable {
 
     /// Whether a name of a namespace, as its descriptors have it, is that of one that the tree is in.
     public func contains(_ name: String) -> Bool { links.values.contains(name) }
+
+    /// The number in images of a further mount namespace of the tree.
+    public static func furtherID(_ index: Int) -> UInt32 { UInt32(2 * NamespaceKind.allCases.count + index) }
 
     /// The number of the tree's namespace of a kind in images.
     public func id(_ kind: NamespaceKind) -> UInt32 { apart.contains(kind) ? kind.treeID : kind.ownID }

@@ -7,13 +7,12 @@ public import Linux
 public final class TreeView {
     /// Where the tree's sockets are; nil for our own namespace.
     public var network: TreeNetwork?
-    /// The mounts of its namespace, if that is not ours.
-    public var mounts: Set<Int32> = []
+    /// Its mounts, if they are in namespaces of its own.
+    public let mounts = TreeMounts()
+    /// Where we are among the mount namespaces.
+    public private(set) var namespace = 0
     /// Its IPC namespace, if that is not ours.
     private var ipc: Descriptor?
-    /// The root of its mount namespace, if that is not ours.
-    private var root: Descriptor?
-
     /// Root of its user namespace, in our numbers, if that is not ours.
     private var owner: (user: Int, group: Int)?
 
@@ -26,9 +25,6 @@ public final class TreeView {
 
     /// From now on what is created belongs to the tree's root.
     public func take(_ owners: TreeOwners) { if owners.isApart { owner = (owners.ourUser(0), owners.ourGroup(0)) } }
-
-    /// From now on paths begin at a directory.
-    public func take(root: consuming Descriptor) { self.root = .some(root) }
 
     /// Does something inside. Whatever becomes of it, our thread is back afterwards.
     public func inside<R>(_ body: () throws(Failure) -> R) throws(Failure) -> R {
@@ -60,12 +56,33 @@ public final class TreeView {
     }
 
     private func inRoot<R>(_ body: () throws(Failure) -> R) throws(Failure) -> R {
-        guard let number = root?.number, !RootVisit.isAway else { return try body() }
+        guard let number = mounts.root(0), !RootVisit.isAway else { return try body() }
         let visit = try attempt("change to the tree's root directory", advice: "This needs CAP_SYS_CHROOT") {
             () throws(SystemCallError) in try RootVisit.begin(in: number)
         }
         let outcome = Result { () throws(Failure) in try body() }
         visit.end()
+        return try outcome.get()
+    }
+
+    /// Whether paths on a mount begin where ours do now.
+    public func isHere(_ mount: Int32) -> Bool { mounts.namespace(of: mount) == namespace }
+
+    /// Does something, from inside, where the paths of a mount's namespace begin.
+    public func at<R: ~Copyable>(mount: Int32, _ body: () throws(Failure) -> R) throws(Failure) -> R {
+        try at(namespace: mounts.namespace(of: mount), body)
+    }
+
+    /// Does something, from inside, where the paths of a mount namespace begin.
+    public func at<R: ~Copyable>(namespace: Int, _ body: () throws(Failure) -> R) throws(Failure) -> R {
+        guard namespace != self.namespace, let root = mounts.root(namespace) else { return try body() }
+        let before = self.namespace
+        let doing = "change to the root directory of another mount namespace of the tree"
+        let back = try attempt(doing) { () throws(SystemCallError) in try RootVisit.move(to: root) }
+        self.namespace = namespace
+        let outcome = Result { () throws(Failure) in try body() }
+        try attempt(doing) { () throws(SystemCallError) in _ = try RootVisit.move(to: back) }
+        self.namespace = before
         return try outcome.get()
     }
 }

@@ -5,7 +5,8 @@ internal import Synchronization
 /// for that time. The process goes back when the stay ends, whatever happens.
 public struct RootVisit: ~Copyable {
     private struct Places {
-        let home: Int32, place: Int32, root: Int32, procfs: Int32
+        let home: Int32, place: Int32, procfs: Int32
+        var root: Int32
     }
 
     private static let current = Mutex<Places?>(nil)
@@ -23,7 +24,7 @@ public struct RootVisit: ~Copyable {
         let home = try openFile("/", [.path, .directory])
         let place = try openFile(".", [.path, .directory])
         let procfs = try openFile("/proc", [.path, .directory])
-        let places = Places(home: home.release(), place: place.release(), root: root, procfs: procfs.release())
+        let places = Places(home: home.release(), place: place.release(), procfs: procfs.release(), root: root)
         current.withLock { $0 = places }
         let visit = RootVisit()
         try go(to: root, procfs: places.procfs)
@@ -37,6 +38,19 @@ public struct RootVisit: ~Copyable {
         let outcome = Result { () throws(E) in try body() }
         _ = try? go(to: places.root, procfs: places.procfs)
         return try outcome.get()
+    }
+
+    /// Goes on to another root within a stay.
+    ///
+    /// - Returns: the descriptor of the one before.
+    /// - Throws: `EINVAL` if the process is at home.
+    public static func move(to root: Int32) throws(SystemCallError) -> Int32 {
+        guard isAway, var places = current.withLock({ $0 }) else { throw SystemCallError(.chroot, .EINVAL) }
+        let before = places.root
+        try go(to: root, procfs: places.procfs)
+        places.root = root
+        current.withLock { $0 = places }
+        return before
     }
 
     private static func go(to root: Int32, procfs: Int32) throws(SystemCallError) {

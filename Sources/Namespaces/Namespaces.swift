@@ -12,9 +12,8 @@ public enum NamespaceDump {
         let apart = context.namespaces.apart
         if apart.contains(.ipc) { try context.view.takeIPC(of: root) }
         guard apart.contains(.mnt) else { return }
-        context.view.mounts = try MountDump.check(root, context)
+        try MountDump.prepare(root, context)
         context.view.take(context.owners)
-        context.view.take(root: try MountDump.openRoot(of: root))
     }
 
     /// Whether tasks of a user namespace may change their groups, as all may whose namespace was made by root.
@@ -33,7 +32,7 @@ public enum NamespaceDump {
         }
         if apart.contains(.uts) { try HostName.dump(NamespaceKind.uts.treeID, of: root, context) }
         if apart.contains(.time) { try ClockOffsets.dump(NamespaceKind.time.treeID, of: root, context) }
-        if apart.contains(.mnt) { try MountDump.dump(NamespaceKind.mnt.treeID, of: root, context) }
+        if apart.contains(.mnt) { try MountDump.dump(context) }
     }
 }
 
@@ -46,8 +45,12 @@ public struct NamespaceRestore {
 
     /// Reads and checks the images.
     ///
-    /// - Parameter apart: which namespaces the tree had for its own, with their numbers.
-    public init(_ apart: [NamespaceKind: UInt32], _ context: RestoreContext) throws(Failure) {
+    /// - Parameters:
+    ///   - apart: which namespaces the tree had for its own, with their numbers.
+    ///   - mounts: further mount namespaces that tasks of it had.
+    public init(
+        _ apart: [NamespaceKind: UInt32], mounts further: [UInt32], _ context: RestoreContext
+    ) throws(Failure) {
         self.apart = apart
         if let id = apart[.user] {
             guard apart[.pid] != nil else {
@@ -57,7 +60,7 @@ public struct NamespaceRestore {
         }
         if let id = apart[.uts] { hostName = try context.images.load(.hostName(id), as: UtsnsEntry.self) }
         if let id = apart[.time] { clocks = try context.images.load(.timeNamespace(id), as: TimensEntry.self) }
-        if let id = apart[.mnt] { mounts = try MountRestore(id, context) }
+        if let id = apart[.mnt] { mounts = try MountRestore([id] + further, context) }
     }
 
     /// Has a task go to a new user namespace, where it is root.
@@ -97,10 +100,20 @@ public struct NamespaceRestore {
         guard let mounts else { return }
         try mounts.make(in: seed, context)
         context.view.take(context.owners)
-        context.view.take(
-            root: try attempt("open the tree's root") { () throws(SystemCallError) in
-                try openFile("/proc/\(seed.task.rawValue)/root", [.path, .directory])
-            })
+    }
+
+    /// Has a new task go to the mount namespace that it was in, if it was not born there.
+    public func enterMounts(_ puppet: Puppet, _ id: UInt32, _ context: RestoreContext) throws(Failure) {
+        let mounts = context.view.mounts
+        guard mounts.count > 1, let index = mounts.index(of: id), try mounts.index(of: puppet.task) != index else {
+            return
+        }
+        let arrived = try context.deliver([mounts.handle(index)], to: puppet)
+        var batch = Batch()
+        batch.add(
+            .setns, .descriptor(arrived[0]), .bits(NamespaceKind.mnt.flag), doing: "enter its mount namespace")
+        batch.add(.close, .descriptor(arrived[0]), doing: "close a namespace")
+        try puppet.run(batch)
     }
 
     /// Once nothing more is written to its files.

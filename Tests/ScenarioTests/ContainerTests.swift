@@ -272,6 +272,77 @@ struct `A container goes on in namespaces of its own` {
         try container.compare()
     }
 
+    @Test func `with tasks in further mount namespaces`() throws {
+        let container = try Container(
+            """
+            def inside():
+                for name in ('m', 'root/other'): os.makedirs(work + '/' + name)
+                place = work + '/m'; mount('first', place, 'tmpfs'); mount(None, place, None, SHARED)
+                for name in ('a', 'b', 'own', 'ro'): os.mkdir(place + '/' + name)
+                open(place + '/a/both', 'w').write('both')
+                (ready, told), (question, ask), (result, answer) = os.pipe(), os.pipe(), os.pipe()
+                def groups():
+                    known, out = {}, []
+                    for task in (1, child or os.getpid()):
+                        for line in sorted(open('/proc/%d/mountinfo' % task), key=lambda line: line.split()[4]):
+                            words = line.split(); end = words.index('-')
+                            tags = [w.split(':')[0] + ':%d' % known.setdefault(w.split(':')[1], len(known)) if ':' in w else w for w in words[6:end]]
+                            out.append(' '.join([str(task == 1)] + words[3:6] + tags + words[end + 1:]))
+                    return out
+                def names(folder): return sorted(os.listdir(folder))
+                def mountOf(fd): return [l for l in open('/proc/self/fdinfo/%d' % fd) if l.startswith('mnt_id')][0].split()[1]
+                def pointOf(fd): return [l.split()[4] for l in open('/proc/self/mountinfo') if l.split()[0] == mountOf(fd)]
+                child = os.fork()
+                if child == 0:
+                    inherited = os.open(place + '/a/both', os.O_RDONLY)
+                    must(libc.unshare(0x20000)); mount(None, place, None, SLAVE)
+                    # The same path, another file system; and one that only this namespace has, in parts.
+                    mount('second', place + '/own', 'tmpfs', 0, 'mode=711'); open(place + '/own/file', 'w').write('mine')
+                    os.makedirs(place + '/own/part/deep'); mount(place + '/own/part', place + '/b', None, BIND)
+                    mount('kept', place + '/ro', 'tmpfs'); open(place + '/ro/x', 'w').write('x'); mount(None, place + '/ro', None, REMOUNT | RDONLY)
+                    same, own = os.open(place + '/a/both', os.O_RDONLY), open(place + '/own/file')
+                    gone = open(place + '/own/gone', 'w+'); gone.write('gone'); gone.flush(); os.unlink(place + '/own/gone')
+                    listener = socket.socket(socket.AF_UNIX); listener.bind(place + '/own/name'); listener.listen(1)
+                    os.mkfifo(place + '/own/fifo'); fifo = os.open(place + '/own/fifo', os.O_RDWR); os.write(fifo, b'waiting')
+                    watcher = libc.inotify_init1(0o4000); must(libc.inotify_add_watch(watcher, (place + '/own').encode(), 0x100))
+                    grandchild = os.fork()
+                    if grandchild == 0:
+                        must(libc.unshare(0x20000)); mount('third', place + '/own', 'tmpfs'); os.chdir(place + '/own')
+                        while True: signal.pause()
+                    while os.readlink('/proc/%d/cwd' % grandchild) != place + '/own': pass
+                    os.chdir(place + '/b/deep'); os.write(told, b'!')
+                    while True:
+                        os.read(question, 1)
+                        gone.seek(0); own.seek(0)
+                        out = [own.read(), gone.read(), os.getcwd(), repr(names(place + '/own')), '%o' % os.stat(place + '/own').st_mode]
+                        out += [repr(pointOf(inherited)), repr(pointOf(same)), repr(pointOf(own.fileno()))]
+                        out += [os.readlink('/proc/%d/cwd' % grandchild), repr(names('/proc/%d/cwd' % grandchild))]
+                        client = socket.socket(socket.AF_UNIX); client.connect(place + '/own/name'); listener.accept()[0].close()
+                        open(place + '/own/new', 'w'); out.append(repr(os.read(watcher, 100)[16:].rstrip(b'\\0'))); os.unlink(place + '/own/new')
+                        out.append(repr(os.read(fifo, 99))); os.write(fifo, b'waiting')
+                        try: open(place + '/ro/y', 'w')
+                        except OSError as error: out.append(str(error))
+                        os.write(answer, '\\n'.join(out).encode())
+                os.read(ready, 1)
+                def check():
+                    out = groups() + [repr(names(place + '/own')), repr(names(place + '/b'))]
+                    os.write(ask, b'?'); out.append(os.read(result, 9999).decode())
+                    # What is mounted here comes to the slave, and not back.
+                    mount('new', place + '/a', 'tmpfs')
+                    out.append(str([l.split()[4] for l in open('/proc/%d/mountinfo' % child) if l.split()[-2] == 'new']))
+                    must(libc.umount2((place + '/a').encode(), 0))
+                    return '\\n'.join(out)
+                serve(check)
+            contain(inside)
+            """)
+        let before = container.program.ask()
+        for word in ["mine", "gone", "/b/deep", "b'new'", "b'waiting'", "Read-only", "master:", "711", "/m/a'"] {
+            #expect(before.contains(word), "\(before)")
+        }
+        try container.compare()
+        try container.compare(cycles: 1, [], ["--lazy-pages"])
+    }
+
     @Test(arguments: ["restore-sown", "restore-grown", "restore-files", "restore-sealed"])
     func `and a restore that fails leaves nothing of it`(fault: String) throws {
         let container = try Container(
@@ -467,7 +538,7 @@ struct `A container goes on in namespaces of its own` {
             def inside():
                 def check():
                     if not other: other.append(os.fork())
-                    if other[0] == 0: must(libc.unshare(0x20000)); open(work + '/there', 'w'); signal.pause()
+                    if other[0] == 0: must(libc.unshare(0x08000000)); open(work + '/there', 'w'); signal.pause()
                     while not os.path.exists(work + '/there'): pass
                     return 'ok'
                 other = []
@@ -484,7 +555,7 @@ struct `A container goes on in namespaces of its own` {
         #expect(program.ask() == "ok")
         let rest = ["-R", "--external", "mnt[\(program.work)/inner]:inner"]
         #expect(try container.dump(rest) != 0)
-        #expect(program.lastLine("dump.log").contains("another mount namespace"), "\(program.lastLine("dump.log"))")
+        #expect(program.lastLine("dump.log").contains("another IPC namespace"), "\(program.lastLine("dump.log"))")
         #expect(program.ask() == "ok")
     }
 }

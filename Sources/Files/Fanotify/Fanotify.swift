@@ -172,10 +172,10 @@ enum Fanotify: FileKind {
             target = try targets.open(mark.ie.fHandle, device: mark.sDev, number: mark.ie.iIno)
             flags |= mark.mflags & Flag.evictable
         case .mount:
-            target = try targets.open(mount: Array(mark.me.path), as: "mount")
+            target = try targets.open(mount: mark.me, as: "mount")
             flags |= Flag.mount
         case .filesystem:
-            target = try targets.open(mount: Array(mark.me.path), as: "file system")
+            target = try targets.open(mount: mark.me, as: "file system")
             flags |= Flag.fileSystem
         }
         let file = target.number

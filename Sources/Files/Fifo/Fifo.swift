@@ -46,24 +46,28 @@ enum Fifo: FileKind {
                 return
             }
             try RegularFile.refuseExternal(path)
-            try RestoredRemaps.of(context).prepare(path, context)
-            let place = Array(path.name)
             // Open for both, so that no later open has to wait for the other end.
-            let both = try attempt("open the fifo") { () throws(SystemCallError) in
-                try openFile(FilePath(bytes: place), [.readWrite, .nonBlocking])
+            let both = try context.view.at(mount: path.mntID) { () throws(Failure) in
+                let place = try RestoredRemaps.of(context).prepare(path, context)
+                return try attempt("open the fifo") { () throws(SystemCallError) in
+                    try openFile(FilePath(bytes: place), [.readWrite, .nonBlocking])
+                }
             }
             try RegularFile.check(path, both.number, context.policy)
             try PipeContents.of(context).restore(first.fifo.pipeID, isFifo: true, writing: both.number)
             for member in members {
                 let entry = try self.path(of: member, context)
                 let flags = Int32(bitPattern: entry.flags)
-                let made = try attempt("open the fifo") { () throws(SystemCallError) in
-                    let mode = OpenFlags(rawValue: flags & 3 | OpenFlags.nonBlocking.rawValue)
-                    let made = try OwnerVisit.open { () throws(SystemCallError) in
-                        try openFile(FilePath(bytes: Array(entry.name)), mode)
+                let made = try context.view.at(mount: entry.mntID) { () throws(Failure) in
+                    let place = try RestoredRemaps.of(context).prepare(entry, context)
+                    return try attempt("open the fifo") { () throws(SystemCallError) in
+                        let mode = OpenFlags(rawValue: flags & 3 | OpenFlags.nonBlocking.rawValue)
+                        let made = try OwnerVisit.open { () throws(SystemCallError) in
+                            try openFile(FilePath(bytes: place), mode)
+                        }
+                        try setStatusFlags(made.number, entry.flags)
+                        return made
                     }
-                    try setStatusFlags(made.number, entry.flags)
-                    return made
                 }
                 try context.files.add(member.id, made)
             }

@@ -13,7 +13,8 @@ extension RegularFile {
         guard Workers.count > 1, context.policy.inherited.isEmpty else { return [] }
         let remaps = RestoredRemaps.of(context)
         let plain = entries.filter {
-            !$0.reg.hasSameAs && !$0.reg.ext && remaps.isByItself($0.id) && !comesAfterTasks($0)
+            !$0.reg.hasSameAs && !$0.reg.ext && context.view.isHere($0.reg.mntID) && remaps.isByItself($0.id)
+                && !comesAfterTasks($0)
         }
         let policy = context.policy
         let made = Mutex([Int32?](repeating: nil, count: plain.count))

@@ -111,13 +111,15 @@ enum RegularFile: FileKind {
                     if let passed { return try context.files.add(member.id, passed) }
                     try refuseExternal(entry)
                 }
-                let path = try remaps.prepare(entry, context)
-                let lent = try lendDescriptor(to: path, context)
-                let unnamed = try remaps.unnamedFile(of: entry)
-                let made = if let unnamed { unnamed } else { try open(entry, at: path) }
-                try lent?()
-                try check(entry, made.number, context.policy)
-                try context.files.add(member.id, made)
+                try context.view.at(mount: entry.mntID) { () throws(Failure) in
+                    let path = try remaps.prepare(entry, context)
+                    let lent = try lendDescriptor(to: path, context)
+                    let unnamed = try remaps.unnamedFile(of: entry)
+                    let made = if let unnamed { unnamed } else { try open(entry, at: path) }
+                    try lent?()
+                    try check(entry, made.number, context.policy)
+                    try context.files.add(member.id, made)
+                }
             }
         }
     }

@@ -17,8 +17,8 @@ final class Remaps {
     private var entries: [RemapFilePathEntry] = []
     private var ghosts: [Inode: UInt32] = [:]
     private var links: [Inode: UInt32] = [:]
-    /// Names that this dump created.
-    private var created: [[UInt8]] = []
+    /// Names that this dump created, and in which of the tree's mount namespaces.
+    private var created: [(name: [UInt8], namespace: Int)] = []
 
     private struct Inode: Hashable {
         let device: UInt64, inode: UInt64
@@ -38,7 +38,7 @@ final class Remaps {
         }
         let saysDeleted = path.reversed().starts(with: Remaps.deleted.utf8.reversed())
         if facts.begins(with: "/proc/"), isProc(file.handle.number) {
-            let found = try pathInProc(path, saysDeleted, id, facts.status)
+            let found = try pathInProc(path, saysDeleted, id, facts.status, context)
             if !saysDeleted { warnOfStranger(found, context) }
             return found
         }
@@ -47,7 +47,7 @@ final class Remaps {
             try dumpGhost(file, id, context)
             return path
         }
-        if leads(path, to: facts.status) { return path }
+        if leads(path, to: facts.status, context) { return path }
         if saysDeleted { path.removeLast(Remaps.deleted.utf8.count) }
         if facts.status.kind == .directory {
             throw Failure(
@@ -62,16 +62,21 @@ final class Remaps {
     }
 
     /// Where paths lead, for files that are open many times.
-    private var led: [[UInt8]: Inode] = [:]
+    private var led: [Place: Inode] = [:]
 
-    private func leads(_ path: [UInt8], to status: FileStatus) -> Bool {
+    private struct Place: Hashable {
+        let path: [UInt8], namespace: Int
+    }
+
+    private func leads(_ path: [UInt8], to status: FileStatus, _ context: DumpContext) -> Bool {
         let inode = Inode(device: status.device, inode: status.inode)
-        if led[path] == inode { return true }
+        let place = Place(path: path, namespace: context.view.namespace)
+        if led[place] == inode { return true }
         guard let found = try? FileStatus.read(path: path, followsLink: status.kind != .symbolicLink) else {
             return false
         }
-        led[path] = Inode(device: found.device, inode: found.inode)
-        return led[path] == inode
+        led[place] = Inode(device: found.device, inode: found.inode)
+        return led[place] == inode
     }
 
     /// Nobody keeps the number of a task that is not in the tree.
@@ -90,9 +95,9 @@ final class Remaps {
 
     /// Only the directory of a dead task itself is called deleted; what lies in it leads nowhere, or to another task's.
     private func pathInProc(
-        _ path: [UInt8], _ saysDeleted: Bool, _ id: UInt32, _ status: FileStatus
+        _ path: [UInt8], _ saysDeleted: Bool, _ id: UInt32, _ status: FileStatus, _ context: DumpContext
     ) throws(Failure) -> [UInt8] {
-        guard saysDeleted || !leads(path, to: status) else { return path }
+        guard saysDeleted || !leads(path, to: status, context) else { return path }
         let plain = saysDeleted ? Array(path.dropLast(Remaps.deleted.utf8.count)) : path
         let word = plain.dropFirst("/proc/".utf8.count).prefix { $0 != 0x2f }
         let folder = Array("/proc/".utf8) + word
@@ -247,7 +252,7 @@ final class Remaps {
                     }
                 }
             }
-            if isThere != true { created.append(name) }
+            if isThere != true { created.append((name, context.view.namespace)) }
             var entry = FileEntry(.reg, number)
             entry.reg.id = number
             entry.reg.flags = 0
@@ -273,17 +278,23 @@ final class Remaps {
     }
 
     /// Removes the temporary names of a dump that failed, or after which the tree runs on.
-    func abandon() { removeNames(nil) }
+    func abandon(_ context: DumpContext) {
+        for (name, namespace) in created {
+            try? context.view.at(namespace: namespace) { () throws(Failure) in
+                _ = try? removeName(FilePath(bytes: name))
+            }
+        }
+    }
 
     /// Takes the temporary names away. They belong to the image, but the tree, which runs on, needs none, and nobody
     /// would ever remove them (CRIU does the same).
-    func removeNames(_ context: DumpContext?) {
-        for name in created {
-            context?.log.warning(
+    func removeNames(_ context: DumpContext) {
+        for (name, _) in created {
+            context.log.warning(
                 "\(String(decoding: name, as: UTF8.self)) is removed, as the tree runs on: this image can't be restored without it"
             )
-            _ = try? removeName(FilePath(bytes: name))
         }
+        abandon(context)
     }
 }
 

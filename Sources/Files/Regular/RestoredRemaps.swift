@@ -14,10 +14,11 @@ internal import SystemPackage
 final class RestoredRemaps {
     private var remaps: [UInt32: RemapFilePathEntry] = [:]
     private var onlyPaths: Set<UInt32> = []
-    private var ghosts: [UInt32: [UInt8]] = [:]
+    private var ghosts: [UInt32: (path: [UInt8], mount: Int32)] = [:]
     private var linked: Set<UInt32> = []
     private var inodes: [Inode: UInt32] = [:]
-    private var names: [(path: [UInt8], isDirectory: Bool)] = []
+    /// Names that were made, and in which of the tree's mount namespaces.
+    private var names: [(path: [UInt8], isDirectory: Bool, namespace: Int)] = []
     private var standIns: [UInt32: Puppet] = [:]
     /// Ghosts that never had a name (O_TMPFILE), by the id of the description that made them. Only such a file can be
     /// given a name later.
@@ -104,12 +105,12 @@ final class RestoredRemaps {
         let path = Array(entry.name)
         guard let remap = remaps[entry.id] else { return path }
         switch remap.remapType {
-        case .ghost: return try raise(remap.remapID, at: path, context)
+        case .ghost: return try raise(remap.remapID, for: entry, context)
         case .linked:
             guard let other = context.entry(remap.remapID), other.hasReg else {
                 throw Failure(.corruptImage, "its remap \(remap.remapID) is not in files.img")
             }
-            return try link(Array(other.reg.name), to: path, remap.remapID)
+            return try link(other.reg, to: entry, remap.remapID, context)
         case .procfs:
             try standIn(for: remap.remapID, context)
             return path
@@ -118,13 +119,19 @@ final class RestoredRemaps {
 
     // MARK: ghosts
 
-    private func raise(_ ghost: UInt32, at path: [UInt8], _ context: RestoreContext) throws(Failure) -> [UInt8] {
-        if let place = ghosts[ghost] { return place }
+    private func raise(
+        _ ghost: UInt32, for file: RegFileEntry, _ context: RestoreContext
+    ) throws(Failure) -> [UInt8] {
+        let path = Array(file.name)
+        if let known = ghosts[ghost] {
+            if known.mount == file.mntID { return known.path }
+            return context.view.mounts.path(known.path, on: known.mount, seenOn: file.mntID) ?? known.path
+        }
         let reader = try context.images.open(.ghost(ghost))
         guard let entry = try reader.next(GhostFileEntry.self) else {
             throw Failure(.corruptImage, "the ghost file is empty")
         }
-        try makeParents(of: path)
+        try makeParents(of: path, context)
         var place = path
         if let made = makeUnnamed(ghost, at: path) {
             place = made
@@ -134,9 +141,10 @@ final class RestoredRemaps {
                 place = path + Array(".\(ghost).brumate-ghost".utf8)
                 guard try create(entry, at: place) else { throw Failure(.conflict, "the name for its ghost is taken") }
             }
-            names.append((place, entry.mode & 0o170000 == FileStatus.Kind.directory.rawValue))
+            names.append(
+                (place, entry.mode & 0o170000 == FileStatus.Kind.directory.rawValue, context.view.namespace))
         }
-        ghosts[ghost] = place
+        ghosts[ghost] = (place, file.mntID)
         if entry.mode & 0o170000 == FileStatus.Kind.regular.rawValue {
             try fill(place, entry, reader, context)
         }
@@ -249,7 +257,7 @@ final class RestoredRemaps {
     }
 
     /// Makes directories that are gone by now; they go again with the ghosts.
-    private func makeParents(of path: [UInt8]) throws(Failure) {
+    private func makeParents(of path: [UInt8], _ context: RestoreContext) throws(Failure) {
         var missing: [[UInt8]] = []
         var parent = path
         while let slash = parent.lastIndex(of: 0x2f), slash > 0 {
@@ -263,31 +271,53 @@ final class RestoredRemaps {
                     try systemCall(.mkdirat, Int(currentDirectory), address, 0o755)
                 }
             }
-            names.append((directory, true))
+            names.append((directory, true, context.view.namespace))
         }
     }
 
     // MARK: link remaps
 
-    private func link(_ other: [UInt8], to path: [UInt8], _ id: UInt32) throws(Failure) -> [UInt8] {
+    private func link(
+        _ entry: RegFileEntry, to file: RegFileEntry, _ id: UInt32, _ context: RestoreContext
+    ) throws(Failure) -> [UInt8] {
+        let (path, other) = (Array(file.name), Array(entry.name))
+        let view = context.view
+        if linked.insert(id).inserted {
+            try view.at(mount: entry.mntID) { () throws(Failure) in names.append((other, false, view.namespace)) }
+        }
+        try makeParents(of: path, context)
+        var problem: SystemCallError?
+        // The kernel wants both names on one mount.
+        for mount in [file.mntID] + view.mounts.others(like: file.mntID) {
+            guard let from = view.mounts.path(other, on: entry.mntID, seenOn: mount),
+                let to = view.mounts.path(path, on: file.mntID, seenOn: mount)
+            else { continue }
+            let failed = try view.at(mount: mount) { () throws(Failure) in
+                let failed = link(from, to)
+                if failed == nil { names.append((to, false, view.namespace)) }
+                return failed
+            }
+            guard let failed else { return path }
+            // The old name is taken: the temporary one serves.
+            if failed.errno == .EEXIST, mount == file.mntID { return from }
+            problem = failed
+        }
+        throw Failure(
+            .conflict, "can't link the unlinked file again",
+            advice: "The dump left it as \(String(decoding: other, as: UTF8.self))", cause: problem)
+    }
+
+    /// Gives a file a second name. Returns why it has none.
+    private func link(_ old: [UInt8], _ new: [UInt8]) -> SystemCallError? {
         let here = Int(currentDirectory)
-        if linked.insert(id).inserted { names.append((other, false)) }
-        try makeParents(of: path)
         do throws(SystemCallError) {
-            try withCString(other) { (from) throws(SystemCallError) in
-                try withCString(path) { (to) throws(SystemCallError) in try systemCall(.linkat, here, from, here, to, 0)
+            try withCString(old) { (old) throws(SystemCallError) in
+                try withCString(new) { (new) throws(SystemCallError) in
+                    _ = try systemCall(.linkat, here, old, here, new, 0)
                 }
             }
-            names.append((path, false))
-            return path
-        } catch {
-            // The old name is taken: the temporary one serves.
-            if error.errno == .EEXIST { return ghosts[id] ?? other }
-            throw Failure(
-                .conflict, "can't link the unlinked file again",
-                advice: "The dump left it as \(String(decoding: other, as: UTF8.self))",
-                cause: error)
-        }
+            return nil
+        } catch { return error }
     }
 
     // MARK: dead tasks in /proc
@@ -298,9 +328,11 @@ final class RestoredRemaps {
     }
 
     /// Removes all names that were only for the restore, the latest first.
-    func removeNames() {
-        for (path, isDirectory) in names.reversed() {
-            _ = try? removeName(FilePath(bytes: path), isDirectory: isDirectory)
+    func removeNames(_ context: RestoreContext) {
+        for (path, isDirectory, namespace) in names.reversed() {
+            try? context.view.at(namespace: namespace) { () throws(Failure) in
+                _ = try? removeName(FilePath(bytes: path), isDirectory: isDirectory)
+            }
         }
         names = []
     }

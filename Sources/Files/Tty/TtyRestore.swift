@@ -167,12 +167,14 @@ final class TtyRestore {
     private func makeDevice(
         _ member: FileEntry, _ info: TtyInfoEntry, _ path: RegFileEntry, _ context: RestoreContext
     ) throws(Failure) {
-        let place = try RestoredRemaps.of(context).prepare(path, context)
-        let made = try attempt("open the terminal", code: .conflict) { () throws(SystemCallError) in
-            let mode = OpenFlags(rawValue: Int32(member.tty.flags & 3)).union([.nonBlocking, .noControllingTerminal])
-            let made = try openFile(FilePath(bytes: place), mode)
-            try setStatusFlags(made.number, member.tty.flags)
-            return made
+        let made = try context.view.at(mount: path.mntID) { () throws(Failure) in
+            let place = try RestoredRemaps.of(context).prepare(path, context)
+            return try attempt("open the terminal", code: .conflict) { () throws(SystemCallError) in
+                let mode = OpenFlags(rawValue: Int32(member.tty.flags & 3))
+                let made = try openFile(FilePath(bytes: place), mode.union([.nonBlocking, .noControllingTerminal]))
+                try setStatusFlags(made.number, member.tty.flags)
+                return made
+            }
         }
         try RegularFile.check(path, made.number, context.policy)
         let number = made.number

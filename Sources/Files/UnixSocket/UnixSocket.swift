@@ -133,8 +133,11 @@ enum UnixSocket: FileKind {
                 entry.nameDir = imageBytes(directory)
             }
         }
-        guard let status = try? FileStatus.read(path: place, followsLink: false),
-            status.inode == bound.inode, status.device == bound.device
+        if context.view.mounts.contains(bound.mountID) { entry.mntID = bound.mountID }
+        let there = try context.view.at(mount: bound.mountID) { () throws(Failure) in
+            try? FileStatus.read(path: place, followsLink: false)
+        }
+        guard let status = there, status.inode == bound.inode, status.device == bound.device
         else {
             entry.deleted = true
             return

@@ -49,8 +49,8 @@ final class UnixSocketMaking {
         let id: UInt32, usk: UnixSkEntry
     }
 
-    /// Files that were made, to be removed if the restore fails.
-    private var files: [[UInt8]] = []
+    /// Files that were made, and on which mounts, to be removed if the restore fails.
+    private var files: [(path: [UInt8], mount: Int32)] = []
     /// Whether all that is left is to let the tasks go.
     var isSettled = false
     /// Whether `complete` has begun.
@@ -58,7 +58,10 @@ final class UnixSocketMaking {
 
     deinit {
         for number in temporary.values { _ = try? systemCall(.close, Int(number)) }
-        if !isSettled { for file in files { _ = try? removeName(FilePath(bytes: file)) } }
+        guard !isSettled else { return }
+        for (path, mount) in files {
+            try? context.view.at(mount: mount) { () throws(Failure) in _ = try? removeName(FilePath(bytes: path)) }
+        }
     }
 
     private static func key(_ entry: UnixSkEntry) -> String { "socket:[\(entry.ino)]" }
@@ -113,9 +116,11 @@ final class UnixSocketMaking {
         for member in singles + pairs.flatMap({ [$0.one, $0.two].compactMap { $0 } }) + clients
         where !member.usk.name.isEmpty && !reconnected.contains(member.id) {
             try naming(member) { () throws(Failure) in
-                let name = SocketName(member.usk)
-                try name.bind(try context.files.number(member.id), aside: accepted.contains(member.id), others)
-                if !accepted.contains(member.id), let place = name.place { files.append(place) }
+                try bind(
+                    try context.files.number(member.id), as: member.usk, aside: accepted.contains(member.id))
+                if !accepted.contains(member.id), let place = SocketName(member.usk).place {
+                    files.append((place, member.usk.mntID))
+                }
             }
         }
         try listen(singles.filter { $0.usk.state == UnixSocket.listening })
@@ -125,24 +130,38 @@ final class UnixSocketMaking {
         try witnesses.dismiss()
     }
 
+    /// What only sockets have in common that one can be connected to through the other's name: type, mount and name.
+    private static func address(_ socket: UnixSkEntry) -> [UInt8] {
+        [UInt8(truncatingIfNeeded: socket.type)] + [UInt8](bytesOf: socket.mntID) + Array(socket.name)
+    }
+
+    /// Binds a socket to a member's name, where that leads.
+    private func bind(_ number: Int32, as socket: UnixSkEntry, aside: Bool) throws(Failure) {
+        try context.view.at(mount: socket.mntID) { () throws(Failure) in
+            try SocketName(socket).bind(number, aside: aside, others)
+        }
+    }
+
     /// Decides how each member is made. Joints are by the name of the accepted end.
     private func sort() throws(Failure) -> ([Member], [Pair], [[UInt8]: [Joint]]) {
         var isMine = [Bool](repeating: false, count: all.count), isDone = isMine
         for member in mine { isMine[member.place] = true }
         let listeners = Set(
-            mine.filter { $0.usk.state == UnixSocket.listening }.map { [UInt8($0.usk.type)] + Array($0.usk.name) })
+            mine.filter { $0.usk.state == UnixSocket.listening }.map { UnixSocketMaking.address($0.usk) })
         var uses: [[UInt8]: Int] = [:]
-        for member in mine where !member.usk.name.isEmpty { uses[Array(member.usk.name), default: 0] += 1 }
+        for member in mine where !member.usk.name.isEmpty {
+            uses[UnixSocketMaking.address(member.usk), default: 0] += 1
+        }
         var singles: [Member] = []
         var pairs: [Pair] = []
         var joints: [[UInt8]: [Joint]] = [:]
         func isAccepted(_ member: Member) throws(Failure) -> Bool {
-            let name = Array(member.usk.name)
-            if name.isEmpty { return false }
-            if listeners.contains([UInt8(member.usk.type)] + name) || uses[name] ?? 0 > 1 { return true }
+            if member.usk.name.isEmpty { return false }
+            let address = UnixSocketMaking.address(member.usk)
+            if listeners.contains(address) || uses[address] ?? 0 > 1 { return true }
             let socket = SocketName(member.usk)
             if socket.place == nil { return true }
-            return try socket.isTaken(others)
+            return try context.view.at(mount: member.usk.mntID) { () throws(Failure) in try socket.isTaken(others) }
         }
         for member in mine {
             let socket = member.usk
@@ -152,10 +171,10 @@ final class UnixSocketMaking {
             else { continue }
             (isDone[member.place], isDone[other.place]) = (true, true)
             if socket.type != UnixSocket.datagram, try isAccepted(member) {
-                joints[[UInt8(socket.type)] + Array(socket.name), default: []].append(
+                joints[UnixSocketMaking.address(socket), default: []].append(
                     Joint(client: other, accepted: member))
             } else if socket.type != UnixSocket.datagram, try isAccepted(other) {
-                joints[[UInt8(socket.type)] + Array(other.usk.name), default: []].append(
+                joints[UnixSocketMaking.address(other.usk), default: []].append(
                     Joint(client: member, accepted: other))
             } else {
                 pairs.append(Pair(one: member, two: other))
@@ -221,7 +240,7 @@ final class UnixSocketMaking {
         let made = try UnixSocketMaking.create(member.usk.type)
         if isOutside(member), let outside = self.member(member.usk.peer) {
             if !member.usk.name.isEmpty {
-                try SocketName(member.usk).bind(made.number, aside: accepted.contains(member.id), others)
+                try bind(made.number, as: member.usk, aside: accepted.contains(member.id))
             }
             do throws(Failure) {
                 try connect([made.number], to: SocketName(outside.usk).address, door: nil, as: member.usk.ownCred)
@@ -374,7 +393,7 @@ final class UnixSocketMaking {
     private func join(_ joints: [Joint], named name: [UInt8]) throws(Failure) {
         guard let first = joints.first else { return }
         let known = mine.first {
-            $0.usk.state == UnixSocket.listening && [UInt8($0.usk.type)] + Array($0.usk.name) == name
+            $0.usk.state == UnixSocket.listening && UnixSocketMaking.address($0.usk) == name
         }
         if let known {
             return try join(
@@ -383,7 +402,7 @@ final class UnixSocketMaking {
         let listener = try UnixSocketMaking.create(first.accepted.usk.type)
         let number = listener.number
         do throws(Failure) {
-            try SocketName(first.accepted.usk).bind(number, aside: true, others)
+            try bind(number, as: first.accepted.usk, aside: true)
         } catch {
             context.log.warning(
                 "accepted sockets have no name, as their listener is outside of the tree and has it: \(error)")

@@ -1,4 +1,5 @@
 internal import Diagnostics
+internal import Kinds
 internal import Linux
 internal import Procfs
 internal import SystemPackage
@@ -6,15 +7,28 @@ internal import SystemPackage
 /// Opens files by the handles that the kernel gives to watched inodes, and compares files with watched inodes.
 final class MountedFiles {
     /// All mounts that the tree sees.
-    let mounts: [Mount]
+    private(set) var mounts: [Mount] = []
+    private let view: TreeView
+    /// In which of the tree's mount namespaces they are.
+    private var namespaces: [Int32: Int] = [:]
     /// Mount points opened so far; nil where that failed.
     private var opened: [Int32: Int32?] = [:]
     /// An inotify that shows us by which names the kernel knows a file.
     private let probe: Descriptor
 
-    /// - Parameter task: one in the tree's mount namespace, if that is not ours.
-    init(of task: TaskID?) throws(Failure) {
-        mounts = try Mount.all(of: task)
+    /// - Parameter tasks: those of the tree, if it has mount namespaces of its own.
+    init(of tasks: [TaskID], _ view: TreeView) throws(Failure) {
+        self.view = view
+        if tasks.isEmpty { mounts = try Mount.all() }
+        var seen: Set<Int> = []
+        for task in tasks {
+            guard seen.count < view.mounts.count, let index = try view.mounts.index(of: task),
+                seen.insert(index).inserted
+            else { continue }
+            let all = try Mount.all(of: task)
+            for mount in all { namespaces[mount.id] = index }
+            mounts += all
+        }
         probe = try attempt("create an inotify") { () throws(SystemCallError) in
             Descriptor(owning: Int32(try systemCall(.inotify_init1, 0o2004000)))
         }
@@ -28,9 +42,12 @@ final class MountedFiles {
     private func root(of mount: Mount) -> Int32? {
         if let known = opened[mount.id] { return known }
         var number: Int32?
-        if let root = try? openFile(FilePath(bytes: mount.point), [.directory, .noFollow]),
-            let status = try? FileStatus.read(in: root.number), status.mountID == mount.id
-        {
+        let made = try? view.at(namespace: namespaces[mount.id] ?? 0) { () throws(Failure) in
+            try attempt("open a mount") { () throws(SystemCallError) in
+                try openFile(FilePath(bytes: mount.point), [.directory, .noFollow])
+            }
+        }
+        if let root = made, let status = try? FileStatus.read(in: root.number), status.mountID == mount.id {
             number = root.release()
         }
         opened[mount.id] = .some(number)

@@ -13,7 +13,8 @@ final class WatchTargets {
 
     private init(_ context: RestoreContext) throws(Failure) {
         self.context = context
-        files = try MountedFiles(of: context.ownNamespaces[.mnt] == nil ? nil : context.processes.first?.task)
+        let tasks = context.processes.filter { !$0.plan.isZombie }.map(\.task)
+        files = try MountedFiles(of: context.ownNamespaces[.mnt] == nil ? [] : tasks, context.view)
     }
 
     static func of(_ context: RestoreContext) throws(Failure) -> WatchTargets {
@@ -40,16 +41,25 @@ final class WatchTargets {
                 advice: "Dump with --force-irmap to note the paths of watched files")
         }
         let text = String(decoding: path, as: UTF8.self)
-        return try attempt("open the watched file \(text)", code: .conflict, advice: "Put it back as it was") {
-            () throws(SystemCallError) in
-            let file = try openFile(FilePath(bytes: path), [.path, .noFollow])
-            context.log.debug("\(text) is watched by its name")
-            return file
+        let mount = entry.hasMntID ? Int32(bitPattern: entry.mntID) : -1
+        return try context.view.at(mount: mount) { () throws(Failure) in
+            try attempt("open the watched file \(text)", code: .conflict, advice: "Put it back as it was") {
+                () throws(SystemCallError) in
+                let file = try openFile(FilePath(bytes: path), [.path, .noFollow])
+                context.log.debug("\(text) is watched by its name")
+                return file
+            }
         }
     }
 
     /// Opens the mount point of a mount, for its path only.
-    func open(mount path: [UInt8], as what: String) throws(Failure) -> Descriptor {
+    func open(mount entry: FanotifyMountMarkEntry, as what: String) throws(Failure) -> Descriptor {
+        try context.view.at(mount: Int32(bitPattern: entry.mntID)) { () throws(Failure) in
+            try open(mount: Array(entry.path), as: what)
+        }
+    }
+
+    private func open(mount path: [UInt8], as what: String) throws(Failure) -> Descriptor {
         guard path.first == 0x2f, !path.contains(0) else {
             throw Failure(.corruptImage, "the path of a marked \(what) makes no sense")
         }

@@ -10,14 +10,20 @@ internal import SystemPackage
 final class WatchedPaths {
     private let context: DumpContext
     private let files: MountedFiles
-    private var found: [WatchedInode: [UInt8]] = [:]
+    private var found: [WatchedInode: Place] = [:]
     private var searches: [UInt32: InodeSearch] = [:]
     /// Files that tasks of the tree have open, by inode number.
     private var open: [UInt64: [String]]?
 
+    /// A path, and the mount that it leads to.
+    private struct Place {
+        let path: [UInt8], mount: Int32
+    }
+
     private init(_ context: DumpContext) throws(Failure) {
         self.context = context
-        files = try MountedFiles(of: context.namespaces.apart.contains(.mnt) ? context.processes.first?.id : nil)
+        let isApart = context.namespaces.apart.contains(.mnt)
+        files = try MountedFiles(of: isApart ? context.processes.map(\.id) : [], context.view)
     }
 
     static func of(_ context: DumpContext) throws(Failure) -> WatchedPaths {
@@ -29,47 +35,59 @@ final class WatchedPaths {
 
     /// Everything by which a watched inode can be found at restore.
     func entry(for inode: WatchedInode) throws(Failure) -> FhEntry {
-        if let path = found[inode] { return inode.entry(path: path) }
+        if let place = found[inode] { return entry(for: inode, at: place) }
         var isOpenable = false
         if let file = files.open(inode) {
             isOpenable = true
-            if let path = path(of: file.number, inode) { return note(path, inode) }
+            if let place = place(of: file.number, inode) { return note(place, inode) }
         }
         // Searching is for inodes that a handle does not lead to, or if the user insists.
         if isOpenable, !context.policy.forcesPaths { return inode.entry(path: nil) }
         switch openInTree(inode) {
-        case .path(let path): return note(path, inode)
+        case .place(let place): return note(place, inode)
         case .unlinked: return inode.entry(path: nil)
         case .nowhere: break
         }
-        if let path = try search(inode) { return note(path, inode) }
+        if let path = try search(inode) { return note(Place(path: path, mount: -1), inode) }
         throw Failure(
             .unsupported, "no path leads to the watched \(inode.name), and its file system can't open it by a handle",
             advice: "Pass --irmap-scan-path with a directory above it, or remove the watch")
     }
 
-    private func note(_ path: [UInt8], _ inode: WatchedInode) -> FhEntry {
-        found[inode] = path
-        return inode.entry(path: path)
+    private func note(_ place: Place, _ inode: WatchedInode) -> FhEntry {
+        found[inode] = place
+        return entry(for: inode, at: place)
+    }
+
+    private func entry(for inode: WatchedInode, at place: Place) -> FhEntry {
+        var entry = inode.entry(path: place.path)
+        if context.view.mounts.contains(place.mount) { entry.mntID = UInt32(bitPattern: place.mount) }
+        return entry
     }
 
     /// The path of an open file if it leads back to the same inode.
-    private func path(of file: Int32, _ inode: WatchedInode) -> [UInt8]? {
+    private func place(of file: Int32, _ inode: WatchedInode) -> Place? {
         guard let path = try? readLink("/proc/self/fd/\(file)").bytes, path.first == 0x2f,
-            let again = try? openFile(FilePath(bytes: path), [.path, .noFollow]), files.isSame(again.number, inode)
+            let mount = try? FileStatus.read(in: file).mountID
         else { return nil }
-        return path
+        let again = try? context.view.at(mount: mount) { () throws(Failure) in
+            try attempt("open a watched file") { () throws(SystemCallError) in
+                try openFile(FilePath(bytes: path), [.path, .noFollow])
+            }
+        }
+        guard let again, files.isSame(again.number, inode) else { return nil }
+        return Place(path: path, mount: mount)
     }
 
     private enum OpenFile {
-        case path([UInt8]), unlinked, nowhere
+        case place(Place), unlinked, nowhere
     }
 
     /// Looks among the files that the tree has open.
     private func openInTree(_ inode: WatchedInode) -> OpenFile {
         for link in openFiles()[inode.number] ?? [] {
             guard let file = try? Linux.openFile(link, [.path]), files.isSame(file.number, inode) else { continue }
-            if let path = path(of: file.number, inode) { return .path(path) }
+            if let place = place(of: file.number, inode) { return .place(place) }
             if let status = try? FileStatus.read(in: file.number), status.links == 0 { return .unlinked }
         }
         return .nowhere

@@ -9,8 +9,15 @@ internal import SystemPackage
 
 /// Dumps the mounts of a tree that has a mount namespace of its own, and what its file systems in memory hold.
 enum MountDump {
-    /// Finds the root of the tree's mounts, where its paths begin.
-    static func openRoot(of task: TaskID) throws(Failure) -> Descriptor {
+    /// What a task sees that is in one of the namespaces.
+    private struct Space {
+        let task: TaskID
+        let mounts: [Mount]
+        let entries: [MntEntry]
+    }
+
+    /// Finds the root of a task's mounts, where paths in its namespace begin.
+    private static func openRoot(of task: TaskID) throws(Failure) -> Descriptor {
         let namespace = try NamespaceKind.mnt.open(of: task)
         let number = try attempt("open the root directory of task \(task)", advice: "This needs CAP_SYS_ADMIN") {
             () throws(SystemCallError) in
@@ -21,13 +28,36 @@ enum MountDump {
         return Descriptor(owning: number)
     }
 
-    /// Refuses mounts that could not be restored. Returns the numbers of all.
-    static func check(_ root: TaskID, _ context: DumpContext) throws(Failure) -> Set<Int32> {
-        let mounts = try Mount.all(of: root)
-        let entries = try describe(mounts, context)
-        _ = try MountOrder(entries)
-        for entry in entries where entry.deleted { try checkRemoved(entry, of: root) }
-        return Set(mounts.map(\.id))
+    /// Finds the namespaces, and refuses mounts that could not be restored.
+    static func prepare(_ root: TaskID, _ context: DumpContext) throws(Failure) {
+        let known = context.view.mounts
+        var tasks: [TaskID] = []
+        try forEachProcess(of: root) { (task) throws(Failure) in
+            // Who has ended is in none.
+            guard (try? readLink("/proc/\(task.rawValue)/ns/mnt")) != nil, try known.index(of: task) == nil else {
+                return true
+            }
+            let index = known.count
+            try known.add(index == 0 ? NamespaceKind.mnt.treeID : TreeNamespaces.furtherID(index), of: task)
+            known.take(root: try openRoot(of: task))
+            tasks.append(task)
+            return true
+        }
+        let spaces = try spaces(tasks, context)
+        _ = try MountOrder(spaces.map(\.entries))
+        for space in spaces {
+            for entry in space.entries where entry.deleted { try checkRemoved(entry, of: space.task) }
+        }
+        known.take(mounts: MountOrder.places(spaces.map(\.entries)))
+    }
+
+    /// Looks at the mounts of tasks that are in different namespaces.
+    private static func spaces(_ tasks: [TaskID], _ context: DumpContext) throws(Failure) -> [Space] {
+        let mounts = try tasks.map { (task) throws(Failure) in try Mount.all(of: task) }
+        let all = mounts.flatMap { $0 }
+        return try zip(tasks, mounts).map { (task, mounts) throws(Failure) in
+            Space(task: task, mounts: mounts, entries: try describe(mounts, among: all, context))
+        }
     }
 
     /// A removed directory is empty. A removed file is not, as a rule, and what it holds would be lost.
@@ -44,23 +74,28 @@ enum MountDump {
         }
     }
 
-    /// Writes `mountpoints-N.img` and the archives of file systems in memory.
-    static func dump(_ id: UInt32, of root: TaskID, _ context: DumpContext) throws(Failure) {
-        let mounts = try Mount.all(of: root)
-        let entries = try describe(mounts, context)
-        try context.images.write(.mounts(id), entries)
-        let namespace = try NamespaceKind.mnt.open(of: root)
-        for entry in try MountOrder(entries).archived {
-            try during(.step("the mount \(entry.point)")) { () throws(Failure) in
-                try archive(entry, entries, of: root, namespace.number, context)
+    /// Writes `mountpoints-N.img` of each namespace, and the archives of file systems in memory.
+    static func dump(_ context: DumpContext) throws(Failure) {
+        let known = context.view.mounts
+        var tasks: [(index: Int, task: TaskID)] = []
+        for process in context.processes {
+            guard let index = try known.index(of: process.id), !tasks.contains(where: { $0.index == index }) else {
+                continue
+            }
+            tasks.append((index, process.id))
+        }
+        let spaces = try spaces(tasks.map(\.task), context)
+        for space in spaces { try context.images.write(.mounts(known.id(of: space.task)), space.entries) }
+        for step in try MountOrder(spaces.map(\.entries)).steps where step.isArchived {
+            try during(.step("the mount \(step.entry.point)")) { () throws(Failure) in
+                try archive(step.entry, spaces[step.space], context)
             }
         }
     }
 
-    private static func archive(
-        _ entry: MntEntry, _ entries: [MntEntry], of root: TaskID, _ namespace: Int32, _ context: DumpContext
-    ) throws(Failure) {
-        let place = try open(entry, entries, namespace)
+    private static func archive(_ entry: MntEntry, _ space: Space, _ context: DumpContext) throws(Failure) {
+        let namespace = try NamespaceKind.mnt.open(of: space.task)
+        let place = try open(entry, space.entries, namespace.number)
         let number = place.number
         let status = try attempt("look at it") { () throws(SystemCallError) in try FileStatus.read(in: number) }
         guard status.kernelDevice == entry.rootDev else {
@@ -68,7 +103,7 @@ enum MountDump {
                 .unsupported, "another mount hides it, so that what it holds can't be archived",
                 advice: "Unmount what is mounted over it")
         }
-        let bytes = try Archive.pack(place, as: context.owners.isApart ? root : nil)
+        let bytes = try Archive.pack(place, as: context.owners.isApart ? space.task : nil)
         let image = context.images.create(.mountedFiles(entry.rootDev))
         try image.append(raw: bytes)
         try image.finish()
@@ -95,10 +130,15 @@ enum MountDump {
     }
 
     /// What the image says of mounts.
-    private static func describe(_ mounts: [Mount], _ context: DumpContext) throws(Failure) -> [MntEntry] {
+    ///
+    /// - Parameter all: those of all namespaces of the tree, its root's first.
+    private static func describe(
+        _ mounts: [Mount], among all: [Mount], _ context: DumpContext
+    ) throws(Failure) -> [MntEntry] {
         var known: [UInt32: [Mount]] = [:]
-        for mount in mounts { known[mount.device, default: []].append(mount) }
-        let ids = Set(mounts.map(\.id))
+        for mount in all { known[mount.device, default: []].append(mount) }
+        let ids = Set(all.map(\.id))
+        let root = all.first { !ids.contains($0.parent) }?.id
         let others = Set(try Mount.all().map(\.device))
         return try mounts.map { (mount) throws(Failure) in
             let text = String(decoding: mount.point, as: UTF8.self)
@@ -130,7 +170,7 @@ enum MountDump {
             // The root comes from --root, and what is bound out of it with it. Other file systems are mounted anew, if that
             // brings back what they hold: one in memory that is mounted outside, too, would be two from then on.
             let parents = known[mount.device]?.filter { MountOrder.isInside(mount.root, of: $0.root) } ?? []
-            let isOfRoot = parents.contains { !ids.contains($0.parent) }
+            let isOfRoot = parents.contains { $0.id == root }
             let isNew = MountOptions.kinds[kind] != nil && parents.contains { $0.root == [0x2f] }
             guard isOfRoot || isNew && !(kind == "tmpfs" && others.contains(mount.device)) else {
                 throw Failure(

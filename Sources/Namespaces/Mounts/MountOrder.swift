@@ -1,5 +1,6 @@
 internal import Diagnostics
 internal import ImageMessages
+internal import Kinds
 internal import Linux
 
 /// In which order mounts are made, and from what each.
@@ -20,6 +21,10 @@ struct MountOrder {
     struct Step {
         let entry: MntEntry
         let origin: Origin
+        /// In which of the namespaces.
+        let space: Int
+        /// Whether it is what is at / there.
+        var isRoot = false
         /// Whether a file system is mounted anew.
         var isFresh: Bool { if case .fresh = origin { true } else { false } }
         /// Whether what the file system holds is archived.
@@ -32,35 +37,62 @@ struct MountOrder {
 
     /// Finds the order: as it was, but what is mounted on comes before what is mounted on it, what a neighbour hides before the
     /// neighbour, and what is bound after where it is bound from.
-    init(_ entries: [MntEntry]) throws(Failure) {
-        let ids = Set(entries.map(\.mntID))
-        guard entries.count <= MountOrder.most else {
-            throw Failure(
-                .unsupported, "\(entries.count) mounts are more than the \(MountOrder.most) that are restored")
+    ///
+    /// - Parameter spaces: the mounts of each namespace, that of the tree's root first.
+    init(_ spaces: [[MntEntry]]) throws(Failure) {
+        let count = spaces.reduce(0) { $0 + $1.count }
+        guard count <= MountOrder.most else {
+            throw Failure(.unsupported, "\(count) mounts are more than the \(MountOrder.most) that are restored")
         }
-        guard ids.count == entries.count else { throw Failure(.corruptImage, "two mounts have one number") }
+        let ids = Set(spaces.joined().map(\.mntID))
+        guard ids.count == count else { throw Failure(.corruptImage, "two mounts have one number") }
+        var roots: Set<UInt32> = []
+        for entries in spaces { roots.insert(try MountOrder.root(of: entries)) }
+        var made: Set<UInt32> = []
+        var waiting = spaces.enumerated().flatMap { (space, entries) in entries.map { (space: space, entry: $0) } }
+        if let index = waiting.firstIndex(where: { roots.contains($0.entry.mntID) }) {
+            let (space, entry) = waiting.remove(at: index)
+            steps = [Step(entry: entry, origin: .root, space: space, isRoot: true)]
+            made = [entry.mntID]
+        }
+        while !waiting.isEmpty {
+            let next = waiting.firstIndex { (space, entry) in
+                (made.contains(entry.parentMntID) || roots.contains(entry.mntID)) && origin(of: entry, space) != nil
+                    && !waiting.contains { MountOrder.hides(entry, $0.entry) }
+            }
+            guard let next, let origin = origin(of: waiting[next].entry, waiting[next].space) else {
+                throw Failure(
+                    .unsupported, "the mount \(waiting[0].entry.point) can't be made from anything that the tree has")
+            }
+            let (space, entry) = waiting.remove(at: next)
+            made.insert(entry.mntID)
+            steps.append(
+                Step(entry: entry, origin: origin, space: space, isRoot: roots.contains(entry.mntID)))
+        }
+    }
+
+    /// Where all mounts are.
+    static func places(_ spaces: [[MntEntry]]) -> [Int32: TreeMounts.Place] {
+        var places: [Int32: TreeMounts.Place] = [:]
+        for (space, entries) in spaces.enumerated() {
+            for entry in entries {
+                places[Int32(bitPattern: entry.mntID)] = TreeMounts.Place(
+                    namespace: space, device: entry.rootDev, root: Array(entry.root), point: Array(entry.mountpoint))
+            }
+        }
+        return places
+    }
+
+    /// The mount at / of a namespace.
+    private static func root(of entries: [MntEntry]) throws(Failure) -> UInt32 {
+        let ids = Set(entries.map(\.mntID))
         let roots = entries.filter { !ids.contains($0.parentMntID) || $0.parentMntID == $0.mntID }
         guard roots.count == 1, let root = roots.first, Array(root.mountpoint) == [0x2f] else {
             throw Failure(
                 .unsupported, "the tree sees \(roots.count) mounts that are on no other, and not one at /",
                 advice: "Have its root be a mount, as pivot_root(2) makes it")
         }
-        steps = [Step(entry: root, origin: .root)]
-        var made: Set<UInt32> = [root.mntID]
-        var waiting = entries.filter { $0.mntID != root.mntID }
-        while !waiting.isEmpty {
-            let next = waiting.firstIndex { entry in
-                made.contains(entry.parentMntID) && origin(of: entry) != nil
-                    && !waiting.contains { MountOrder.hides(entry, $0) }
-            }
-            guard let next, let origin = origin(of: waiting[next]) else {
-                throw Failure(
-                    .unsupported, "the mount \(waiting[0].point) can't be made from anything that the tree has")
-            }
-            let entry = waiting.remove(at: next)
-            made.insert(entry.mntID)
-            steps.append(Step(entry: entry, origin: origin))
-        }
+        return root.mntID
     }
 
     /// Whether a mount is in the way to another one beside it.
@@ -69,15 +101,16 @@ struct MountOrder {
             && isInside(Array(other.mountpoint), of: Array(one.mountpoint))
     }
 
-    private func origin(of entry: MntEntry) -> Origin? {
+    private func origin(of entry: MntEntry, _ space: Int) -> Origin? {
         if entry.hasExtKey { return .external(String(decoding: entry.extKey, as: UTF8.self)) }
         // Images of old have it there.
         if entry.extMount { return .external(String(decoding: entry.root, as: UTF8.self)) }
-        let place = steps.firstIndex { step in
-            guard step.entry.rootDev == entry.rootDev, !step.entry.extMount, !step.entry.hasExtKey else { return false }
-            return MountOrder.isInside(Array(entry.root), of: Array(step.entry.root))
+        let places = steps.indices.filter { index in
+            let other = steps[index].entry
+            guard other.rootDev == entry.rootDev, !other.extMount, !other.hasExtKey else { return false }
+            return MountOrder.isInside(Array(entry.root), of: Array(other.root))
         }
-        if let place { return .bind(place) }
+        if let place = places.first(where: { steps[$0].space == space }) ?? places.first { return .bind(place) }
         // Mounts of one file system are one: the whole of it comes first.
         guard let kind = MountOptions.kind(entry), Array(entry.root) == [0x2f] else { return nil }
         return .fresh(kind: kind)
@@ -136,9 +169,6 @@ struct MountOrder {
             return [[UInt8]](repeating: Array(other.mountpoint), count: count)
         }
     }
-
-    /// The file systems in memory whose contents are archived, each once.
-    var archived: [MntEntry] { steps.filter(\.isArchived).map(\.entry) }
 }
 
 extension MntEntry {

@@ -11,17 +11,28 @@ internal import SystemPackage
 /// Makes the mounts of a tree in a new mount namespace, through the tree's first task, which is the only one in there.
 struct MountRestore {
     private let order: MountOrder
+    /// The numbers of the namespaces in images, that of the tree's root first.
+    private let ids: [UInt32]
+    private let places: [Int32: TreeMounts.Place]
     private let archives: [UInt32: [UInt8]]
     private let readOnly = ReadOnlyMounts()
 
     /// Reads and checks the images.
-    init(_ id: UInt32, _ context: RestoreContext) throws(Failure) {
+    init(_ ids: [UInt32], _ context: RestoreContext) throws(Failure) {
+        self.ids = ids
         let images = context.images
-        let name = ImageName.mounts(id)
-        order = try during(.image(name.fileName)) { () throws(Failure) in
-            try MountOrder(images.loadAll(name, as: MntEntry.self))
+        var spaces: [[MntEntry]] = []
+        for id in ids {
+            let name = ImageName.mounts(id)
+            spaces.append(
+                try during(.image(name.fileName)) { () throws(Failure) in
+                    try images.loadAll(name, as: MntEntry.self)
+                })
         }
-        try MountRestore.checkRoot(order.steps[0].entry, context)
+        places = MountOrder.places(spaces)
+        order = try MountOrder(spaces)
+        guard let root = order.steps.first else { throw Failure(.corruptImage, "the tree has no mounts") }
+        try MountRestore.checkRoot(root.entry, context)
         var archives: [UInt32: [UInt8]] = [:]
         for step in order.steps {
             if case .external(let key) = step.origin, MountRestore.place(of: key, context) == nil {
@@ -58,28 +69,52 @@ struct MountRestore {
 
     /// Makes all mounts, and the first of them the root of the tree's first task.
     func make(in seed: Puppet, _ context: RestoreContext) throws(Failure) {
-        var handles: [UInt32: Int] = [:]
-        try enter(seed, context, &handles)
-        try copyOrigins(0, in: seed, &handles)
-        for (index, step) in order.steps.enumerated().dropFirst() {
+        // A task of each further namespace, which is only there for that. They have their descriptors in common.
+        var tasks = [seed]
+        for _ in ids.dropFirst() {
+            tasks += try seed.clone([CloneRequest(id: nil, flags: NamespaceKind.mnt.flag | 0x400)])  // CLONE_FILES
+        }
+        var handles = try deliver(to: seed, context)
+        for task in tasks { try MountRestore.part(task) }
+        for (index, step) in order.steps.enumerated() {
             try during(.step("the mount \(step.entry.point)")) { () throws(Failure) in
-                var known = handles
-                try aroundRemoved(step, in: seed, handles) { () throws(Failure) in
-                    try mount(step, in: seed, &known)
+                let task = tasks[step.space]
+                if step.isRoot {
+                    try enter(step, in: task, tasks, &handles)
+                } else {
+                    var known = handles
+                    try aroundRemoved(step, in: task, handles) { () throws(Failure) in
+                        try mount(step, in: task, tasks, &known)
+                    }
+                    handles = known
                 }
-                handles = known
                 if let archive = archives[step.entry.rootDev], step.isArchived {
-                    let place = try open(step.entry, in: seed)
-                    try Archive.unpack(archive, into: place, as: context.owners.isApart ? seed.task : nil)
+                    let place = try open(step.entry, in: task)
+                    try Archive.unpack(archive, into: place, as: context.owners.isApart ? task.task : nil)
                 }
-                if step.isFresh { try copyOrigins(index, in: seed, &handles) }
+                if step.isFresh || step.origin == .root { try copyOrigins(index, in: task, &handles) }
             }
         }
-        try finish(seed, handles, context)
+        try finish(tasks, handles, context)
+        let known = context.view.mounts
+        for (id, task) in zip(ids, tasks) {
+            try known.add(id, of: task.task)
+            known.take(
+                root: try attempt("open the root of a mount namespace") { () throws(SystemCallError) in
+                    try openFile("/proc/\(task.task.rawValue)/root", [.path, .directory])
+                })
+        }
+        known.take(mounts: places)
+        for task in tasks.dropFirst() {
+            try attempt("end a task that made a mount namespace") { () throws(SystemCallError) in
+                try systemCall(.kill, Int(task.task.rawValue), 9)
+            }
+            while task.tracee.isAttached { _ = try task.tracee.wait() }
+        }
     }
 
-    /// Goes to the new root, with what comes from outside at hand: copies of our mounts.
-    private func enter(_ seed: Puppet, _ context: RestoreContext, _ handles: inout [UInt32: Int]) throws(Failure) {
+    /// Has at hand what comes from outside: copies of our mounts.
+    private func deliver(to seed: Puppet, _ context: RestoreContext) throws(Failure) -> [UInt32: Int] {
         let root = (context.policy.root ?? FilePath("/")).bytes
         var ids = [order.steps[0].entry.mntID]
         var copies = [try MountRestore.copy(root, "the tree's root (--root)").release()]
@@ -91,22 +126,44 @@ struct MountRestore {
             copies.append(try MountRestore.copy(Array(text.utf8), "what --external mnt[\(key)]:DIR names").release())
             ids.append(step.entry.mntID)
         }
-        let arrived = try context.deliver(copies, to: seed)
-        for (id, number) in zip(ids, arrived) { handles[id] = Int(number.number) }
+        var handles: [UInt32: Int] = [:]
+        for (id, number) in zip(ids, try context.deliver(copies, to: seed)) { handles[id] = Int(number.number) }
+        return handles
+    }
+
+    /// Sees to it that nothing that happens in a namespace is told to where it is copied from.
+    private static func part(_ task: Puppet) throws(Failure) {
         var batch = Batch()
         let everything = batch.place(string: "/".utf8)
         batch.add(
             .mount, .value(0), .buffer(everything), .value(0), .value(0x44000), .value(0),
             doing: "make the new mount namespace private")  // MS_REC | MS_PRIVATE
+        try task.run(batch)
+    }
+
+    /// Goes to the new root.
+    private func enter(
+        _ step: MountOrder.Step, in task: Puppet, _ tasks: [Puppet], _ handles: inout [UInt32: Int]
+    ) throws(Failure) {
+        if case .fresh = step.origin {
+            // Where nothing of what is there is needed any more.
+            handles[step.entry.mntID] = try mountNew(step, at: Array("/proc".utf8), in: task)
+        } else if case .bind = step.origin {
+            handles[step.entry.mntID] = try copy(step, tasks, handles)
+        }
+        guard let root = handles[step.entry.mntID] else { throw Failure(.bug, "a root of nothing") }
+        var batch = Batch()
+        let everything = batch.place(string: "/".utf8)
         let nothing = batch.place(string: "".utf8)
-        batch.add(
-            .move_mount, .descriptor(arrived[0]), .buffer(nothing), .value(Int(currentDirectory)), .buffer(everything),
-            .value(4),
-            doing: "mount the tree's root")  // MOVE_MOUNT_F_EMPTY_PATH
-        batch.add(.fchdir, .descriptor(arrived[0]), doing: "enter the tree's root")
+        if !step.isFresh {
+            batch.add(
+                .move_mount, .value(root), .buffer(nothing), .value(Int(currentDirectory)), .buffer(everything),
+                .value(4), doing: "mount the root")  // MOVE_MOUNT_F_EMPTY_PATH
+        }
+        batch.add(.fchdir, .value(root), doing: "enter the root")
         let here = batch.place(string: ".".utf8)
         batch.add(.pivot_root, .buffer(here), .buffer(here), doing: "make it the root")
-        try seed.run(batch)
+        try task.run(batch)
     }
 
     private static func copy(_ path: [UInt8], _ what: String) throws(Failure) -> Descriptor {
@@ -116,41 +173,45 @@ struct MountRestore {
     }
 
     private func mount(
-        _ step: MountOrder.Step, in seed: Puppet, _ handles: inout [UInt32: Int]
+        _ step: MountOrder.Step, in task: Puppet, _ tasks: [Puppet], _ handles: inout [UInt32: Int]
     ) throws(Failure) {
         let entry = step.entry
+        guard !step.isFresh else {
+            handles[entry.mntID] = try mountNew(step, at: Array(entry.mountpoint), in: task)
+            return
+        }
+        if handles[entry.mntID] == nil { handles[entry.mntID] = try copy(step, tasks, handles) }
+        guard let number = handles[entry.mntID] else { throw Failure(.bug, "a mount of nothing") }
         var batch = Batch()
         let point = batch.place(string: Array(entry.mountpoint))
         let nothing = batch.place(string: "".utf8)
-        let handle: Batch.Slot
-        switch step.origin {
-        case .root: return
-        case .external, .bind:
-            if handles[entry.mntID] == nil { handles[entry.mntID] = try copy(step, in: seed, handles) }
-            guard let number = handles[entry.mntID] else { throw Failure(.bug, "a mount of nothing") }
-            batch.add(
-                .move_mount, .value(number), .buffer(nothing), .value(Int(currentDirectory)), .buffer(point), .value(4),
-                doing: "mount it")
-            try seed.run(batch)
-            return
-        case .fresh(let kind):
-            let source = batch.place(string: Array(entry.source))
-            let kind = batch.place(string: kind.utf8)
-            let options = batch.place(string: Array(entry.options))
-            // A file system of one instance keeps the options that it has.
-            batch.add(
-                .mount, .buffer(source), .buffer(point), .buffer(kind), .value(Int(entry.sbFlags & ~1)),
-                .buffer(options),
-                doing: "mount it")
-            handle = batch.add(.open, .buffer(point), .value(Int(OpenFlags.path.rawValue)), .value(0), doing: "open it")
-        }
-        handles[entry.mntID] = try seed.run(batch)[handle]
+        batch.add(
+            .move_mount, .value(number), .buffer(nothing), .value(Int(currentDirectory)), .buffer(point), .value(4),
+            doing: "mount it")
+        try task.run(batch)
+    }
+
+    /// Mounts a file system anew. Returns the number of a descriptor of it.
+    private func mountNew(_ step: MountOrder.Step, at point: [UInt8], in task: Puppet) throws(Failure) -> Int {
+        guard case .fresh(let kind) = step.origin else { throw Failure(.bug, "a file system of no kind") }
+        var batch = Batch()
+        let point = batch.place(string: point)
+        let source = batch.place(string: Array(step.entry.source))
+        let name = batch.place(string: kind.utf8)
+        let options = batch.place(string: Array(step.entry.options))
+        // A file system of one instance keeps the options that it has.
+        batch.add(
+            .mount, .buffer(source), .buffer(point), .buffer(name), .value(Int(step.entry.sbFlags & ~1)),
+            .buffer(options), doing: "mount it")
+        let handle = batch.add(
+            .open, .buffer(point), .value(Int(OpenFlags.path.rawValue)), .value(0), doing: "open it")
+        return try task.run(batch)[handle]
     }
 
     /// Copies what will be bound elsewhere and is hidden by then, while nothing is mounted there yet that would be copied instead. All
     /// else is copied when it is needed, which keeps the order of mounts.
     private func copyOrigins(
-        _ index: Int, in seed: Puppet, _ handles: inout [UInt32: Int]
+        _ index: Int, in task: Puppet, _ handles: inout [UInt32: Int]
     ) throws(Failure) {
         guard let number = handles[order.steps[index].entry.mntID] else { return }
         var batch = Batch()
@@ -158,18 +219,18 @@ struct MountRestore {
         for step in order.steps where step.origin == .bind(index) && order.isHidden(step) && !step.entry.deleted {
             slots.append((step.entry.mntID, addCopy(of: step, from: number, &batch, mayFail: true)))
         }
-        let results = try seed.run(batch)
+        let results = try task.run(batch)
         for (id, slot) in slots { if let number = results.success(slot) { handles[id] = number } }
     }
 
-    /// Copies what is to be bound.
-    private func copy(_ step: MountOrder.Step, in seed: Puppet, _ handles: [UInt32: Int]) throws(Failure) -> Int {
+    /// Copies what is to be bound, which only a task can do that is in the same namespace.
+    private func copy(_ step: MountOrder.Step, _ tasks: [Puppet], _ handles: [UInt32: Int]) throws(Failure) -> Int {
         guard case .bind(let index) = step.origin, let number = handles[order.steps[index].entry.mntID] else {
             throw Failure(.bug, "a bind of an unknown mount")
         }
         var batch = Batch()
         let made = addCopy(of: step, from: number, &batch)
-        return try seed.run(batch)[made]
+        return try tasks[order.steps[index].space].run(batch)[made]
     }
 
     /// Copies what is to be bound (`open_tree(2)` with OPEN_TREE_CLONE and AT_EMPTY_PATH).
@@ -184,13 +245,13 @@ struct MountRestore {
 
     /// Makes what was bound and then removed, binds it with a body, and removes it again.
     private func aroundRemoved(
-        _ step: MountOrder.Step, in seed: Puppet, _ handles: [UInt32: Int], _ body: () throws(Failure) -> Void
+        _ step: MountOrder.Step, in task: Puppet, _ handles: [UInt32: Int], _ body: () throws(Failure) -> Void
     ) throws(Failure) {
         guard step.entry.deleted, case .bind(let index) = step.origin,
             let number = handles[order.steps[index].entry.mntID]
         else { return try body() }
         let isFile = try attempt("look at the mount point") { () throws(SystemCallError) in
-            let file = try openFile(step.entry.place(through: seed.task), [.path])
+            let file = try openFile(step.entry.place(through: task.task), [.path])
             return try FileStatus.read(in: file.number).kind != .directory
         }
         var batch = Batch()
@@ -201,35 +262,68 @@ struct MountRestore {
         } else {
             batch.add(.mkdirat, .value(number), .buffer(rest), .value(0o700), doing: doing)
         }
-        try seed.run(batch)
+        try task.run(batch)
         try body()
         var end = Batch()
         let gone = end.place(string: order.rest(step))
         end.add(
             .unlinkat, .value(number), .buffer(gone), .value(isFile ? 0 : 0x200), doing: "remove what is bound again")
-        try seed.run(end)
+        try task.run(end)
     }
 
-    /// Options and propagation, once everything is there, and leaves the old root.
-    private func finish(_ seed: Puppet, _ handles: [UInt32: Int], _ context: RestoreContext) throws(Failure) {
-        var batch = Batch()
-        let nothing = batch.place(string: "".utf8)
-        for step in order.steps {
-            guard let mount = handles[step.entry.mntID] else { continue }
-            let attributes = MountOptions.attributes(step.entry.flags)
-            MountRestore.change(
-                mount, set: attributes & ~MountOptions.readOnly, clear: MountOptions.all, &batch,
-                doing: "set the options of a mount")
-            if step.entry.flags & MountOptions.unbindable != 0 {
+    /// Options and propagation, once everything is there, and leaves the old roots.
+    private func finish(
+        _ tasks: [Puppet], _ handles: [UInt32: Int], _ context: RestoreContext
+    ) throws(Failure) {
+        for (space, task) in tasks.enumerated() {
+            var batch = Batch()
+            for step in order.steps where step.space == space {
+                guard let mount = handles[step.entry.mntID] else { continue }
+                let attributes = MountOptions.attributes(step.entry.flags)
                 MountRestore.change(
-                    mount, propagation: UInt64(MountOptions.unbindable), &batch, doing: "make a mount unbindable")
+                    mount, set: attributes & ~MountOptions.readOnly, clear: MountOptions.all, &batch,
+                    doing: "set the options of a mount")
+                if step.entry.flags & MountOptions.unbindable != 0 {
+                    MountRestore.change(
+                        mount, propagation: UInt64(MountOptions.unbindable), &batch, doing: "make a mount unbindable")
+                }
+                let isWhole = step.isFresh && step.entry.sbFlags & 1 != 0
+                let isItself = attributes & MountOptions.readOnly != 0
+                if isWhole || isItself {
+                    try readOnly.add(mount, of: task, space, isWhole: isWhole, isItself: isItself)
+                }
             }
-            let isWhole = step.isFresh && step.entry.sbFlags & 1 != 0
-            let isItself = attributes & MountOptions.readOnly != 0
-            if isWhole || isItself { try readOnly.add(mount, of: seed, isWhole: isWhole, isItself: isItself) }
+            try task.run(batch)
         }
+        try joinGroups(tasks, handles, context)
+        for (space, task) in tasks.enumerated() {
+            var batch = Batch()
+            if space == 0 {
+                for (_, mount) in handles.sorted(by: { $0.value < $1.value }) {
+                    batch.add(.close, .value(mount), doing: "close a mount")
+                }
+            }
+            let here = batch.place(string: ".".utf8)
+            batch.add(.umount2, .buffer(here), .value(2), doing: "leave the old root")  // MNT_DETACH
+            try task.run(batch)
+        }
+    }
+
+    private func joinGroups(
+        _ tasks: [Puppet], _ handles: [UInt32: Int], _ context: RestoreContext
+    ) throws(Failure) {
+        var batch = Batch()
+        let spaces = Dictionary(uniqueKeysWithValues: order.steps.map { ($0.entry.mntID, $0.space) })
+        var last = 0
         for group in try MountGroups(order.steps.map(\.entry), context.log).members {
-            guard let mount = handles[group.mount] else { continue }
+            guard let mount = handles[group.mount], let space = spaces[group.mount] else { continue }
+            // A mount is changed from where it is.
+            if space != last {
+                try tasks[last].run(batch)
+                batch = Batch()
+                last = space
+            }
+            let nothing = batch.place(string: "".utf8)
             let other = group.like.flatMap { handles[$0] }
             if let other {
                 batch.add(
@@ -241,12 +335,7 @@ struct MountRestore {
                 MountRestore.change(mount, propagation: 1 << 20, &batch, doing: "make a mount shared")
             }
         }
-        for (_, mount) in handles.sorted(by: { $0.value < $1.value }) {
-            batch.add(.close, .value(mount), doing: "close a mount")
-        }
-        let here = batch.place(string: ".".utf8)
-        batch.add(.umount2, .buffer(here), .value(2), doing: "leave the old root")  // MNT_DETACH
-        try seed.run(batch)
+        try tasks[last].run(batch)
     }
 
     /// Changes a mount (`mount_setattr(2)`).
@@ -263,9 +352,9 @@ struct MountRestore {
     /// Makes mounts read-only that were, once nothing more is written there.
     func seal(_ context: RestoreContext) throws(Failure) { try readOnly.seal(context) }
 
-    private func open(_ entry: MntEntry, in seed: Puppet) throws(Failure) -> Descriptor {
+    private func open(_ entry: MntEntry, in task: Puppet) throws(Failure) -> Descriptor {
         try attempt("open it") { () throws(SystemCallError) in
-            try openFile(entry.place(through: seed.task), [.path, .directory])
+            try openFile(entry.place(through: task.task), [.path, .directory])
         }
     }
 }

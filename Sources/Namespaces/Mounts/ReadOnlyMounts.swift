@@ -8,6 +8,8 @@ final class ReadOnlyMounts {
     private struct Place {
         /// Ours.
         let number: Int32
+        /// In which of the tree's namespaces.
+        let space: Int
         /// Whether the file system is read-only, and whether the mount is.
         let isWhole: Bool, isItself: Bool
     }
@@ -17,23 +19,26 @@ final class ReadOnlyMounts {
     deinit { for place in places { _ = try? systemCall(.close, Int(place.number)) } }
 
     /// Takes a copy of a task's descriptor of a mount.
-    func add(_ mount: Int, of task: Puppet, isWhole: Bool, isItself: Bool) throws(Failure) {
+    func add(_ mount: Int, of task: Puppet, _ space: Int, isWhole: Bool, isItself: Bool) throws(Failure) {
         let number = try attempt("fetch a descriptor of a mount") { () throws(SystemCallError) in
             try task.fetch(mount).release()
         }
-        places.append(Place(number: number, isWhole: isWhole, isItself: isItself))
+        places.append(Place(number: number, space: space, isWhole: isWhole, isItself: isItself))
     }
 
     /// Makes them read-only.
     func seal(_ context: RestoreContext) throws(Failure) {
-        guard !places.isEmpty, let root = context.processes.first else { return }
-        let places = places
-        try attempt("make mounts read-only") { () throws(SystemCallError) in
-            let namespace = try openFile("/proc/\(root.task.rawValue)/ns/mnt")
-            try MountVisit.perform(in: namespace.number) { () throws(SystemCallError) in
-                for place in places {
-                    if place.isWhole { try MountVisit.makeReadOnly(fileSystemOf: place.number) }
-                    if place.isItself { try MountVisit.makeReadOnly(place.number) }
+        let known = context.view.mounts
+        for space in 0..<known.count {
+            let places = places.filter { $0.space == space }
+            guard !places.isEmpty else { continue }
+            let namespace = known.handle(space)
+            try attempt("make mounts read-only") { () throws(SystemCallError) in
+                try MountVisit.perform(in: namespace) { () throws(SystemCallError) in
+                    for place in places {
+                        if place.isWhole { try MountVisit.makeReadOnly(fileSystemOf: place.number) }
+                        if place.isItself { try MountVisit.makeReadOnly(place.number) }
+                    }
                 }
             }
         }
