@@ -152,7 +152,10 @@ final class RestoreOrder {
             try network?.finish(context)
         }
         try namespaces?.seal(context)
-        try context.view.inside { () throws(Failure) in try MemoryRestore.settle(context) }
+        try context.view.inside { () throws(Failure) in
+            try MemoryRestore.settle(context)
+            try IPCRestore.settle(context)
+        }
         try writePidFile(root.task)
         try context.plugins.finish(context.processes.map { ("task", "\($0.task)") })
         try request.scripts.run(.postRestore, images: context.images.directory.number, root: root.task)

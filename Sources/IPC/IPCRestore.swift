@@ -24,6 +24,12 @@ public enum IPCRestore {
         try QueueRestore.of(context).restore(context)
     }
 
+    /// Sets which ids the next objects get, once all are made.
+    public static func settle(_ context: RestoreContext) throws(Failure) {
+        guard let id = context.ownNamespaces[.ipc] else { return }
+        IPCSettings.restoreNext(try context.images.load(.settingsOfIPC(id), as: IpcVarEntry.self), context)
+    }
+
     /// Takes back what a failed restore has made.
     public static func abandon(_ context: RestoreContext) {
         SemaphoreRestore.of(context).abandon()

@@ -35,6 +35,10 @@ enum IPCSettings {
         entry.mqMsgsizeMax = word(queues + "msgsize_max")
         entry.mqMsgDefault = word(queues + "msg_default")
         entry.mqMsgsizeDefault = word(queues + "msgsize_default")
+        func next(_ kind: String) -> UInt32 {
+            read(kernel + kind + "_next_id").first.map { UInt32(truncatingIfNeeded: $0) } ?? .max
+        }
+        (entry.msgNextID, entry.semNextID, entry.shmNextID) = (next("msg"), next("sem"), next("shm"))
         try context.images.write(.settingsOfIPC(id), [entry])
     }
 
@@ -54,6 +58,19 @@ enum IPCSettings {
         ]
         if entry.hasMqMsgDefault { wanted.append((queues + "msg_default", "\(entry.mqMsgDefault)")) }
         if entry.hasMqMsgsizeDefault { wanted.append((queues + "msgsize_default", "\(entry.mqMsgsizeDefault)")) }
+        set(wanted, context)
+    }
+
+    /// Sets which ids the next objects are to have, where somebody had asked for that.
+    static func restoreNext(_ entry: IpcVarEntry, _ context: RestoreContext) {
+        var wanted: [(String, String)] = []
+        if entry.hasMsgNextID { wanted.append((kernel + "msg_next_id", "\(Int32(bitPattern: entry.msgNextID))")) }
+        if entry.hasSemNextID { wanted.append((kernel + "sem_next_id", "\(Int32(bitPattern: entry.semNextID))")) }
+        if entry.hasShmNextID { wanted.append((kernel + "shm_next_id", "\(Int32(bitPattern: entry.shmNextID))")) }
+        set(wanted, context)
+    }
+
+    private static func set(_ wanted: [(path: String, value: String)], _ context: RestoreContext) {
         for (path, value) in wanted {
             guard words(path).joined(separator: " ") != value else { continue }
             do throws(SystemCallError) {

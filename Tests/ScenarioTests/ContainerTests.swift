@@ -172,10 +172,10 @@ struct `A container goes on in namespaces of its own` {
                 semaphore = must(libc.semget(0x77, 3, 0o1600)); must(libc.semctl(semaphore, 1, 16, 42))
                 segment = must(libc.shmget(0x99, 8192, 0o1640)); libc.shmat.restype = ctypes.c_void_p
                 where = libc.shmat(segment, None, 0); ctypes.memmove(where, b'shared', 6)
-                spare = must(libc.shmget(0x9a, 4096, 0o1600))
+                spare = must(libc.shmget(0x9a, 4096, 0o1600)); open('/proc/sys/kernel/msg_next_id', 'w').write('4711')
                 def check():
                     out = [' '.join(os.uname())]
-                    for name in ('kernel/domainname', 'kernel/shmmni', 'fs/mqueue/msg_max', 'kernel/msgmnb', 'kernel/sem'):
+                    for name in ('kernel/domainname', 'kernel/msg_next_id', 'kernel/shmmni', 'fs/mqueue/msg_max', 'kernel/msgmnb', 'kernel/sem'):
                         out.append(name + ' ' + open('/proc/sys/' + name).read().strip())
                     # Ids, keys, modes, sizes: not times and counts.
                     for kind, columns in (('msg', 5), ('sem', 4), ('shm', 4)):
@@ -193,7 +193,7 @@ struct `A container goes on in namespaces of its own` {
             contain(inside)
             """)
         let before = container.program.ask()
-        for word in ["container", "example", "monotonic 11", "boot 23", "hello!", "1234"] {
+        for word in ["container", "example", "monotonic 11", "boot 23", "hello!", "1234", "4711"] {
             #expect(before.contains(word), "\(before)")
         }
         try container.compare()
@@ -278,8 +278,9 @@ struct `A container goes on in namespaces of its own` {
             def inside():
                 for name in ('m', 'root/other'): os.makedirs(work + '/' + name)
                 place = work + '/m'; mount('first', place, 'tmpfs'); mount(None, place, None, SHARED)
-                for name in ('a', 'b', 'own', 'ro'): os.mkdir(place + '/' + name)
-                open(place + '/a/both', 'w').write('both')
+                for name in ('a', 'b', 'own', 'ro', 'below', 'shown', 'below/part'): os.mkdir(place + '/' + name)
+                open(place + '/a/both', 'w').write('both'); open(place + '/below/part/hidden', 'w').write('hidden')
+                mount(place + '/below/part', place + '/shown', None, BIND); mount('above', place + '/below', 'tmpfs')
                 (ready, told), (question, ask), (result, answer) = os.pipe(), os.pipe(), os.pipe()
                 def groups():
                     known, out = {}, []
@@ -315,6 +316,7 @@ struct `A container goes on in namespaces of its own` {
                         os.read(question, 1)
                         gone.seek(0); own.seek(0)
                         out = [own.read(), gone.read(), os.getcwd(), repr(names(place + '/own')), '%o' % os.stat(place + '/own').st_mode]
+                        out += [open(place + '/shown/hidden').read(), repr(names(place + '/below'))]
                         out += [repr(pointOf(inherited)), repr(pointOf(same)), repr(pointOf(own.fileno()))]
                         out += [os.readlink('/proc/%d/cwd' % grandchild), repr(names('/proc/%d/cwd' % grandchild))]
                         client = socket.socket(socket.AF_UNIX); client.connect(place + '/own/name'); listener.accept()[0].close()
@@ -336,11 +338,21 @@ struct `A container goes on in namespaces of its own` {
             contain(inside)
             """)
         let before = container.program.ask()
-        for word in ["mine", "gone", "/b/deep", "b'new'", "b'waiting'", "Read-only", "master:", "711", "/m/a'"] {
+        for word in [
+            "mine", "gone", "hidden", "/b/deep", "b'new'", "b'waiting'", "Read-only", "master:", "711", "/m/a'",
+        ] {
             #expect(before.contains(word), "\(before)")
         }
         try container.compare()
         try container.compare(cycles: 1, [], ["--lazy-pages"])
+        // A restore that fails while the namespaces are made ends, and another one succeeds.
+        try #require(try container.dump() == 0, "\(container.program.lastLine("dump.log"))")
+        container.program.root = nil
+        let places = ["mnt[/dev]:/dev", "mnt[work]:/nowhere"].flatMap { ["--external", $0] }
+        #expect(try container.program.restore(places) != 0)
+        #expect(container.program.lastLine("restore.log").contains("mnt[work]"))
+        try #require(try container.restore() == 0, "\(container.program.lastLine("restore.log"))")
+        #expect(container.program.ask() == before)
     }
 
     @Test(arguments: ["restore-sown", "restore-grown", "restore-files", "restore-sealed"])

@@ -125,7 +125,10 @@ final class RestoredRemaps {
         let path = Array(file.name)
         if let known = ghosts[ghost] {
             if known.mount == file.mntID { return known.path }
-            return context.view.mounts.path(known.path, on: known.mount, seenOn: file.mntID) ?? known.path
+            if let seen = context.view.mounts.path(known.path, on: known.mount, seenOn: file.mntID) { return seen }
+            let problem = try link(known, to: (path, file.mntID), context)
+            guard let problem else { return path }
+            throw Failure(.conflict, "can't give the ghost file another name on another mount", cause: problem)
         }
         let reader = try context.images.open(.ghost(ghost))
         guard let entry = try reader.next(GhostFileEntry.self) else {
@@ -286,25 +289,37 @@ final class RestoredRemaps {
             try view.at(mount: entry.mntID) { () throws(Failure) in names.append((other, false, view.namespace)) }
         }
         try makeParents(of: path, context)
-        var problem: SystemCallError?
-        // The kernel wants both names on one mount.
-        for mount in [file.mntID] + view.mounts.others(like: file.mntID) {
-            guard let from = view.mounts.path(other, on: entry.mntID, seenOn: mount),
-                let to = view.mounts.path(path, on: file.mntID, seenOn: mount)
+        let problem = try link((other, entry.mntID), to: (path, file.mntID), context)
+        guard let problem else { return path }
+        // The old name is taken: the temporary one serves.
+        if problem.errno == .EEXIST, let seen = view.mounts.path(other, on: entry.mntID, seenOn: file.mntID) {
+            return seen
+        }
+        throw Failure(
+            .conflict, "can't link the unlinked file again",
+            advice: "The dump left it as \(String(decoding: other, as: UTF8.self))", cause: problem)
+    }
+
+    /// Gives a file a second name for the time of the restore, through a mount that shows both. Returns why it has none.
+    private func link(
+        _ old: (path: [UInt8], mount: Int32), to new: (path: [UInt8], mount: Int32), _ context: RestoreContext
+    ) throws(Failure) -> SystemCallError? {
+        let view = context.view
+        var problem = SystemCallError(.linkat, .EXDEV)
+        for mount in [new.mount] + view.mounts.others(like: new.mount) {
+            guard let from = view.mounts.path(old.path, on: old.mount, seenOn: mount),
+                let to = view.mounts.path(new.path, on: new.mount, seenOn: mount)
             else { continue }
             let failed = try view.at(mount: mount) { () throws(Failure) in
                 let failed = link(from, to)
                 if failed == nil { names.append((to, false, view.namespace)) }
                 return failed
             }
-            guard let failed else { return path }
-            // The old name is taken: the temporary one serves.
-            if failed.errno == .EEXIST, mount == file.mntID { return from }
+            guard let failed else { return nil }
             problem = failed
+            if failed.errno == .EEXIST { break }
         }
-        throw Failure(
-            .conflict, "can't link the unlinked file again",
-            advice: "The dump left it as \(String(decoding: other, as: UTF8.self))", cause: problem)
+        return problem
     }
 
     /// Gives a file a second name. Returns why it has none.

@@ -35,8 +35,8 @@ struct MountOrder {
     /// More mounts would take too long, and no tree has them.
     private static let most = 10_000
 
-    /// Finds the order: as it was, but what is mounted on comes before what is mounted on it, what a neighbour hides before the
-    /// neighbour, and what is bound after where it is bound from.
+    /// Finds the order: as it was, but what is mounted on comes before what is mounted on it, what another one hides before
+    /// that, and what is bound after where it is bound from.
     ///
     /// - Parameter spaces: the mounts of each namespace, that of the tree's root first.
     init(_ spaces: [[MntEntry]]) throws(Failure) {
@@ -46,6 +46,7 @@ struct MountOrder {
         }
         let ids = Set(spaces.joined().map(\.mntID))
         guard ids.count == count else { throw Failure(.corruptImage, "two mounts have one number") }
+        let all = Dictionary(uniqueKeysWithValues: spaces.joined().map { ($0.mntID, $0) })
         var roots: Set<UInt32> = []
         for entries in spaces { roots.insert(try MountOrder.root(of: entries)) }
         var made: Set<UInt32> = []
@@ -58,7 +59,7 @@ struct MountOrder {
         while !waiting.isEmpty {
             let next = waiting.firstIndex { (space, entry) in
                 (made.contains(entry.parentMntID) || roots.contains(entry.mntID)) && origin(of: entry, space) != nil
-                    && !waiting.contains { MountOrder.hides(entry, $0.entry) }
+                    && !waiting.contains { MountOrder.hides(entry, $0.entry, all) }
             }
             guard let next, let origin = origin(of: waiting[next].entry, waiting[next].space) else {
                 throw Failure(
@@ -95,10 +96,20 @@ struct MountOrder {
         return root.mntID
     }
 
-    /// Whether a mount is in the way to another one beside it.
-    private static func hides(_ one: MntEntry, _ other: MntEntry) -> Bool {
-        one.parentMntID == other.parentMntID && one.mountpoint.count < other.mountpoint.count
-            && isInside(Array(other.mountpoint), of: Array(one.mountpoint))
+    /// Whether a mount is in the way to another one: to that itself, or to one that it is on.
+    private static func hides(_ one: MntEntry, _ other: MntEntry, _ all: [UInt32: MntEntry]) -> Bool {
+        var (at, left) = (other, all.count)
+        while at.mntID != one.mntID, left > 0 {
+            if at.parentMntID == one.parentMntID, one.mountpoint.count < at.mountpoint.count,
+                isInside(Array(at.mountpoint), of: Array(one.mountpoint))
+            {
+                return true
+            }
+            guard let parent = all[at.parentMntID], parent.mntID != at.mntID else { return false }
+            at = parent
+            left -= 1
+        }
+        return false
     }
 
     private func origin(of entry: MntEntry, _ space: Int) -> Origin? {

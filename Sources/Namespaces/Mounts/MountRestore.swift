@@ -74,9 +74,21 @@ struct MountRestore {
         for _ in ids.dropFirst() {
             tasks += try seed.clone([CloneRequest(id: nil, flags: NamespaceKind.mnt.flag | 0x400)])  // CLONE_FILES
         }
+        let outcome = Result { () throws(Failure) in try make(in: tasks, context) }
+        // Whatever has become of it: who is traced by us ends only when we have seen it.
+        for task in tasks.dropFirst() {
+            _ = try? systemCall(.kill, Int(task.task.rawValue), 9)
+            while task.tracee.isAttached, (try? task.tracee.wait()) != nil {}
+        }
+        try outcome.get()
+    }
+
+    private func make(in tasks: [Puppet], _ context: RestoreContext) throws(Failure) {
+        let seed = tasks[0]
         var handles = try deliver(to: seed, context)
         for task in tasks { try MountRestore.part(task) }
         for (index, step) in order.steps.enumerated() {
+            context.log.debug("the mount \(step.entry.mntID), \(step.entry.point), comes from \(step.origin)")
             try during(.step("the mount \(step.entry.point)")) { () throws(Failure) in
                 let task = tasks[step.space]
                 if step.isRoot {
@@ -92,7 +104,7 @@ struct MountRestore {
                     let place = try open(step.entry, in: task)
                     try Archive.unpack(archive, into: place, as: context.owners.isApart ? task.task : nil)
                 }
-                if step.isFresh || step.origin == .root { try copyOrigins(index, in: task, &handles) }
+                try copyOrigins(index, in: task, &handles)
             }
         }
         try finish(tasks, handles, context)
@@ -105,12 +117,6 @@ struct MountRestore {
                 })
         }
         known.take(mounts: places)
-        for task in tasks.dropFirst() {
-            try attempt("end a task that made a mount namespace") { () throws(SystemCallError) in
-                try systemCall(.kill, Int(task.task.rawValue), 9)
-            }
-            while task.tracee.isAttached { _ = try task.tracee.wait() }
-        }
     }
 
     /// Has at hand what comes from outside: copies of our mounts.
