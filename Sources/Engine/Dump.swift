@@ -79,7 +79,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
     var policy = request.policy
     policy.isLive = request.isLive
     policy.leaveRunning = request.afterwards != .killed
-    policy.takesAtEnd = request.afterwards == .killed && stream == nil
+    policy.takesAtEnd = request.afterwards == .killed && stream == nil && request.lazySource == nil
     policy.leavesPages = request.lazySource != nil
     policy.removesLinkRemaps = request.afterwards == .running
     let context = DumpContext(policy: policy, images: images, log: log, faults: request.faults)

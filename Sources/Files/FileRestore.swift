@@ -111,6 +111,7 @@ public enum FileRestore {
         let late = Set(kinds.afterTasks)
         let all = Array(context.entries.indices)
         try make(late.isEmpty ? all : all.filter { !late.contains($0) }, kinds, context)
+        try context.mountTerminals()
     }
 
     /// From how many files of a kind on threads are worth their start.

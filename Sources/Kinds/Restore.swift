@@ -155,10 +155,16 @@ public final class RestoreContext {
         get { view.network }
         set { view.network = newValue }
     }
+    /// Mounts what can be mounted only when the terminals are there.
+    public var lateMounts: (() throws(Failure) -> Void)?
     /// Programs that know files which we don't.
     public var plugins = Plugins()
     /// Figures for the stats image.
     public var statistics = Statistics()
+
+    /// Mounts that once, as soon as there are terminals, and when all files are there at the latest.
+    public func mountTerminals() throws(Failure) { try lateMounts.take()?() }
+
     /// Every file of files.img, in its order.
     public private(set) var entries: [FileEntry] = []
     private var placesByID: [UInt32: Int] = [:]

@@ -53,6 +53,25 @@ public enum MountVisit {
         return Descriptor(owning: number)
     }
 
+    /// Has a thread bind a file or directory to another place in a mount namespace, with the attributes of a mount.
+    public static func bind(
+        _ path: [UInt8], to point: [UInt8], set: UInt64, clear: UInt64, in namespace: Int32
+    ) throws(SystemCallError) {
+        try perform(in: namespace) { () throws(SystemCallError) in
+            let copy = try copy(path)
+            var change: (UInt64, UInt64, UInt64, UInt64) = (set, clear, 0, 0)
+            let (number, here) = (Int(copy.number), Int(currentDirectory))
+            try withCString([]) { (nothing) throws(SystemCallError) in
+                try withAddress(of: &change) { (change) throws(SystemCallError) in
+                    try systemCall(.mount_setattr, number, nothing, 0x1000, change, 32)
+                }
+                try withCString(point) { (point) throws(SystemCallError) in
+                    _ = try systemCall(.move_mount, number, nothing, here, point, 4)  // MOVE_MOUNT_F_EMPTY_PATH
+                }
+            }
+        }
+    }
+
     /// Makes a mount read-only (`mount_setattr(2)`), which must be in the namespace that we are in.
     public static func makeReadOnly(_ mount: Int32) throws(SystemCallError) {
         var change: (UInt64, UInt64, UInt64, UInt64) = (1, 0, 0, 0)  // MOUNT_ATTR_RDONLY

@@ -355,6 +355,28 @@ struct `A container goes on in namespaces of its own` {
         #expect(container.program.ask() == before)
     }
 
+    @Test func `with a terminal that is bound as its console`() throws {
+        let container = try Container(
+            """
+            def inside():
+                mount('devpts', '/dev/pts', 'devpts', 0, 'newinstance,ptmxmode=0666,mode=620'); open(work + '/console', 'w')
+                master, slave = os.openpty(); mount('/dev/pts/0', work + '/console', None, BIND)
+                console = os.open(work + '/console', os.O_RDWR | os.O_NOCTTY)
+                def check():
+                    out = [os.readlink('/proc/self/fd/%d' % number) for number in (master, slave, console)]
+                    out += [' '.join(l.split()[3:6]) for l in open('/proc/self/mountinfo') if 'devpts devpts' in l]
+                    os.write(console, b'here'); out.append(repr(os.read(master, 99)))
+                    os.write(master, b'there\\n'); out.append(repr(os.read(console, 99))); out.append(repr(os.read(master, 99)))
+                    again = os.open(work + '/console', os.O_RDWR | os.O_NOCTTY); out.append(os.ttyname(again)); os.close(again)
+                    return '\\n'.join(out)
+                serve(check)
+            contain(inside)
+            """)
+        let before = container.program.ask()
+        for word in ["/console", "b'here'", "/0 /tmp/"] { #expect(before.contains(word), "\(before)") }
+        try container.compare()
+    }
+
     @Test(arguments: ["restore-sown", "restore-grown", "restore-files", "restore-sealed"])
     func `and a restore that fails leaves nothing of it`(fault: String) throws {
         let container = try Container(

@@ -46,7 +46,7 @@ final class WaitingConnections {
                 .unsupported,
                 "\(WaitingConnections.number(count)) on the port \(address.port) to be accepted, and can be saved only if the tree is killed after a dump into a directory",
                 advice:
-                    "Try again once the task has accepted them, dump without --leave-running, --leave-stopped and --stream-to, or pass --skip-in-flight to leave them out of the image"
+                    "Try again once the task has accepted them, dump without --leave-running, --leave-stopped, --stream-to and --lazy-pages, or pass --skip-in-flight to leave them out of the image"
             )
         }
         listeners.append(Listener(file: file, address: address, count: count))

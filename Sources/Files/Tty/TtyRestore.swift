@@ -268,6 +268,7 @@ final class TtyRestore {
         }
         let masters = PairMasters()
         try masters.open(wishes, mayDiffer: false)
+        try context.mountTerminals()
         for index in members.keys.sorted() {
             let members = members[index] ?? []
             try during(.file("/dev/pts/\(index)")) { () throws(Failure) in

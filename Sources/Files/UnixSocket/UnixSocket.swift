@@ -271,7 +271,7 @@ enum UnixSocket: FileKind {
                 .unsupported,
                 "something was sent on a connection that waits to be accepted, which can be saved only if the tree is killed after a dump into a directory",
                 advice:
-                    "Try again once the task has accepted it, or dump without --leave-running, --leave-stopped and --stream-to"
+                    "Try again once the task has accepted it, or dump without --leave-running, --leave-stopped, --stream-to and --lazy-pages"
             )
         }
         met.taking.append(listener)

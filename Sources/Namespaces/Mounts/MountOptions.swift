@@ -68,6 +68,8 @@ enum MountOptions {
         "proc": 1, "sysfs": 2, "devtmpfs": 3, "binfmt_misc": 4, "tmpfs": 5, "devpts": 6, "pstore": 8, "securityfs": 9,
         "fusectl": 10, "debugfs": 11, "cgroup": 12, "mqueue": 14, "tracefs": 19, "cgroup2": 23,
     ]
+    /// devpts.
+    static let terminals: UInt32 = 6
     /// Of a kind that has a name of its own in the image.
     static let named: UInt32 = 16
 

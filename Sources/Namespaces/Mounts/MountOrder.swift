@@ -27,6 +27,14 @@ struct MountOrder {
         var isRoot = false
         /// Whether a file system is mounted anew.
         var isFresh: Bool { if case .fresh = origin { true } else { false } }
+        /// Whether it is a terminal that is bound, which is there only when somebody has opened its master end.
+        var isTerminal: Bool {
+            if case .bind = origin {
+                entry.fstype == MountOptions.terminals && Array(entry.root) != [0x2f]
+            } else {
+                false
+            }
+        }
         /// Whether what the file system holds is archived.
         var isArchived: Bool { origin == .fresh(kind: "tmpfs") }
     }

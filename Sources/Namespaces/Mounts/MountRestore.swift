@@ -87,7 +87,7 @@ struct MountRestore {
         let seed = tasks[0]
         var handles = try deliver(to: seed, context)
         for task in tasks { try MountRestore.part(task) }
-        for (index, step) in order.steps.enumerated() {
+        for (index, step) in order.steps.enumerated() where !step.isTerminal {
             context.log.debug("the mount \(step.entry.mntID), \(step.entry.point), comes from \(step.origin)")
             try during(.step("the mount \(step.entry.point)")) { () throws(Failure) in
                 let task = tasks[step.space]
@@ -117,6 +117,14 @@ struct MountRestore {
                 })
         }
         known.take(mounts: places)
+        let terminals = order.steps.filter(\.isTerminal)
+        context.lateMounts = { [order] () throws(Failure) in
+            for step in terminals {
+                try during(.step("the mount \(step.entry.point)")) { () throws(Failure) in
+                    try MountRestore.bind(terminal: step, order, in: known.handle(step.space))
+                }
+            }
+        }
     }
 
     /// Has at hand what comes from outside: copies of our mounts.
@@ -222,11 +230,27 @@ struct MountRestore {
         guard let number = handles[order.steps[index].entry.mntID] else { return }
         var batch = Batch()
         var slots: [(UInt32, Batch.Slot)] = []
-        for step in order.steps where step.origin == .bind(index) && order.isHidden(step) && !step.entry.deleted {
+        for step in order.steps
+        where step.origin == .bind(index) && order.isHidden(step) && !step.entry.deleted && !step.isTerminal {
             slots.append((step.entry.mntID, addCopy(of: step, from: number, &batch, mayFail: true)))
         }
         let results = try task.run(batch)
         for (id, slot) in slots { if let number = results.success(slot) { handles[id] = number } }
+    }
+
+    private static func bind(
+        terminal step: MountOrder.Step, _ order: MountOrder, in namespace: Int32
+    ) throws(Failure) {
+        guard case .bind(let index) = step.origin else { return }
+        let path = Array(order.steps[index].entry.mountpoint) + [0x2f] + order.rest(step)
+        let point = Array(step.entry.mountpoint)
+        let attributes = MountOptions.attributes(step.entry.flags)
+        try attempt(
+            "bind the terminal \(String(decoding: path, as: UTF8.self))",
+            advice: "No task of the tree has its master end: pass --external mnt[\(step.entry.point)] to the dump"
+        ) { () throws(SystemCallError) in
+            try MountVisit.bind(path, to: point, set: attributes, clear: MountOptions.all, in: namespace)
+        }
     }
 
     /// Copies what is to be bound, which only a task can do that is in the same namespace.
