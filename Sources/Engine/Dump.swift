@@ -368,7 +368,7 @@ struct DumpOrder {
         try images.writeOut()
         try images.pageReceiver?.finish()
         try context.faults.pass(.dumpCommit)
-        try images.commit(inventory(), sync: request.isSynced ? .best() : .none)
+        try images.commit(inventory(request), sync: request.isSynced ? .best() : .none)
         try request.scripts.run(.postDump, images: images.directory.number, root: request.root)
         if context.statistics[.frozen] == .zero { context.statistics[.frozen] = ContinuousClock.now - started }
         try images.write(.dumpStatistics, [statisticsEntry(dump: context.statistics)])
@@ -620,7 +620,7 @@ struct DumpOrder {
         try image.finish()
     }
 
-    func inventory() -> InventoryEntry {
+    func inventory(_ request: DumpRequest) throws(Failure) -> InventoryEntry {
         var entry = InventoryEntry()
         entry.imgVersion = 2
         entry.fdinfoPerID = true
@@ -631,6 +631,7 @@ struct DumpOrder {
         entry.networkLockMethod = lock.method.rawValue
         entry.dumpCriuRunID = imageBytes(lock.id.utf8)
         if context.policy.tcpClose { entry.tcpClose = true }
+        if request.lazySource != nil { entry.heldBy = imageBytes(try HeldTree.ownName().utf8) }
         MemoryTracking.of(context).describe(&entry)
         return entry
     }

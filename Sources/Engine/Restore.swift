@@ -162,6 +162,10 @@ final class RestoreOrder {
         try perform(.seal)
         try context.faults.pass(.restoreSealed)
         try request.scripts.run(.preResume, images: context.images.directory.number, root: root.task)
+        if try FileRestore.hasLateLocks(context) {
+            try LazyRestore.bringAll(context)
+            try context.view.inside { () throws(Failure) in try FileRestore.takeLateLocks(context) }
+        }
         try release()
         context.statistics[.restoring] = ContinuousClock.now - started
         try request.scripts.run(.postResume, images: context.images.directory.number, root: root.task)

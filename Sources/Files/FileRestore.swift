@@ -100,6 +100,13 @@ public enum FileRestore {
 
         /// Files of which someone is told by signals.
         var owners: [(id: UInt32, owner: FownEntry)] = []
+
+        /// Who is told of a file of files.img.
+        func owner(_ id: UInt32, _ context: RestoreContext) -> FownEntry? {
+            guard let place = context.place(id) else { return nil }
+            return fileKinds[byPlace[place]].owner(context.entries[place])
+        }
+
         /// Places of files that can be made only once the tasks exist.
         var afterTasks: [Int] = []
         static func of(_ context: RestoreContext) -> Kinds { context.state(Kinds.self) { Kinds() } }
@@ -266,10 +273,21 @@ public enum FileRestore {
         }
         try kinds.forEachLate(context) { (kind, entry) throws(Failure) in try kind.wire(entry, context) }
         // Last, as nothing may open or close files after them.
-        try RestoredLocks.of(context).restore(context) { (id) in
-            guard let place = context.place(id) else { return nil }
-            return fileKinds[kinds.byPlace[place]].owner(context.entries[place])
-        }
+        try RestoredLocks.of(context).restore(context) { (id) in kinds.owner(id, context) }
+    }
+
+    /// Whether locks could not be taken yet, as the tree's source has them until all its pages were fetched.
+    public static func hasLateLocks(_ context: RestoreContext) throws(Failure) -> Bool {
+        let locks = RestoredLocks.of(context)
+        guard locks.isLate else { return false }
+        try locks.checkWaiters(context)
+        return true
+    }
+
+    /// Takes these once the source is gone.
+    public static func takeLateLocks(_ context: RestoreContext) throws(Failure) {
+        let kinds = Kinds.of(context)
+        try RestoredLocks.of(context).restoreLate(context) { (id) in kinds.owner(id, context) }
     }
 
     /// Removes what only the restore needed: names of ghosts, and whatever the kinds have.

@@ -482,6 +482,65 @@ struct `A container goes on in namespaces of its own` {
         #expect(program.ask() == before)
     }
 
+    /// As long as the source is there, nobody else can take its locks, or a lease on what it has open.
+    @Test func `and takes locks and leases from its source when that has given its pages`() throws {
+        let container = try Container(
+            """
+            import fcntl
+            def inside():
+                data = bytearray(os.urandom(4 << 20)); import hashlib
+                files = [open(work + '/' + name, 'w+') for name in ('posix', 'flock', 'description', 'leased')]
+                fcntl.lockf(files[0], fcntl.LOCK_EX, 10, 5); fcntl.flock(files[1], fcntl.LOCK_EX)
+                fcntl.fcntl(files[2], 37, struct.pack('hhqqi4x', fcntl.F_WRLCK, 0, 7, 9, 0))
+                fcntl.fcntl(files[3], fcntl.F_SETLEASE, fcntl.F_WRLCK)
+                def check():
+                    out = [hashlib.sha256(data).hexdigest(), str(fcntl.fcntl(files[3], fcntl.F_GETLEASE))]
+                    child = os.fork()
+                    if child == 0:
+                        denied = 0
+                        for name, take in (('posix', lambda f: fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 12)),
+                                ('flock', lambda f: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)),
+                                ('description', lambda f: fcntl.fcntl(f, 37, struct.pack('hhqqi4x', fcntl.F_WRLCK, 0, 8, 1, 0)))):
+                            try: take(open(work + '/' + name, 'w+'))
+                            except OSError: denied += 1
+                        os._exit(denied)
+                    out.append(str(os.waitpid(child, 0)[1] >> 8))
+                    return ' '.join(out)
+                serve(check)
+            contain(inside)
+            """)
+        let program = container.program
+        let before = program.ask()
+        #expect(before.hasSuffix(" 1 3"), "\(before)")
+        let root = try #require(program.root)
+        func migrate() throws -> Int32 {
+            let script = """
+                cd \(program.work); rm -f ready; mkfifo ready; exec 8<>ready
+                \(Program.binary) dump -t \(root) -D images -o dump.log -v4 --file-locks --lazy-pages --address 127.0.0.1 \\
+                    --port 0 --status-fd 8 --external 'mnt[/dev]:/dev' --external 'mnt[\(program.work)]:work' >port & dump=$!
+                head -c 1 ready >/dev/null; port=$(tr -dc 0-9 <port)
+                \(Program.binary) restore -D images -o restore.log -v4 -d --lazy-pages --page-server --address 127.0.0.1 \\
+                    --port $port --external 'mnt[/dev]:/dev' --external 'mnt[work]:\(program.work)' \\
+                    --pidfile \(program.work)/pidfile 8>&-; restored=$?
+                wait $dump; exit $restored
+                """
+            return try program.run(["sh", "-c", script])
+        }
+        // Who waits for a lock already would have it as soon as the source ends, and the tree would have none.
+        let waiter = try Program.spawn(
+            ["/usr/bin/flock", program.work + "/flock", "true"], flags: 0, log: program.work + "/log")
+        while !String(decoding: try readWholeFile("/proc/locks"), as: UTF8.self).contains("-> FLOCK") { usleep(1000) }
+        #expect(try migrate() != 0)
+        #expect(program.lastLine("restore.log").contains("process waits for a lock"))
+        #expect(program.ask() == before)
+        kill(waiter, SIGKILL)
+        unsafe waitpid(waiter, nil, 0)
+        #expect(try migrate() == 0, "\(program.lastLine("restore.log"))")
+        program.root = Int32(program.text("pidfile"))
+        #expect(program.ask() == before)
+        #expect(program.text("images/restore.log").contains("has its locks still"))
+    }
+
     @Test func `from images with damage, or not at all`() throws {
         let container = try Container("contain(lambda: serve(lambda: 'ok'))")
         try #require(try container.dump() == 0, "\(container.program.lastLine("dump.log"))")

@@ -50,7 +50,7 @@ final class Program {
         try #require(first == "ready", "the program did not start: \(first) \(text("log"))")
     }
 
-    private static func spawn(_ words: [String], flags: Int16, log: String) throws -> pid_t {
+    static func spawn(_ words: [String], flags: Int16, log: String) throws -> pid_t {
         var pid: pid_t = 0
         var attributes = unsafe posix_spawnattr_t()
         unsafe posix_spawnattr_init(&attributes)

@@ -3,6 +3,8 @@ internal import ImageFormat
 internal import ImageMessages
 internal import Kinds
 internal import Linux
+internal import Logging
+internal import Procfs
 internal import Remote
 
 /// Restore: locks and leases.
@@ -13,6 +15,13 @@ final class RestoredLocks {
     private var locks: [Int32: [Lock]] = [:]
     /// Locks that only mappings hold, with the file in files.img.
     private var mapped: [(file: UInt32, lock: Lock)] = []
+    /// The tree's source, if it stands still on this machine until all pages were fetched from it. It has the locks until then.
+    private var source: HeldTree?
+    /// Where the source has files with leases, by their number in files.img.
+    private var leased: [UInt32: (task: TaskID, number: Int32)] = [:]
+
+    /// Whether the locks are to be taken when the source has ended.
+    var isLate: Bool { source != nil }
 
     static func of(_ context: RestoreContext) -> RestoredLocks { context.state(RestoredLocks.self) { RestoredLocks() } }
 
@@ -28,15 +37,104 @@ final class RestoredLocks {
                     locks[entry.pid, default: []].append(lock)
                 }
             }
+            try findSource(context)
+        }
+    }
+
+    private func findSource(_ context: RestoreContext) throws(Failure) {
+        let inventory = try context.images.load(.inventory, as: InventoryEntry.self)
+        guard context.policy.isLazy, inventory.hasHeldBy,
+            let source = HeldTree(heldBy: String(decoding: inventory.heldBy, as: UTF8.self))
+        else { return }
+        self.source = source
+        for (pid, locks) in locks {
+            let leases = locks.filter { $0.flag == .lease }
+            guard !leases.isEmpty,
+                let task = source.tasks.first(where: { (try? TaskStatus.read(of: $0))?.namespaceIDs.last == pid })
+            else { continue }
+            let ids = try context.images.load(.ids(pid), as: TaskKobjIdsEntry.self)
+            let table = try context.images.loadAll(.descriptors(ids.filesID), as: FdinfoEntry.self)
+            for lease in leases {
+                guard let file = table.first(where: { $0.fd == UInt32(bitPattern: lease.number) }) else { continue }
+                leased[file.id] = (task, lease.number)
+            }
+        }
+    }
+
+    /// Whether a file is the source's own description, as to open it anew would break its lease.
+    func isTakenOver(_ id: UInt32) -> Bool { leased[id] != nil }
+
+    /// That description.
+    func takeOver(_ id: UInt32) throws(Failure) -> Descriptor? {
+        guard let (task, number) = leased[id] else { return nil }
+        return try attempt("take a file with a lease over from its source") { () throws(SystemCallError) in
+            let pidfd = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(task.rawValue), 0)))
+            return Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(pidfd.number), Int(number), 0)))
+        }
+    }
+
+    /// Takes all locks, unless the source still has them.
+    ///
+    /// - Parameter owner: who gets signals for a file of files.img.
+    func restore(_ context: RestoreContext, owner: (UInt32) -> FownEntry?) throws(Failure) {
+        guard isLate else { return try take(context, owner) }
+        context.log.notice("the tree's source has its locks still: all pages are fetched before the tasks run")
+    }
+
+    /// Refuses to wait for the source if somebody else would have its locks then.
+    func checkWaiters(_ context: RestoreContext) throws(Failure) {
+        var inodes: Set<UInt64> = []
+        for process in context.processes {
+            for lock in locks[process.id.rawValue] ?? [] where lock.flag != .lease {
+                guard let file = process.plan.descriptors.first(where: { $0.fd == UInt32(bitPattern: lock.number) })
+                else { continue }
+                let number = try context.files.number(file.id)
+                inodes.insert(
+                    try attempt("look at a locked file") { () throws(SystemCallError) in
+                        try FileStatus.read(in: number).inode
+                    })
+            }
+        }
+        let text = try attempt("read /proc/locks") { () throws(SystemCallError) in try readWholeFile("/proc/locks") }
+        for line in text.split(separator: 0x0a) {
+            let words = line.split(separator: 0x20)
+            guard words.count > 1, words[1].elementsEqual("->".utf8),
+                let place = words.first(where: { $0.split(separator: 0x3a).count == 3 }),
+                let inode = UInt64(String(decoding: place.split(separator: 0x3a)[2], as: UTF8.self)),
+                inodes.contains(inode)
+            else { continue }
+            throw Failure(
+                .conflict, "another process waits for a lock that the tree has at its source, and would get it first",
+                advice: "End that process, or migrate without --lazy-pages")
+        }
+    }
+
+    /// How long nobody else may have a lock of a tree that exists only here. It stands still meanwhile.
+    private static let patience = Duration.seconds(600)
+
+    /// Takes all locks once the source has ended, which takes a moment.
+    func restoreLate(_ context: RestoreContext, owner: (UInt32) -> FownEntry?) throws(Failure) {
+        let started = ContinuousClock.now
+        var isTold = false
+        while true {
+            do throws(Failure) { return try take(context, owner) } catch {
+                let waited = ContinuousClock.now - started
+                guard error.code == .conflict, waited < RestoredLocks.patience else { throw error }
+                if waited > .seconds(2), !isTold {
+                    context.log.warning("the tasks wait for their locks, as their source is gone: \(error)")
+                    isTold = true
+                }
+                pause(nanoseconds: 2_000_000)
+            }
         }
     }
 
     /// Takes all locks.
-    ///
-    /// - Parameter owner: who gets signals for a file of files.img.
-    func restore(_ context: RestoreContext, owner: (UInt32) -> FownEntry?) throws(Failure) {
+    private func take(_ context: RestoreContext, _ owner: (UInt32) -> FownEntry?) throws(Failure) {
+        var unknown = Set(locks.keys)
         for process in context.processes where !process.plan.isZombie {
-            guard let mine = locks.removeValue(forKey: process.id.rawValue) else { continue }
+            unknown.remove(process.id.rawValue)
+            guard let mine = locks[process.id.rawValue] else { continue }
             try during(.restoring(process.id, process.name)) { () throws(Failure) in
                 let files = Dictionary(
                     process.plan.descriptors.map { (Int32(clamping: $0.fd), $0.id) }, uniquingKeysWith: { $1 })
@@ -53,7 +151,7 @@ final class RestoredLocks {
                 }
             }
         }
-        if let pid = locks.keys.first {
+        if let pid = unknown.first {
             throw Failure(.corruptImage, "filelocks.img has locks of task \(pid), which is not in the tree")
         }
         for (file, lock) in mapped {

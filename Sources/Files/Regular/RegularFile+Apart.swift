@@ -11,9 +11,10 @@ extension RegularFile {
 
     static func makeApart(_ entries: [FileEntry], _ context: RestoreContext) throws(Failure) -> Set<UInt32> {
         guard Workers.count > 1, context.policy.inherited.isEmpty else { return [] }
-        let remaps = RestoredRemaps.of(context)
+        let (remaps, locks) = (RestoredRemaps.of(context), RestoredLocks.of(context))
         let plain = entries.filter {
-            !$0.reg.hasSameAs && !$0.reg.ext && context.view.isHere($0.reg.mntID) && remaps.isByItself($0.id)
+            !$0.reg.hasSameAs && !$0.reg.ext && context.view.isHere($0.reg.mntID) && !locks.isTakenOver($0.id)
+                && remaps.isByItself($0.id)
                 && !comesAfterTasks($0)
         }
         let policy = context.policy

@@ -111,6 +111,10 @@ enum RegularFile: FileKind {
                     if let passed { return try context.files.add(member.id, passed) }
                     try refuseExternal(entry)
                 }
+                if let taken = try RestoredLocks.of(context).takeOver(member.id) {
+                    try check(entry, taken.number, context.policy)
+                    return try context.files.add(member.id, taken)
+                }
                 try context.view.at(mount: entry.mntID) { () throws(Failure) in
                     let path = try remaps.prepare(entry, context)
                     let lent = try lendDescriptor(to: path, context)

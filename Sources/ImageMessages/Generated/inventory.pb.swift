@@ -196,6 +196,16 @@ public nonisolated struct InventoryEntry: @unchecked Sendable {
   /// Clears the value of `parentGeneration`. Subsequent reads from it will return its default value.
   public mutating func clearParentGeneration() {_uniqueStorage()._parentGeneration = nil}
 
+  /// Ours: the dump that keeps the tree until its pages are fetched (`--lazy-pages`), as HeldTree names it.
+  public var heldBy: Data {
+    get {_storage._heldBy ?? Data()}
+    set {_uniqueStorage()._heldBy = newValue}
+  }
+  /// Returns true if `heldBy` has been explicitly set.
+  public var hasHeldBy: Bool {_storage._heldBy != nil}
+  /// Clears the value of `heldBy`. Subsequent reads from it will return its default value.
+  public mutating func clearHeldBy() {_uniqueStorage()._heldBy = nil}
+
   /// Ours: the hash of integrity.img, and, always the last field, the hash of everything before it.
   public var integrity: Data {
     get {_storage._integrity ?? Data()}
@@ -851,7 +861,7 @@ nonisolated extension PluginsEntry: SwiftProtobuf.Message, SwiftProtobuf._Messag
 
 nonisolated extension InventoryEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "InventoryEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}img_version\0\u{3}fdinfo_per_id\0\u{3}root_ids\0\u{3}ns_per_id\0\u{3}root_cg_set\0\u{1}lsmtype\0\u{4}\u{2}dump_uptime\0\u{3}pre_dump_mode\0\u{3}tcp_close\0\u{3}network_lock_method\0\u{3}plugins_entry\0\u{3}dump_criu_run_id\0\u{3}allow_uprobes\0\u{2}Z\u{f}generation\0\u{3}parent_generation\0\u{1}integrity\0\u{4}f\u{f}own_hash\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}img_version\0\u{3}fdinfo_per_id\0\u{3}root_ids\0\u{3}ns_per_id\0\u{3}root_cg_set\0\u{1}lsmtype\0\u{4}\u{2}dump_uptime\0\u{3}pre_dump_mode\0\u{3}tcp_close\0\u{3}network_lock_method\0\u{3}plugins_entry\0\u{3}dump_criu_run_id\0\u{3}allow_uprobes\0\u{2}Z\u{f}generation\0\u{3}parent_generation\0\u{1}integrity\0\u{3}held_by\0\u{4}e\u{f}own_hash\0")
 
   fileprivate class _StorageClass {
     var _imgVersion: UInt32? = nil
@@ -869,6 +879,7 @@ nonisolated extension InventoryEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     var _allowUprobes: Bool? = nil
     var _generation: Data? = nil
     var _parentGeneration: Data? = nil
+    var _heldBy: Data? = nil
     var _integrity: Data? = nil
     var _ownHash: Data? = nil
 
@@ -896,6 +907,7 @@ nonisolated extension InventoryEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
       _allowUprobes = source._allowUprobes
       _generation = source._generation
       _parentGeneration = source._parentGeneration
+      _heldBy = source._heldBy
       _integrity = source._integrity
       _ownHash = source._ownHash
     }
@@ -940,6 +952,7 @@ nonisolated extension InventoryEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
         case 1000: try { try decoder.decodeSingularBytesField(value: &_storage._generation) }()
         case 1001: try { try decoder.decodeSingularBytesField(value: &_storage._parentGeneration) }()
         case 1002: try { try decoder.decodeSingularBytesField(value: &_storage._integrity) }()
+        case 1003: try { try decoder.decodeSingularBytesField(value: &_storage._heldBy) }()
         case 2000: try { try decoder.decodeSingularBytesField(value: &_storage._ownHash) }()
         default: break
         }
@@ -1001,6 +1014,9 @@ nonisolated extension InventoryEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
       try { if let v = _storage._integrity {
         try visitor.visitSingularBytesField(value: v, fieldNumber: 1002)
       } }()
+      try { if let v = _storage._heldBy {
+        try visitor.visitSingularBytesField(value: v, fieldNumber: 1003)
+      } }()
       try { if let v = _storage._ownHash {
         try visitor.visitSingularBytesField(value: v, fieldNumber: 2000)
       } }()
@@ -1028,6 +1044,7 @@ nonisolated extension InventoryEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
         if _storage._allowUprobes != rhs_storage._allowUprobes {return false}
         if _storage._generation != rhs_storage._generation {return false}
         if _storage._parentGeneration != rhs_storage._parentGeneration {return false}
+        if _storage._heldBy != rhs_storage._heldBy {return false}
         if _storage._integrity != rhs_storage._integrity {return false}
         if _storage._ownHash != rhs_storage._ownHash {return false}
         return true

@@ -8,6 +8,8 @@ internal import Remote
 /// The restore's side of lazy memory: hands userfaultfds to the pager.
 public final class LazyRestore {
     private let socket: Int32
+    /// Whether the pager has brought everything.
+    private var isComplete = false
 
     private init(_ socket: Int32) { self.socket = socket }
 
@@ -88,14 +90,30 @@ public final class LazyRestore {
     /// Makes sure, before the tasks run, that somebody brings their pages.
     public static func check(_ context: RestoreContext) throws(Failure) {
         guard context.policy.isLazy else { return }
-        let socket = try known(context).socket
+        let lazy = try known(context)
+        guard !lazy.isComplete else { return }
+        let socket = lazy.socket
         let ready = try attempt("look at the pager") { () throws(SystemCallError) in try poll(socket, for: 1) }
         guard ready == 0 else { throw Failure(.vanished, "the pager has ended", advice: "See lazy-pages.log") }
     }
 
     /// Tells the pager that the tasks run.
     public static func finish(_ context: RestoreContext) {
-        guard context.policy.isLazy, let lazy = try? known(context) else { return }
+        guard context.policy.isLazy, let lazy = try? known(context), !lazy.isComplete else { return }
         _ = try? PagerSocket.send(PagerSocket.finished, to: lazy.socket)
+    }
+
+    /// Has the pager bring all pages while the tasks stand still, and waits for that. The source ends then: from here on the
+    /// tree is only here.
+    public static func bringAll(_ context: RestoreContext) throws(Failure) {
+        let lazy = try known(context)
+        try check(context)
+        try PagerSocket.send(PagerSocket.finished, to: lazy.socket)
+        guard try PagerSocket.receive(UInt32.self, from: lazy.socket) == PagerSocket.complete else {
+            throw Failure(
+                .vanished, "the pager did not bring all pages, or is CRIU's, which does not say so",
+                advice: "See lazy-pages.log")
+        }
+        lazy.isComplete = true
     }
 }

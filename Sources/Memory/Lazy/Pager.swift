@@ -14,8 +14,8 @@ internal import Procfs
 public final class Pager {
     private let images: ImageSet
     private let log: Logger
-    /// The connection with the restore; nil once that is done.
-    private var restore: Descriptor?
+    /// The connection with the restore.
+    private let restore: Descriptor
     private let signals: Descriptor
     private let requester: PageRequester?
     private let startGuard: (() throws(Failure) -> Descriptor)?
@@ -83,6 +83,8 @@ public final class Pager {
                 try step()
             }
             try requester?.finish()
+            // A restore that still stands still waits for this.
+            _ = try? PagerSocket.send(PagerSocket.complete, to: restore.number)
             link?.finish()
             keepWorkingSets()
         } catch {
@@ -109,11 +111,11 @@ public final class Pager {
     private func acquaint() throws(Failure) {
         let count = try images.loadAll(.processTree, as: PstreeEntry.self).count
         for _ in 0..<count {
-            guard let restore = restore?.number, let id = try PagerSocket.receive(Int32.self, from: restore) else {
+            guard let id = try PagerSocket.receive(Int32.self, from: restore.number) else {
                 throw Failure(.vanished, "the restore is gone before its tasks were there", advice: "See its log")
             }
             guard id > 0 else { continue }
-            let received = try PagerSocket.receive(from: restore)
+            let received = try PagerSocket.receive(from: restore.number)
             let entry = try images.load(.memory(id), as: MmEntry.self)
             var areas: [Area] = []
             for vma in entry.vmas { areas.append(try Area(vma)) }
@@ -177,7 +179,7 @@ public final class Pager {
     private func wait(milliseconds: Int) throws(Failure) {
         var entries: [(Int32, Int16, Int16)] = memories.map { ($0.number, 1, 0) }
         entries.append((signals.number, 1, 0))
-        entries.append((restore?.number ?? -1, 1, 0))
+        entries.append((isRestored ? -1 : restore.number, 1, 0))
         entries.append((requester?.number ?? -1, 1, 0))
         let count = entries.count
         try attempt("wait for page faults") { () throws(SystemCallError) in
@@ -193,12 +195,11 @@ public final class Pager {
     }
 
     private func hearRestore() throws(Failure) {
-        guard let number = restore?.number else { return }
+        let number = restore.number
         guard try PagerSocket.receive(UInt32.self, from: number) == PagerSocket.finished else {
             throw Failure(.vanished, "the restore failed", advice: "See its log")
         }
         isRestored = true
-        restore = nil
         // Not before: its pid could be one that the tree needs.
         do throws(Failure) {
             link = try startGuard.map { (start) throws(Failure) in GuardLink(try start()) }

@@ -8,6 +8,8 @@ public enum PagerSocket {
     public static let name = "lazy-pages.socket"
     /// What the restore says at its end.
     static let finished: UInt32 = 0x5253_5446
+    /// What a pager of ours says when all pages are there.
+    static let complete: UInt32 = 0x4554_4c43
 
     private static func address(_ path: String) -> [UInt8] {
         [UInt8](bytesOf: UInt16(1)) + Array(path.utf8.prefix(107)) + [0]
