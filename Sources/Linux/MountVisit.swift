@@ -34,6 +34,50 @@ public enum MountVisit {
             })
     }
 
+    /// The same in a copy of all mounts alone: of a namespace that belongs to another user namespace, whose mounts are locked in a
+    /// copy of the namespace. Mounts that can't be bound are missing there.
+    public static func open(
+        _ path: [UInt8], withoutLocked hidden: [[UInt8]], in namespace: Int32
+    ) throws(SystemCallError) -> Descriptor {
+        let number = try perform(in: namespace) { () throws(SystemCallError) in
+            let tree = Descriptor(
+                owning: try withCString([0x2f]) { (root) throws(SystemCallError) in
+                    // OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE
+                    Int32(try systemCall(.open_tree, Int(currentDirectory), root, 0o2000001 | 0x8000))
+                })
+            let number = Int(tree.number)
+            try change(tree.number, propagation: 1 << 18, isWhole: true)
+            try systemCall(.unshare, 0x2_0000)
+            try withCString([0x2f]) { (root) throws(SystemCallError) in
+                try systemCall(.mount, 0, root, 0, 0x44000, 0)  // MS_REC | MS_PRIVATE
+                try withCString([]) { (nothing) throws(SystemCallError) in
+                    // MOVE_MOUNT_F_EMPTY_PATH
+                    _ = try systemCall(.move_mount, number, nothing, Int(currentDirectory), root, 4)
+                }
+            }
+            try systemCall(.fchdir, number)
+            try withCString([0x2e]) { (here) throws(SystemCallError) in try systemCall(.chroot, here) }
+            for path in hidden {
+                try withCString(path) { (path) throws(SystemCallError) in try systemCall(.umount2, path, 2) }
+            }
+            return try openFile(path, [.path, .directory]).release()
+        }
+        return Descriptor(owning: number)
+    }
+
+    /// Changes whom a mount tells of mounts, and who tells it (`mount_setattr(2)`): `MS_PRIVATE`, `MS_SLAVE`, `MS_SHARED`.
+    ///
+    /// - Parameter isWhole: and those of all mounts below it.
+    public static func change(_ mount: Int32, propagation: UInt64, isWhole: Bool = false) throws(SystemCallError) {
+        var change: (UInt64, UInt64, UInt64, UInt64) = (0, 0, propagation, 0)
+        let flags = isWhole ? 0x9000 : 0x1000  // AT_RECURSIVE, AT_EMPTY_PATH
+        try withCString([]) { (nothing) throws(SystemCallError) in
+            try withAddress(of: &change) { (change) throws(SystemCallError) in
+                try systemCall(.mount_setattr, Int(mount), nothing, flags, change, 32)
+            }
+        }
+    }
+
     /// Has a thread open a directory in a copy of a mount namespace, without some mounts that would be in the way.
     ///
     /// - Parameter hidden: where they are mounted, those first that may hide others.

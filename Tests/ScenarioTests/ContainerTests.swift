@@ -377,6 +377,58 @@ struct `A container goes on in namespaces of its own` {
         try container.compare()
     }
 
+    @Test func `with mounts from outside that are found by themselves, where nobody sees its own`() throws {
+        let container = try Container(
+            """
+            def inside():
+                place = work + '/inner'; mount(None, place, None, SLAVE)
+                mount('mine', place + '/mine', 'tmpfs'); open(place + '/mine/file', 'w').write('mine')
+                mount(place, work + '/again', None, BIND); mount(None, work + '/again', None, PRIVATE)
+                def check():
+                    lines = [l.split() for l in open('/proc/self/mountinfo')]
+                    out = [' '.join([l[4]] + [w.split(':')[0] for w in l[6:l.index('-')]]) for l in lines if l[4].startswith(work)]
+                    return repr((sorted(out), sorted(os.listdir(place)), os.listdir(place + '/mine'), os.listdir(work + '/again')))
+                serve(check)
+            def prepare(root):
+                outer = work + '/outer'; os.mkdir(outer); mount('outer', outer, 'tmpfs'); mount(None, outer, None, SHARED)
+                for name in ('sub', 'sub/mine', 'sub/told'): os.mkdir(outer + '/' + name)
+                for name in ('inner', 'again'): os.mkdir(work + '/' + name)
+                mount(outer + '/sub', root + work + '/inner', None, BIND)
+            contain(inside, prepare)
+            """)
+        let program = container.program
+        let before = program.ask()
+        #expect(before.contains("/inner master'"), "\(before)")
+        #expect(try container.dump() != 0)
+        #expect(program.lastLine("dump.log").contains("--external 'mnt[]' to both"), "\(program.lastLine("dump.log"))")
+        // From where the mount is seen.
+        func outside(_ words: [String]) throws -> Int32 {
+            try program.run(["nsenter", "-t", "\(program.id)", "-m"] + words)
+        }
+        func mounts() throws -> [[UInt8]] {
+            try readWholeFile("/proc/\(program.id)/mountinfo").split(separator: 0x0a).map(Array.init)
+        }
+        let seen = try mounts()
+        let root = try #require(program.root)
+        let images = ["-D", program.images, "-v4"]
+        let places = ["mnt[]", "mnt[/dev]:/dev", "mnt[\(program.work)]:work"].flatMap { ["--external", $0] }
+        try #require(
+            try outside([Program.binary, "dump", "-t", "\(root)", "-o", "dump.log"] + images + places) == 0,
+            "\(program.lastLine("dump.log"))")
+        let own = ["mnt[/dev]:/dev", "mnt[work]:" + program.work].flatMap { ["--external", $0] }
+        let order = [Program.binary, "restore", "-d", "-o", "restore.log", "--pidfile", program.work + "/pidfile"]
+        program.root = nil
+        #expect(try outside(order + images + own) != 0)
+        #expect(program.lastLine("restore.log").contains("Pass --external 'mnt[]'"))
+        try #require(
+            try outside(order + images + own + ["--external", "mnt[]"]) == 0, "\(program.lastLine("restore.log"))")
+        program.root = Int32(program.text("pidfile"))
+        #expect(program.ask() == before)
+        #expect(try mounts() == seen)
+        #expect(try outside(["mount", "-t", "tmpfs", "told", program.work + "/outer/sub/told"]) == 0)
+        #expect(program.ask().contains("/inner/told"), "\(program.ask())")
+    }
+
     @Test(arguments: ["restore-sown", "restore-grown", "restore-files", "restore-sealed"])
     func `and a restore that fails leaves nothing of it`(fault: String) throws {
         let container = try Container(
@@ -566,6 +618,8 @@ struct `A container goes on in namespaces of its own` {
             import socket, tempfile
             def inside():
                 os.mkdir(work + '/m'); place = work + '/m'; mount('memory', place, 'tmpfs', 0, 'uid=7,gid=9,mode=755')
+                over = place + '/hidden'; os.mkdir(over); mount('below', over, 'tmpfs'); open(over + '/below', 'w').write('hidden below')
+                mount('above', over, 'tmpfs')
                 open(place + '/kept', 'w').write('text'); os.chown(place + '/kept', 1234, 70003)
                 gone = open(work + '/gone', 'w+'); gone.write('unlinked'); gone.flush(); os.chown(work + '/gone', 11, 12); os.unlink(work + '/gone')
                 empty = open(place + '/gone', 'w+'); os.unlink(place + '/gone')
@@ -597,6 +651,7 @@ struct `A container goes on in namespaces of its own` {
                     out += [l.split(' - ')[1] for l in open('/proc/self/mountinfo') if '/m ' in l]
                     out.append('peer %d %d %d' % struct.unpack('iii', ours.getsockopt(1, 17, 12)))
                     theirs.send(b'x'); data, control, _, _ = ours.recvmsg(1, 100); out.append('from %d %d %d' % struct.unpack('iii', control[0][2]))
+                    must(libc.umount2(over.encode(), 0)); out.append(open(over + '/below').read()); mount('above', over, 'tmpfs')
                     # What only root of the namespace may do.
                     must(libc.sethostname(b'mine', 4)); os.chown(work + '/m/kept', 1234, 70003)
                     socket.socket(socket.AF_INET, socket.SOCK_RAW, 1).close(); socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()
@@ -612,7 +667,8 @@ struct `A container goes on in namespaces of its own` {
             """)
         let before = container.program.ask()
         for word in [
-            "100000", "unlinked", "70001", "41\t42\t43", "/m/kept 1234:70003", "Permission denied", "shm 153 0 ",
+            "100000", "unlinked", "hidden below", "70001", "41\t42\t43", "/m/kept 1234:70003", "Permission denied",
+            "shm 153 0 ",
         ] {
             #expect(before.contains(word), "\(before)")
         }

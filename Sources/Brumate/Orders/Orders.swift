@@ -135,6 +135,7 @@ enum Orders {
             resources.add(text)
         }
         for pair in options.externalMountMap { resources.add("mnt[\(pair.key)]:\(pair.value)") }
+        if options.externalMountsAutomatic { resources.add("mnt[]") }
         return resources
     }
 

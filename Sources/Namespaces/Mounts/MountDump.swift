@@ -54,9 +54,32 @@ enum MountDump {
     /// Looks at the mounts of tasks that are in different namespaces.
     private static func spaces(_ tasks: [TaskID], _ context: DumpContext) throws(Failure) -> [Space] {
         let mounts = try tasks.map { (task) throws(Failure) in try Mount.all(of: task) }
-        let all = mounts.flatMap { $0 }
-        return try zip(tasks, mounts).map { (task, mounts) throws(Failure) in
-            Space(task: task, mounts: mounts, entries: try describe(mounts, among: all, context))
+        let outside = try context.state(OutsideMounts.self) { () throws(Failure) in
+            OutsideMounts(try Mount.all())
+        }
+        return try zip(tasks, mounts).map { (task, own) throws(Failure) in
+            Space(task: task, mounts: own, entries: try describe(own, in: mounts, outside, context))
+        }
+    }
+
+    /// The mounts that we see ourselves, before we go to the tree's root for the first time.
+    private final class OutsideMounts {
+        private let mounts: [Mount]
+        let devices: Set<UInt32>
+
+        init(_ mounts: [Mount]) {
+            self.mounts = mounts
+            devices = Set(mounts.map(\.device))
+        }
+
+        /// Where we see what a mount shows; nil if nowhere.
+        func place(of mount: Mount) -> [UInt8]? {
+            for other in mounts.reversed()
+            where other.device == mount.device && MountOrder.isInside(mount.root, of: other.root) {
+                let rest = MountOrder.rest(mount.root, from: other.root)
+                return rest.isEmpty ? other.point : (other.point == [0x2f] ? [] : other.point) + [0x2f] + rest
+            }
+            return nil
         }
     }
 
@@ -98,7 +121,8 @@ enum MountDump {
         let place = try open(entry, space.entries, namespace.number)
         let number = place.number
         let status = try attempt("look at it") { () throws(SystemCallError) in try FileStatus.read(in: number) }
-        guard status.kernelDevice == entry.rootDev else {
+        // What is at the top of a file system in memory has its first inode.
+        guard status.kernelDevice == entry.rootDev, status.inode == 1 else {
             throw Failure(
                 .unsupported, "another mount hides it, so that what it holds can't be archived",
                 advice: "Unmount what is mounted over it")
@@ -119,11 +143,9 @@ enum MountDump {
             do throws(SystemCallError) {
                 return try MountVisit.open(point, without: hidden, in: namespace).release()
             } catch {
-                // Mounts of another user namespace can't be taken away. Where nothing is over it, a copy will do.
+                // Mounts of another user namespace can't be taken away.
                 guard error.errno == .EINVAL else { throw error }
-                return try MountVisit.perform(in: namespace) { () throws(SystemCallError) in
-                    try MountVisit.copy(point).release()
-                }
+                return try MountVisit.open(point, withoutLocked: hidden, in: namespace).release()
             }
         }
         return Descriptor(owning: number)
@@ -133,52 +155,69 @@ enum MountDump {
     ///
     /// - Parameter all: those of all namespaces of the tree, its root's first.
     private static func describe(
-        _ mounts: [Mount], among all: [Mount], _ context: DumpContext
+        _ mounts: [Mount], in all: [[Mount]], _ outside: OutsideMounts, _ context: DumpContext
     ) throws(Failure) -> [MntEntry] {
+        let external = context.policy.external
         var known: [UInt32: [Mount]] = [:]
-        for mount in all { known[mount.device, default: []].append(mount) }
-        let ids = Set(all.map(\.id))
-        let root = all.first { !ids.contains($0.parent) }?.id
-        let others = Set(try Mount.all().map(\.device))
+        for mount in all.joined() { known[mount.device, default: []].append(mount) }
+        let ids = Set(all.joined().map(\.id))
+        let first = all.first ?? []
+        let root = first.first { !ids.contains($0.parent) }?.id
+        // Places are the root's: in other namespaces other things may be there.
+        var keys: [Int32: String] = [:]
+        for mount in first {
+            keys[mount.id] = external.value("mnt[\(String(decoding: mount.point, as: UTF8.self))]")
+        }
         return try mounts.map { (mount) throws(Failure) in
-            let text = String(decoding: mount.point, as: UTF8.self)
-            var entry = MntEntry()
-            let kind = String(decoding: mount.kind, as: UTF8.self)
-            entry.fstype = MountOptions.kinds[kind] ?? 0
-            entry.mntID = UInt32(bitPattern: mount.id)
-            entry.parentMntID = UInt32(bitPattern: mount.parent)
-            entry.rootDev = mount.device
-            entry.flags = MountOptions.flags(mount.options) | (mount.isUnbindable ? MountOptions.unbindable : 0)
-            let (flags, rest) = MountOptions.split(mount.fileSystemOptions, context.owners)
-            entry.sbFlags = flags
-            entry.options = imageBytes(rest.utf8)
-            entry.source = imageBytes(mount.source)
-            entry.mountpoint = imageBytes(mount.point)
-            let removed = Array("//deleted".utf8)
-            if mount.root.suffix(removed.count).elementsEqual(removed) {
-                entry.deleted = true
-                entry.root = imageBytes(mount.root.dropLast(removed.count))
-            } else {
-                entry.root = imageBytes(mount.root)
-            }
-            if mount.shared != 0 { entry.sharedID = mount.shared }
-            if mount.master != 0 { entry.masterID = mount.master }
-            if let key = context.policy.external.value("mnt[\(text)]") {
+            var entry = describe(mount, context)
+            if let key = keys[mount.id] {
                 entry.extKey = imageBytes(key.utf8)
                 return entry
             }
-            // The root comes from --root, and what is bound out of it with it. Other file systems are mounted anew, if that
-            // brings back what they hold: one in memory that is mounted outside, too, would be two from then on.
+            // The root comes from --root, and what is bound out of it with it, as does what is bound out of external mounts. Other
+            // file systems are mounted anew, if that brings back what they hold: one in memory that is mounted outside, too,
+            // would be two from then on.
+            let kind = String(decoding: mount.kind, as: UTF8.self)
             let parents = known[mount.device]?.filter { MountOrder.isInside(mount.root, of: $0.root) } ?? []
-            let isOfRoot = parents.contains { $0.id == root }
+            let isOfOther = parents.contains { $0.id == root || keys[$0.id] != nil }
             let isNew = MountOptions.kinds[kind] != nil && parents.contains { $0.root == [0x2f] }
-            guard isOfRoot || isNew && !(kind == "tmpfs" && others.contains(mount.device)) else {
-                throw Failure(
-                    .unsupported,
-                    "the mount \(text) (\(kind), \(String(decoding: mount.source, as: UTF8.self))) comes from outside of the tree",
-                    advice: "Pass --external 'mnt[\(text)]:KEY', and --external mnt[KEY]:DIR on restore")
+            if isOfOther || isNew && !(kind == "tmpfs" && outside.devices.contains(mount.device)) { return entry }
+            if external.contains("mnt[]"), let place = outside.place(of: mount) {
+                entry.extKey = imageBytes(MountOrder.found.utf8)
+                entry.source = imageBytes(place)
+                return entry
             }
-            return entry
+            let text = String(decoding: mount.point, as: UTF8.self)
+            throw Failure(
+                .unsupported,
+                "the mount \(text) (\(kind), \(String(decoding: mount.source, as: UTF8.self))) comes from outside of the tree",
+                advice:
+                    "Pass --external 'mnt[\(text)]:KEY', and --external mnt[KEY]:DIR on restore, or --external 'mnt[]' to both"
+            )
         }
+    }
+
+    private static func describe(_ mount: Mount, _ context: DumpContext) -> MntEntry {
+        var entry = MntEntry()
+        entry.fstype = MountOptions.kinds[String(decoding: mount.kind, as: UTF8.self)] ?? 0
+        entry.mntID = UInt32(bitPattern: mount.id)
+        entry.parentMntID = UInt32(bitPattern: mount.parent)
+        entry.rootDev = mount.device
+        entry.flags = MountOptions.flags(mount.options) | (mount.isUnbindable ? MountOptions.unbindable : 0)
+        let (flags, rest) = MountOptions.split(mount.fileSystemOptions, context.owners)
+        entry.sbFlags = flags
+        entry.options = imageBytes(rest.utf8)
+        entry.source = imageBytes(mount.source)
+        entry.mountpoint = imageBytes(mount.point)
+        let removed = Array("//deleted".utf8)
+        if mount.root.suffix(removed.count).elementsEqual(removed) {
+            entry.deleted = true
+            entry.root = imageBytes(mount.root.dropLast(removed.count))
+        } else {
+            entry.root = imageBytes(mount.root)
+        }
+        if mount.shared != 0 { entry.sharedID = mount.shared }
+        if mount.master != 0 { entry.masterID = mount.master }
+        return entry
     }
 }

@@ -16,13 +16,33 @@ struct MountGroups {
     /// Who is in a group already.
     private var joined: [UInt32: [MntEntry]] = [:]
 
+    /// Slaves of mounts outside, as copies of ours that are, and what is bound out of these.
+    static func outerSlaves(_ steps: [MountOrder.Step]) -> Set<UInt32> {
+        let known = Set(steps.map(\.entry.sharedID))
+        var found: Set<UInt32> = []
+        for step in steps {
+            switch step.origin {
+            case .bind(let index): if found.contains(steps[index].entry.mntID) { found.insert(step.entry.mntID) }
+            case .root, .external, .found:
+                if step.entry.masterID != 0, !known.contains(step.entry.masterID) { found.insert(step.entry.mntID) }
+            case .fresh: break
+            }
+        }
+        return found
+    }
+
     /// Masters before their slaves, and in a group the widest first.
-    init(_ entries: [MntEntry], _ log: Logger) throws(Failure) {
-        let known = Set(entries.map(\.sharedID).filter { $0 != 0 })
+    init(_ steps: [MountOrder.Step], _ log: Logger) throws(Failure) {
+        let known = Set(steps.map(\.entry.sharedID).filter { $0 != 0 })
+        let outer = MountGroups.outerSlaves(steps)
         var waiting: [MntEntry] = []
-        for var entry in entries where entry.sharedID != 0 || entry.masterID != 0 {
+        for step in steps where step.entry.sharedID != 0 || step.entry.masterID != 0 {
+            var entry = step.entry
             if entry.masterID != 0, !known.contains(entry.masterID) {
-                log.warning("the mount \(entry.point) had its master outside of the tree, and has none now")
+                // What is bound out of a slave is one, too.
+                if !outer.contains(entry.mntID) {
+                    log.warning("the mount \(entry.point) had its master outside of the tree, and has none now")
+                }
                 entry.masterID = 0
             }
             if entry.sharedID != 0 || entry.masterID != 0 { waiting.append(entry) }

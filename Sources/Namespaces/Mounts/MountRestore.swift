@@ -40,6 +40,11 @@ struct MountRestore {
                     .usage, "the mount \(step.entry.point) comes from outside",
                     advice: "Pass --external 'mnt[\(key)]:DIR' with the directory to bind there")
             }
+            if case .found(let path) = step.origin, !context.policy.external.contains("mnt[]") {
+                throw Failure(
+                    .usage, "the mount \(step.entry.point) comes from outside",
+                    advice: "Pass --external 'mnt[]' to bind \(String(decoding: path, as: UTF8.self)) there")
+            }
             guard step.isArchived else { continue }
             let name = ImageName.mountedFiles(step.entry.rootDev)
             guard images.has(name) else { continue }
@@ -129,15 +134,25 @@ struct MountRestore {
 
     /// Has at hand what comes from outside: copies of our mounts.
     private func deliver(to seed: Puppet, _ context: RestoreContext) throws(Failure) -> [UInt32: Int] {
-        let root = (context.policy.root ?? FilePath("/")).bytes
-        var ids = [order.steps[0].entry.mntID]
-        var copies = [try MountRestore.copy(root, "the tree's root (--root)").release()]
+        let slaves = MountGroups.outerSlaves(order.steps)
+        var ids: [UInt32] = []
+        var copies: [Int32] = []
         defer { for number in copies { _ = try? systemCall(.close, Int(number)) } }
         for step in order.steps {
-            guard case .external(let key) = step.origin, let text = MountRestore.place(of: key, context) else {
-                continue
+            let (path, what): ([UInt8], String)
+            switch step.origin {
+            case .root: (path, what) = ((context.policy.root ?? FilePath("/")).bytes, "the tree's root (--root)")
+            case .external(let key):
+                let place = Array((MountRestore.place(of: key, context) ?? "").utf8)
+                // As CRIU takes it.
+                path = place.first == 0x2f ? place : [0x2f] + place
+                what = "what --external mnt[\(key)]:DIR names"
+            case .found(let place): (path, what) = (place, String(decoding: place, as: UTF8.self))
+            case .bind, .fresh: continue
             }
-            copies.append(try MountRestore.copy(Array(text.utf8), "what --external mnt[\(key)]:DIR names").release())
+            // Else what the tree mounts there would be mounted here, too. It may be told what is mounted here.
+            let isSlave = slaves.contains(step.entry.mntID)
+            copies.append(try MountRestore.copy(path, what, propagation: isSlave ? 1 << 19 : 1 << 18).release())
             ids.append(step.entry.mntID)
         }
         var handles: [UInt32: Int] = [:]
@@ -180,9 +195,12 @@ struct MountRestore {
         try task.run(batch)
     }
 
-    private static func copy(_ path: [UInt8], _ what: String) throws(Failure) -> Descriptor {
+    private static func copy(_ path: [UInt8], _ what: String, propagation: UInt64) throws(Failure) -> Descriptor {
         try attempt("copy the mount of \(what)", advice: "Name a directory or file that exists") {
-            () throws(SystemCallError) in try MountVisit.copy(path)
+            () throws(SystemCallError) in
+            let copy = try MountVisit.copy(path)
+            try MountVisit.change(copy.number, propagation: propagation)
+            return copy
         }
     }
 
@@ -305,10 +323,14 @@ struct MountRestore {
     private func finish(
         _ tasks: [Puppet], _ handles: [UInt32: Int], _ context: RestoreContext
     ) throws(Failure) {
+        let slaves = MountGroups.outerSlaves(order.steps)
         for (space, task) in tasks.enumerated() {
             var batch = Batch()
             for step in order.steps where step.space == space {
                 guard let mount = handles[step.entry.mntID] else { continue }
+                if slaves.contains(step.entry.mntID), step.entry.masterID == 0 {
+                    MountRestore.change(mount, propagation: 1 << 18, &batch, doing: "make a mount private")
+                }
                 let attributes = MountOptions.attributes(step.entry.flags)
                 MountRestore.change(
                     mount, set: attributes & ~MountOptions.readOnly, clear: MountOptions.all, &batch,
@@ -345,7 +367,7 @@ struct MountRestore {
         var batch = Batch()
         let spaces = Dictionary(uniqueKeysWithValues: order.steps.map { ($0.entry.mntID, $0.space) })
         var last = 0
-        for group in try MountGroups(order.steps.map(\.entry), context.log).members {
+        for group in try MountGroups(order.steps, context.log).members {
             guard let mount = handles[group.mount], let space = spaces[group.mount] else { continue }
             // A mount is changed from where it is.
             if space != last {
