@@ -652,6 +652,7 @@ final class RestoreOrder {
 
     /// Nothing of the tree may be left.
     func abandon() {
+        try? context.view.inside { () throws(Failure) in network?.abandon(context) }
         if let root = tree?.root { _ = try? systemCall(.kill, Int(root.task.rawValue), 9) }
         for puppet in puppets.values where puppet.isLeader { _ = try? systemCall(.kill, Int(puppet.task.rawValue), 9) }
         for process in context.processes {

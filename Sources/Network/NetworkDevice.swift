@@ -1,4 +1,6 @@
 internal import Diagnostics
+internal import ImageFormat
+internal import ImageMessages
 internal import Linux
 internal import Netlink
 
@@ -10,6 +12,14 @@ struct NetworkDevice {
     var type: UInt16, kind: String
     var name: String
     var mtu: UInt32
+    /// Its hardware address.
+    var address: [UInt8]
+    /// The bridge or the like that it is in, and the device that it is the other end of, or made of; 0 for none.
+    var master: UInt32, peer: UInt32
+    /// Whether that other device is in another namespace.
+    var isPeerOutside: Bool
+    /// What its driver says of it.
+    private(set) var data: [UInt16: [UInt8]]
 
     /// `ARPHRD_LOOPBACK`.
     var isLoopback: Bool { type == 772 }
@@ -29,7 +39,7 @@ struct NetworkDevice {
         }
     }
 
-    private init?(_ link: NetlinkAnswer) {
+    init?(_ link: NetlinkAnswer) {
         let more = NetlinkBytes.attributes(link.body, from: 16)
         guard link.type == 16, let type = link.body.load(UInt16.self, at: 2),
             let index = link.body.load(UInt32.self, at: 4), let flags = link.body.load(UInt32.self, at: 8),
@@ -39,10 +49,45 @@ struct NetworkDevice {
         self.name = NetworkDevice.text(name)
         mtu = more[4]?.load(UInt32.self) ?? 65536  // IFLA_MTU
         // IFLA_LINKINFO, IFLA_INFO_KIND
-        kind = more[18].flatMap { NetlinkBytes.attributes($0, from: 0)[1] }.map(NetworkDevice.text) ?? ""
+        let about = more[18].map { NetlinkBytes.attributes($0, from: 0) } ?? [:]
+        kind = about[1].map(NetworkDevice.text) ?? ""
+        data = about[2].map { NetlinkBytes.attributes($0, from: 0) } ?? [:]  // IFLA_INFO_DATA
+        address = more[1] ?? []
+        master = more[10]?.load(UInt32.self) ?? 0
+        peer = more[5]?.load(UInt32.self) ?? 0  // IFLA_LINK
+        isPeerOutside = more[37] != nil  // IFLA_LINK_NETNSID
     }
 
     private static func text(_ bytes: [UInt8]) -> String { String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self) }
+
+    /// The kinds that are made again, with their numbers in images.
+    private static let kinds: [String: NdType] = ["veth": .veth, "bridge": .bridge, "macvlan": .macvlan]
+
+    /// What is written of it; nil for what a file of the tree brings back, and for what the kernel makes.
+    func entry() -> NetDeviceEntry? {
+        guard let type = isLoopback ? .loopback : NetworkDevice.kinds[kind] else { return nil }
+        var entry = NetDeviceEntry()
+        (entry.type, entry.ifindex, entry.mtu, entry.flags) = (type, index, mtu, flags)
+        entry.name = imageBytes(name.utf8)
+        if isLoopback { return entry }
+        entry.address = imageBytes(address)
+        if master != 0 { entry.master = master }
+        if peer != 0 { entry.peerIfindex = peer }
+        if type == .veth { entry.peerInside = !isPeerOutside }
+        if type == .macvlan {
+            entry.macvlan.mode = data[1]?.load(UInt32.self) ?? 4  // IFLA_MACVLAN_MODE, bridge
+            if let flags = data[2]?.load(UInt16.self) { entry.macvlan.flags = UInt32(flags) }
+        }
+        if type == .bridge {
+            for (attribute, value) in data.sorted(by: { $0.key < $1.key })
+            where DeviceRestore.bridgeSettings.contains(attribute) {
+                var setting = BridgeSettingEntry()
+                (setting.attribute, setting.value) = (UInt32(attribute), imageBytes(value))
+                entry.bridge.append(setting)
+            }
+        }
+        return entry
+    }
 
     /// Refuses what can't be brought back.
     ///
@@ -50,6 +95,7 @@ struct NetworkDevice {
     func check(tuns: Set<String>?) throws(Failure) {
         if isLoopback || isFallback { return }
         if isTun, tuns?.contains(name) ?? true { return }
+        if NetworkDevice.kinds[kind] != nil, kind != "macvlan" || isPeerOutside { return }
         let what = kind.isEmpty ? "" : " of the kind \(kind)"
         throw Failure(
             .unsupported,
@@ -62,7 +108,7 @@ struct NetworkDevice {
     }
 
     /// `IFF_UP`, `IFF_PROMISC`, `IFF_ALLMULTI`.
-    private static let settable: UInt32 = 0x1 | 0x100 | 0x200
+    static let settable: UInt32 = 0x1 | 0x100 | 0x200
 
     /// Gives the loopback device its flags and size.
     static func configureLoopback(mtu: UInt32, flags: UInt32) throws(Failure) {

@@ -26,22 +26,19 @@ public enum NetworkDump {
         let images = context.images
         for (part, image) in ConnectionTracking.dump() { try hold(part, id, image, context) }
         guard !context.policy.emptiesNetwork else { return }
-        var loopback: UInt32 = 1
         let tuns = Set(context.files.filter(\.hasTunf).map { String(decoding: $0.tunf.netdev, as: UTF8.self) })
+        var entries: [NetDeviceEntry] = []
         for device in try NetworkDevice.list() {
             try device.check(tuns: tuns)
-            guard device.isLoopback else { continue }
-            loopback = device.index
-            var entry = NetDeviceEntry()
-            (entry.type, entry.ifindex, entry.mtu, entry.flags) = (.loopback, device.index, device.mtu, device.flags)
-            entry.name = imageBytes(device.name.utf8)
+            guard !device.isFallback, var entry = device.entry() else { continue }
             Settings.dump(device.name, &entry)
-            try images.write(.networkDevices(id), [entry])
+            entries.append(entry)
         }
+        try images.write(.networkDevices(id), entries)
         try images.write(.network(id), [Settings.dump()])
         try hold(.settings, id, Settings.dumpRest(), context)
         for routing in RoutingImage.all {
-            try hold(routing.part, id, routing.image(of: try routing.list(loopback: loopback)), context)
+            try hold(routing.part, id, routing.image(of: try routing.list(Set(entries.map(\.ifindex)))), context)
         }
     }
 

@@ -9,7 +9,9 @@ internal import Netlink
 public struct NetworkRestore {
     private let settings: NetnsEntry?
     private let furtherSettings: [UInt8]
-    private let devices: [NetDeviceEntry]
+    private let loopback: NetDeviceEntry?
+    /// All others.
+    private let devices: DeviceRestore
     private var routing: [(image: RoutingImage, objects: [NetlinkAnswer])] = []
     private var rules: [ImageName.NetworkPart: [UInt8]] = [:]
     private var tracked: [NetlinkAnswer] = []
@@ -37,7 +39,8 @@ public struct NetworkRestore {
             }
         }
         guard !context.policy.emptiesNetwork else {
-            (settings, furtherSettings, devices) = (nil, [], [])
+            (settings, furtherSettings, loopback) = (nil, [], nil)
+            devices = try DeviceRestore([], context)
             return
         }
         settings = images.has(.network(id)) ? try images.load(.network(id), as: NetnsEntry.self) : nil
@@ -48,15 +51,9 @@ public struct NetworkRestore {
                 advice: "Pass --join-ns net:FILE to enter an existing namespace")
         }
         furtherSettings = try raw(.settings) ?? []
-        devices = try images.loadAll(.networkDevices(id), as: NetDeviceEntry.self)
-        for device in devices where device.type != .loopback {
-            throw Failure(
-                .unsupported,
-                "the tree's network namespace had the device \(String(decoding: device.name, as: UTF8.self)) "
-                    + "(\(device.type)), which can't be restored yet",
-                advice: "Pass --empty-ns net and bring it back by an action script, or --join-ns net:FILE to enter a "
-                    + "namespace that has it")
-        }
+        let entries = try images.loadAll(.networkDevices(id), as: NetDeviceEntry.self)
+        loopback = entries.first { $0.type == .loopback }
+        devices = try DeviceRestore(entries, context)
         for image in RoutingImage.all {
             guard let bytes = try raw(image.part) else { continue }
             let objects = try during(.image("\(image.part.rawValue)-\(id).img")) { () throws(Failure) in
@@ -67,19 +64,23 @@ public struct NetworkRestore {
         for part in [ImageName.NetworkPart.iptables, .ip6tables, .nftables] { rules[part] = try raw(part) }
     }
 
-    /// Settings, the loopback device, addresses, routes and rules: what sockets need.
+    /// Settings, devices, addresses, routes and rules: what sockets need.
     public func fill(_ context: RestoreContext) throws(Failure) {
         if let settings { try Settings.restore(settings, context) }
-        for device in devices {
-            try NetworkDevice.configureLoopback(mtu: device.mtu, flags: device.flags)
-            try Settings.restore(device, context)
+        if let loopback {
+            try NetworkDevice.configureLoopback(mtu: loopback.mtu, flags: loopback.flags)
+            try Settings.restore(loopback, of: "lo", context)
         }
+        try devices.make(context)
         try during(.step("the further settings of the network namespace")) { () throws(Failure) in
             try Settings.restoreRest(furtherSettings, context)
         }
-        guard let loopback = try NetworkDevice.list().first(where: \.isLoopback)?.index else { return }
-        for (image, objects) in routing { try image.restore(objects, loopback: loopback) }
+        let all = Set(try NetworkDevice.list().filter { !$0.isTun }.map(\.index))
+        for (image, objects) in routing { try image.restore(objects, all) }
     }
+
+    /// Gives back what was taken from outside.
+    public func abandon(_ context: RestoreContext) { devices.abandon(context.log) }
 
     /// Packet filters and tracked connections, once nothing is sent any more that only the restore needs.
     public func finish(_ context: RestoreContext) throws(Failure) {

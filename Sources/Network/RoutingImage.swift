@@ -24,13 +24,15 @@ struct RoutingImage {
         .init(part: .rules6, magic: 0x7170_6986, type: 32, family: 10, header: 12),
     ]
 
-    /// What is there now and is not the kernel's own affair. Objects of devices other than loopback belong to these.
-    func list(loopback: UInt32) throws(Failure) -> [NetlinkAnswer] {
+    /// What is there now and is not the kernel's own affair.
+    ///
+    /// - Parameter devices: those whose objects are told; tun and tap devices bring theirs along.
+    func list(_ devices: Set<UInt32>) throws(Failure) -> [NetlinkAnswer] {
         try attempt("list the network's \(part.rawValue)") { () throws(SystemCallError) in
             var request = [UInt8](repeating: 0, count: header)
             request[0] = family
             do throws(SystemCallError) {
-                return try NetlinkConnection(0).list(type + 2, request).filter { isKept($0, loopback) }
+                return try NetlinkConnection(0).list(type + 2, request).filter { isKept($0, devices) }
             } catch {
                 // A kernel without IPv6.
                 if family == 10, [.EAFNOSUPPORT, .EOPNOTSUPP].contains(error.errno) { return [] }
@@ -39,18 +41,18 @@ struct RoutingImage {
         }
     }
 
-    private func isKept(_ object: NetlinkAnswer, _ loopback: UInt32) -> Bool {
+    private func isKept(_ object: NetlinkAnswer, _ devices: Set<UInt32>) -> Bool {
         let body = object.body
         guard object.type == type, body.count >= header, family == 0 || body[0] == family else { return false }
         switch type {
-        case 20: return body.load(UInt32.self, at: 4) == loopback
+        case 20: return body.load(UInt32.self, at: 4).map { devices.contains($0) } ?? false
         case 24:
             let more = NetlinkBytes.attributes(body, from: 12)
             let table = more[15]?.load(UInt32.self) ?? UInt32(body[4])  // RTA_TABLE
             // RTM_F_CLONED; RTPROT_RA; the kernel's own (RTPROT_KERNEL) in the table `local`, or in none.
             guard (body.load(UInt32.self, at: 8) ?? 0) & 0x200 == 0, body[5] != 9 else { return false }
             guard table != 0, table != 255 || body[5] != 2 else { return false }
-            return more[4].map { $0.load(UInt32.self) == loopback } ?? true  // RTA_OIF
+            return more[4].flatMap { $0.load(UInt32.self) }.map { devices.contains($0) } ?? true  // RTA_OIF
         default: return true
         }
     }
@@ -89,9 +91,9 @@ struct RoutingImage {
     }
 
     /// Removes what is there and not in the image, and makes what is missing.
-    func restore(_ wanted: [NetlinkAnswer], loopback: UInt32) throws(Failure) {
-        let wanted = wanted.filter { isKept($0, loopback) }
-        let there = try list(loopback: loopback)
+    func restore(_ wanted: [NetlinkAnswer], _ devices: Set<UInt32>) throws(Failure) {
+        let wanted = wanted.filter { isKept($0, devices) }
+        let there = try list(devices)
         let (names, known) = (Set(wanted.map(identity)), Set(there.map(identity)))
         var missing = wanted.filter { !known.contains(identity($0)) }
         try attempt("restore the network's \(part.rawValue)") { () throws(SystemCallError) in

@@ -154,9 +154,13 @@ enum Settings {
         try restore("ipv4", plain, entry.ipv4Sysctl, context)
     }
 
-    static func restore(_ device: NetDeviceEntry, _ context: RestoreContext) throws(Failure) {
-        try restore("ipv4/conf/lo", fourth, device.conf4, context)
-        try restore("ipv6/conf/lo", sixth, device.conf6, context)
+    static func restore(_ device: NetDeviceEntry, of name: String, _ context: RestoreContext) throws(Failure) {
+        // A name of an image must not lead elsewhere.
+        guard !name.contains("/"), name != ".." else {
+            throw Failure(.corruptImage, "the name of a device makes no sense")
+        }
+        try restore("ipv4/conf/\(name)", fourth, device.conf4, context)
+        try restore("ipv6/conf/\(name)", sixth, device.conf6, context)
     }
 
     /// Sets the further settings of an image, as far as this kernel has and takes them.

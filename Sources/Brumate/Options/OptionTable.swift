@@ -269,8 +269,7 @@ extension Option {
             options.networkLock = word == "none" ? .skip : try word.choice(Options.NetworkLock.self)
         },
         .value(
-            "veth-pair", nil, "IN=OUT", .network, "The older form of --external veth[IN]:OUT.",
-            support: .later(namespaces, on: [.restore]) { !$0.vethPairs.isEmpty }
+            "veth-pair", nil, "IN=OUT", .network, "The older form of --external veth[IN]:OUT."
         ) { (options, word) throws(Failure) in options.vethPairs.append(try word.pair("=", as: "IN=OUT")) },
     ]
 

@@ -127,15 +127,17 @@ enum Orders {
     private static func external(_ options: Options) throws(Failure) -> ExternalResources {
         var resources = ExternalResources()
         for text in options.external {
-            guard ["file[", "dev[", "unix[", "tty[", "mnt["].contains(where: text.hasPrefix), text.contains("]") else {
+            let types = ["file[", "dev[", "unix[", "tty[", "mnt[", "veth[", "macvlan[", "netdev["]
+            guard types.contains(where: text.hasPrefix), text.contains("]") else {
                 throw Failure(
                     .unsupported, "--external \(text) is not supported yet",
-                    advice: "The types file, dev, mnt, unix and tty are")
+                    advice: "The types file, dev, mnt, unix, tty, veth, macvlan and netdev are")
             }
             resources.add(text)
         }
         for pair in options.externalMountMap { resources.add("mnt[\(pair.key)]:\(pair.value)") }
         if options.externalMountsAutomatic { resources.add("mnt[]") }
+        for pair in options.vethPairs { resources.add("veth[\(pair.key)]:\(pair.value)") }
         return resources
     }
 

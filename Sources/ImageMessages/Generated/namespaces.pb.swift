@@ -756,11 +756,59 @@ public nonisolated struct NetDeviceEntry: @unchecked Sendable {
   /// Clears the value of `sit`. Subsequent reads from it will return its default value.
   public mutating func clearSit() {_uniqueStorage()._sit = nil}
 
+  /// Ours: the other end of a veth is in the same namespace.
+  public var peerInside: Bool {
+    get {_storage._peerInside ?? false}
+    set {_uniqueStorage()._peerInside = newValue}
+  }
+  /// Returns true if `peerInside` has been explicitly set.
+  public var hasPeerInside: Bool {_storage._peerInside != nil}
+  /// Clears the value of `peerInside`. Subsequent reads from it will return its default value.
+  public mutating func clearPeerInside() {_uniqueStorage()._peerInside = nil}
+
+  /// Ours: settings of a bridge that are not the usual ones.
+  public var bridge: [BridgeSettingEntry] {
+    get {_storage._bridge}
+    set {_uniqueStorage()._bridge = newValue}
+  }
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
   fileprivate var _storage = _StorageClass.defaultInstance
+}
+
+/// Ours: an attribute IFLA_BR_*.
+public nonisolated struct BridgeSettingEntry: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var attribute: UInt32 {
+    get {_attribute ?? 0}
+    set {_attribute = newValue}
+  }
+  /// Returns true if `attribute` has been explicitly set.
+  public var hasAttribute: Bool {self._attribute != nil}
+  /// Clears the value of `attribute`. Subsequent reads from it will return its default value.
+  public mutating func clearAttribute() {self._attribute = nil}
+
+  public var value: Data {
+    get {_value ?? Data()}
+    set {_value = newValue}
+  }
+  /// Returns true if `value` has been explicitly set.
+  public var hasValue: Bool {self._value != nil}
+  /// Clears the value of `value`. Subsequent reads from it will return its default value.
+  public mutating func clearValue() {self._value = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _attribute: UInt32? = nil
+  fileprivate var _value: Data? = nil
 }
 
 public nonisolated struct NetnsId: Sendable {
@@ -2470,7 +2518,7 @@ nonisolated extension IpcVarEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
 
 nonisolated extension NetDeviceEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "NetDeviceEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}type\0\u{1}ifindex\0\u{1}mtu\0\u{1}flags\0\u{1}name\0\u{1}tun\0\u{1}address\0\u{1}conf\0\u{1}conf4\0\u{1}conf6\0\u{1}macvlan\0\u{3}peer_ifindex\0\u{3}peer_nsid\0\u{1}master\0\u{1}sit\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}type\0\u{1}ifindex\0\u{1}mtu\0\u{1}flags\0\u{1}name\0\u{1}tun\0\u{1}address\0\u{1}conf\0\u{1}conf4\0\u{1}conf6\0\u{1}macvlan\0\u{3}peer_ifindex\0\u{3}peer_nsid\0\u{1}master\0\u{1}sit\0\u{4}Y\u{f}peer_inside\0\u{1}bridge\0")
 
   fileprivate class _StorageClass {
     var _type: NdType? = nil
@@ -2488,6 +2536,8 @@ nonisolated extension NetDeviceEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     var _peerNsid: UInt32? = nil
     var _master: UInt32? = nil
     var _sit: SitEntry? = nil
+    var _peerInside: Bool? = nil
+    var _bridge: [BridgeSettingEntry] = []
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -2513,6 +2563,8 @@ nonisolated extension NetDeviceEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
       _peerNsid = source._peerNsid
       _master = source._master
       _sit = source._sit
+      _peerInside = source._peerInside
+      _bridge = source._bridge
     }
   }
 
@@ -2534,6 +2586,7 @@ nonisolated extension NetDeviceEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
       if !SwiftProtobuf.Internal.areAllInitialized(_storage._conf4) {return false}
       if !SwiftProtobuf.Internal.areAllInitialized(_storage._conf6) {return false}
       if let v = _storage._macvlan, !v.isInitialized {return false}
+      if !SwiftProtobuf.Internal.areAllInitialized(_storage._bridge) {return false}
       return true
     }
   }
@@ -2561,6 +2614,8 @@ nonisolated extension NetDeviceEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
         case 13: try { try decoder.decodeSingularUInt32Field(value: &_storage._peerNsid) }()
         case 14: try { try decoder.decodeSingularUInt32Field(value: &_storage._master) }()
         case 15: try { try decoder.decodeSingularMessageField(value: &_storage._sit) }()
+        case 1000: try { try decoder.decodeSingularBoolField(value: &_storage._peerInside) }()
+        case 1001: try { try decoder.decodeRepeatedMessageField(value: &_storage._bridge) }()
         default: break
         }
       }
@@ -2618,6 +2673,12 @@ nonisolated extension NetDeviceEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
       try { if let v = _storage._sit {
         try visitor.visitSingularMessageField(value: v, fieldNumber: 15)
       } }()
+      try { if let v = _storage._peerInside {
+        try visitor.visitSingularBoolField(value: v, fieldNumber: 1000)
+      } }()
+      if !_storage._bridge.isEmpty {
+        try visitor.visitRepeatedMessageField(value: _storage._bridge, fieldNumber: 1001)
+      }
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -2642,10 +2703,57 @@ nonisolated extension NetDeviceEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
         if _storage._peerNsid != rhs_storage._peerNsid {return false}
         if _storage._master != rhs_storage._master {return false}
         if _storage._sit != rhs_storage._sit {return false}
+        if _storage._peerInside != rhs_storage._peerInside {return false}
+        if _storage._bridge != rhs_storage._bridge {return false}
         return true
       }
       if !storagesAreEqual {return false}
     }
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension BridgeSettingEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = "BridgeSettingEntry"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}attribute\0\u{1}value\0")
+
+  public var isInitialized: Bool {
+    if self._attribute == nil {return false}
+    if self._value == nil {return false}
+    return true
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._attribute) }()
+      case 2: try { try decoder.decodeSingularBytesField(value: &self._value) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._attribute {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try { if let v = self._value {
+      try visitor.visitSingularBytesField(value: v, fieldNumber: 2)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: BridgeSettingEntry, rhs: BridgeSettingEntry) -> Bool {
+    if lhs._attribute != rhs._attribute {return false}
+    if lhs._value != rhs._value {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
