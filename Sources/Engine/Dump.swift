@@ -93,6 +93,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
             images: images, waitsForRequests: true, log: log)
         tracking.serve(context)
         images.previous = tracking.parent
+        images.tracksSharedMemory = request.tracksMemory || tracking.parent != nil
         try images.connect(to: request.pageServer)
         rehearse(context)
         try request.scripts.run(.preDump, images: images.directory.number, root: request.root)

@@ -38,6 +38,8 @@ public final class ImageDirectory {
     private var sharedSet: ImageDirectory?
     /// The previous images, relative to this directory: what page maps call their parent.
     public var previous: FilePath?
+    /// Hashes of shared memory are kept for the next images, and compared with those of the previous ones.
+    public var tracksSharedMemory = false
 
     /// What waits in memory. Messages are encoded only when they are written.
     private enum Contents: Sendable {
@@ -471,7 +473,7 @@ public final class ImageDirectory {
         _ pagemaps: [(name: ImageName, pagemap: Pagemap)], inheriting: [(name: ImageName, runs: [PageRun])] = []
     ) {
         shared += pagemaps
-        if !shared.isEmpty { self.inheriting += inheriting }
+        self.inheriting += inheriting
     }
 
     /// Makes the link to the parent images.
@@ -489,7 +491,7 @@ public final class ImageDirectory {
     private func linkShared() throws(Failure) {
         guard !shared.isEmpty else {
             if let previous { try linkParent(previous) }
-            previous = nil
+            (inheriting, previous) = ([], nil)
             return
         }
         let parent = try ImageDirectory(ImageDirectory.sharedFolder, within: self)

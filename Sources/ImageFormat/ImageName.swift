@@ -89,6 +89,8 @@ public struct ImageName: Hashable, Sendable {
     public static func pagemap(_ id: Int32) -> ImageName { ImageName("pagemap-\(id).img", 0x5608_4025) }
     /// `pagemap-shmem-ID.img`.
     public static func sharedPagemap(_ id: UInt64) -> ImageName { ImageName("pagemap-shmem-\(id).img", 0x5608_4025) }
+    /// `shared-sums-ID.img`, our own: hashes of the pages of a piece of shared memory.
+    public static func sharedSums(_ id: UInt64) -> ImageName { ImageName("shared-sums-\(id).img", 0x5348_534d) }
     /// `pages-N.img`, raw pages.
     public static func pages(_ id: UInt32) -> ImageName { ImageName("pages-\(id).img", 0) }
     /// `packed-N.img`, our own: what `pages-N.img` holds, compressed.

@@ -1,6 +1,7 @@
 public import Diagnostics
 public import ImageFormat
 public import Linux
+internal import SystemPackage
 
 /// The contents of a piece of shared memory: anonymous, memfd or SysV. Its image is `pagemap-shmem-ID.img`.
 public enum SharedMemoryImage {
@@ -13,12 +14,53 @@ public enum SharedMemoryImage {
     public static func write(
         _ file: Int32, id: UInt64, size: UInt64, granularity: UInt64 = pageSize, to images: ImageDirectory
     ) throws(Failure) -> UInt64 {
-        let stretches = try data(in: file, size: size, granularity: granularity).map { PageStretch($0) }
-        let pagemap = Pagemap(
-            pagesID: images.newPagesID(),
-            runs: stretches.map { PageRun(address: $0.range.start, pages: $0.range.length / pageSize) })
+        let ranges = try data(in: file, size: size, granularity: granularity)
+        let known = images.tracksSharedMemory ? try unchanged(file, id, ranges, images) : []
+        var (runs, stretches): ([PageRun], [PageStretch]) = ([], [])
+        var next = 0
+        for range in ranges {
+            var at = range.start
+            func add(_ end: Address, isKnown: Bool) {
+                guard end > at else { return }
+                let part = AddressRange(start: at, end: end)
+                runs.append(
+                    PageRun(
+                        address: at, pages: part.length / pageSize, isPresent: !isKnown, isInParent: isKnown,
+                        isLazy: false))
+                if !isKnown { stretches.append(PageStretch(part)) }
+                at = end
+            }
+            for part in parts(of: known, in: range, from: &next) {
+                add(part.start, isKnown: false)
+                add(part.end, isKnown: true)
+            }
+            add(range.end, isKnown: false)
+        }
+        let pagemap = Pagemap(pagesID: images.newPagesID(), runs: runs)
         try storePages(pagemap, of: .shared(id), stretches, from: .file(file), to: images)
+        if !known.isEmpty {
+            images.share([], inheriting: [(.sharedPagemap(id), runs.filter(\.isInParent))])
+        }
         return pagemap.presentPages
+    }
+
+    /// Notes what each page holds, and finds those that the previous images have.
+    private static func unchanged(
+        _ file: Int32, _ id: UInt64, _ ranges: [AddressRange], _ images: ImageDirectory
+    ) throws(Failure) -> [AddressRange] {
+        let sums = try SharedMemorySums(of: file, ranges)
+        try sums.write(id, to: images)
+        guard let previous = images.previous, let set = try? ImageSet(images.path.pushing(previous)),
+            let earlier = SharedMemorySums(id, in: set),
+            let pagemap = try? Pagemap.read(.sharedPagemap(id), from: set)
+        else { return [] }
+        let same = sums.unchanged(since: earlier)
+        var known: [AddressRange] = []
+        var next = 0
+        for run in pagemap.runs where run.isPresent || run.isInParent {
+            for part in parts(of: same, in: run.range, from: &next) { known.append(part) }
+        }
+        return known
     }
 
     /// Where a file has data, in whole pages (`SEEK_DATA`).

@@ -67,7 +67,9 @@ struct `Increments` {
 
     /// Bytes of the pages files of a folder.
     private func size(_ program: Program, _ folder: String) throws -> Int {
-        try listDirectory(.init(program.work + "/" + folder)).filter { $0.string.hasPrefix("pages-") }.reduce(0) {
+        try listDirectory(.init(program.work + "/" + folder)).filter {
+            $0.string.hasPrefix("pages-") || $0.string.hasPrefix("packed-")
+        }.reduce(0) {
             var status = stat()
             guard unsafe stat("\(program.work)/\(folder)/\($1)", &status) == 0 else { return $0 }
             return $0 + Int(status.st_size)
@@ -151,6 +153,57 @@ struct `Increments` {
         #expect(try restore(program, from: "b") == 0)
         #expect(program.ask() == "ok")
         #expect(program.ask() == "ok")
+    }
+
+    /// Shared memory, by mappings or calls, and with relatives who share private pages: what refers to the previous images does
+    /// so through the parent of our making.
+    @Test(arguments: [snap, live], [[], ["--compress"]])
+    func `write shared memory that has changed`(words: [String], more: [String]) throws {
+        let program = try Program(
+            """
+            import hashlib, mmap
+            libc = ctypes.CDLL(None); libc.shmat.restype = ctypes.c_void_p
+            P, N = 4096, 1024
+            anonymous = mmap.mmap(-1, N * P); memfd = os.memfd_create('shared'); os.ftruncate(memfd, N * P)
+            segment = libc.shmget(0, N * P, 0o1600); attached = libc.shmat(segment, None, 0)
+            view = mmap.mmap(memfd, N * P)
+            anonymous[:] = os.urandom(N * P); os.pwrite(memfd, os.urandom(N * P), 0); ctypes.memmove(attached, os.urandom(N * P), N * P)
+            private = bytearray(os.urandom(256 * P))
+            child = os.fork()
+            if child == 0:
+                while True: signal.pause()
+            round = 0
+            def check():
+                global round
+                # No copies, which would be private memory that has changed.
+                held = [anonymous, view, (ctypes.c_char * (N * P)).from_address(attached), private]
+                out = '%d ' % round + ' '.join(hashlib.sha256(h).hexdigest() for h in held)
+                return out
+            def step():
+                global round
+                round += 1
+                anonymous[round * P] ^= 1; os.pwrite(memfd, b'written %d' % round, 7 * P); ctypes.memset(attached + 5 * P, round, 3 * P)
+                private[round * P] ^= 1
+            def served():
+                if os.path.exists(work + '/step'): os.unlink(work + '/step'); step()
+                return check()
+            serve(served)
+            """)
+        func step() throws -> String {
+            close(open(program.work + "/step", O_CREAT | O_WRONLY, 0o600))
+            return program.ask()
+        }
+        for (folder, after) in [("a", nil), ("b", "a"), ("c", "b")] {
+            try #require(try order(program, words + more, into: folder, after: after) == 0)
+            if folder != "a" { #expect(try size(program, folder) < size(program, "a") / 8) }
+            _ = try step()
+        }
+        let before = program.ask()
+        try #require(try order(program, ["dump", "--track-mem"], into: "last", after: "c") == 0)
+        program.reap()
+        #expect(try size(program, "last") < 3 << 20)
+        #expect(try restore(program, from: "last") == 0)
+        #expect(program.ask() == before)
     }
 
     @Test func `rely on nothing but the images before them`() throws {

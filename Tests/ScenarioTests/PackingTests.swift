@@ -166,6 +166,8 @@ struct `Packed images` {
 
     @Test func `become CRIU's again, byte for byte, whenever the order dies`() throws {
         let program = try program()
+        // The child waits, too, when it has answered.
+        #expect(program.ask() == "ok")
         #expect(try program.dump(["-R"]) == 0)
         // It only waits for questions: the second dump has the same pages, but for a few of the interpreter's.
         let plain = try pages(program.images)

@@ -20,7 +20,7 @@ public struct Checksum: Hashable, Sendable {
     }
 
     /// Reads one; nil if there are too few bytes.
-    init?(in bytes: [UInt8], at offset: Int) {
+    public init?(in bytes: [UInt8], at offset: Int) {
         guard let low = bytes.load(UInt64.self, at: offset), let high = bytes.load(UInt64.self, at: offset + 8) else {
             return nil
         }
@@ -28,5 +28,5 @@ public struct Checksum: Hashable, Sendable {
     }
 
     /// As it is stored.
-    var bytes: [UInt8] { [UInt8](bytesOf: low.littleEndian) + [UInt8](bytesOf: high.littleEndian) }
+    public var bytes: [UInt8] { [UInt8](bytesOf: low.littleEndian) + [UInt8](bytesOf: high.littleEndian) }
 }
