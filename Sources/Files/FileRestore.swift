@@ -319,5 +319,6 @@ public enum FileRestore {
     public static func abandon(_ context: RestoreContext) {
         RestoredRemaps.of(context).dismissStandIns()
         RestoredRemaps.of(context).removeNames(context)
+        UnixSocket.abandon(context)
     }
 }

@@ -435,18 +435,25 @@ struct `A container goes on in namespaces of its own` {
             """
             def inside():
                 mount('memory', work + '/root', 'tmpfs'); open(work + '/root/file', 'w').write('text')
+                mount('sockets', '/mnt', 'tmpfs'); listener = socket.socket(socket.AF_UNIX)
+                listener.bind('/mnt/' + os.path.basename(work)); listener.listen(1)
                 if os.fork() == 0:
                     while True: signal.pause()
                 serve(lambda: open(work + '/root/file').read())
             contain(inside)
             """)
         let mounts = try readWholeFile("/proc/self/mountinfo")
+        // A file of ours that has the name of the tree's socket.
+        let ours = "/mnt/" + container.program.work.split(separator: "/")[1]
+        close(open(ours, O_CREAT | O_WRONLY, 0o600))
+        defer { unlink(ours) }
         try #require(try container.dump() == 0, "\(container.program.lastLine("dump.log"))")
         container.program.root = nil
         #expect(try container.restore(fault: fault + ":fail") != 0)
         #expect(
             container.program.lastLine("restore.log").contains("Error"), "\(container.program.lastLine("restore.log"))")
         #expect(try readWholeFile("/proc/self/mountinfo") == mounts)
+        #expect(access(ours, F_OK) == 0, "a file with the name of the tree's socket is gone")
         #expect(container.program.ask() == "nobody serves")
         try #require(try container.restore() == 0, "\(container.program.lastLine("restore.log"))")
         #expect(container.program.ask() == "text")

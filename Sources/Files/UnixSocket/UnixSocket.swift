@@ -389,4 +389,7 @@ enum UnixSocket: FileKind {
     static func start(_ entry: FileEntry, _ context: RestoreContext) throws(Failure) {
         context.state(Made.self) { Made() }.making?.isSettled = true
     }
+
+    /// Removes the files that a failed restore has made.
+    static func abandon(_ context: RestoreContext) { context.state(Made.self) { Made() }.making?.abandon() }
 }

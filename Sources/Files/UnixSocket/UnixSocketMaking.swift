@@ -56,12 +56,15 @@ final class UnixSocketMaking {
     /// Whether `complete` has begun.
     private(set) var isComplete = false
 
-    deinit {
-        for number in temporary.values { _ = try? systemCall(.close, Int(number)) }
+    deinit { for number in temporary.values { _ = try? systemCall(.close, Int(number)) } }
+
+    /// Removes what a failed restore has made, from inside: outside the paths are others' files.
+    func abandon() {
         guard !isSettled else { return }
         for (path, mount) in files {
             try? context.view.at(mount: mount) { () throws(Failure) in _ = try? removeName(FilePath(bytes: path)) }
         }
+        files = []
     }
 
     private static func key(_ entry: UnixSkEntry) -> String { "socket:[\(entry.ino)]" }
