@@ -38,7 +38,9 @@ final class DeviceRestore {
     private static let about: UInt16 = 18, namespace: UInt16 = 28, newIndex: UInt16 = 49
 
     /// Checks what has to come from outside, before anything is created.
-    init(_ entries: [NetDeviceEntry], _ context: RestoreContext) throws(Failure) {
+    ///
+    /// - Parameter id: the number of the namespace in images.
+    init(_ entries: [NetDeviceEntry], in id: UInt32, _ context: RestoreContext) throws(Failure) {
         home = try attempt("look at our network namespace") { () throws(SystemCallError) in
             try NamespaceVisit.here(NamespaceKind.net.rawValue)
         }
@@ -52,7 +54,7 @@ final class DeviceRestore {
             } else {
                 switch entry.type {
                 case .bridge: origin = .bridge
-                case .veth: origin = try DeviceRestore.origin(of: entry, entries, external)
+                case .veth: origin = try DeviceRestore.origin(of: entry, entries, in: id, external)
                 case .macvlan:
                     guard let other = external.value("macvlan[\(text)]"), !other.isEmpty else {
                         throw DeviceRestore.missing(entry, "macvlan[\(text)]:DEVICE with a device of ours")
@@ -72,13 +74,15 @@ final class DeviceRestore {
     }
 
     private static func origin(
-        of entry: NetDeviceEntry, _ entries: [NetDeviceEntry], _ external: ExternalResources
+        of entry: NetDeviceEntry, _ entries: [NetDeviceEntry], in id: UInt32, _ external: ExternalResources
     ) throws(Failure) -> Origin {
         if let word = external.value("veth[\(entry.text)]"), !word.isEmpty {
             let parts = word.split(separator: "@", maxSplits: 1).map(String.init)
             return .pair(outside: parts[0], bridge: parts.count == 2 ? parts[1] : nil)
         }
-        if entry.peerInside, let peer = entries.first(where: { $0.ifindex == entry.peerIfindex && $0.type == .veth }) {
+        if entry.hasPeerNsid, entry.peerNsid == id,
+            let peer = entries.first(where: { $0.ifindex == entry.peerIfindex && $0.type == .veth })
+        {
             return peer.ifindex > entry.ifindex ? .inner(peer) : .end
         }
         throw missing(entry, "veth[\(entry.text)]:NAME with the name that its other end is to have here")

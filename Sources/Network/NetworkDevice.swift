@@ -64,7 +64,9 @@ struct NetworkDevice {
     private static let kinds: [String: NdType] = ["veth": .veth, "bridge": .bridge, "macvlan": .macvlan]
 
     /// What is written of it; nil for what a file of the tree brings back, and for what the kernel makes.
-    func entry() -> NetDeviceEntry? {
+    ///
+    /// - Parameter id: the number of the namespace in images.
+    func entry(in id: UInt32) -> NetDeviceEntry? {
         guard let type = isLoopback ? .loopback : NetworkDevice.kinds[kind] else { return nil }
         var entry = NetDeviceEntry()
         (entry.type, entry.ifindex, entry.mtu, entry.flags) = (type, index, mtu, flags)
@@ -72,8 +74,10 @@ struct NetworkDevice {
         if isLoopback { return entry }
         entry.address = imageBytes(address)
         if master != 0 { entry.master = master }
-        if peer != 0 { entry.peerIfindex = peer }
-        if type == .veth { entry.peerInside = !isPeerOutside }
+        if peer != 0 {
+            entry.peerIfindex = peer
+            if !isPeerOutside { entry.peerNsid = id }
+        }
         if type == .macvlan {
             entry.macvlan.mode = data[1]?.load(UInt32.self) ?? 4  // IFLA_MACVLAN_MODE, bridge
             if let flags = data[2]?.load(UInt16.self) { entry.macvlan.flags = UInt32(flags) }

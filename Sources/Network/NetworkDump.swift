@@ -30,7 +30,7 @@ public enum NetworkDump {
         var entries: [NetDeviceEntry] = []
         for device in try NetworkDevice.list() {
             try device.check(tuns: tuns)
-            guard !device.isFallback, var entry = device.entry() else { continue }
+            guard !device.isFallback, var entry = device.entry(in: id) else { continue }
             Settings.dump(device.name, &entry)
             entries.append(entry)
         }

@@ -40,7 +40,7 @@ public struct NetworkRestore {
         }
         guard !context.policy.emptiesNetwork else {
             (settings, furtherSettings, loopback) = (nil, [], nil)
-            devices = try DeviceRestore([], context)
+            devices = try DeviceRestore([], in: id, context)
             return
         }
         settings = images.has(.network(id)) ? try images.load(.network(id), as: NetnsEntry.self) : nil
@@ -53,7 +53,7 @@ public struct NetworkRestore {
         furtherSettings = try raw(.settings) ?? []
         let entries = try images.loadAll(.networkDevices(id), as: NetDeviceEntry.self)
         loopback = entries.first { $0.type == .loopback }
-        devices = try DeviceRestore(entries, context)
+        devices = try DeviceRestore(entries, in: id, context)
         for image in RoutingImage.all {
             guard let bytes = try raw(image.part) else { continue }
             let objects = try during(.image("\(image.part.rawValue)-\(id).img")) { () throws(Failure) in

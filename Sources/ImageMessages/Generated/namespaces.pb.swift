@@ -756,16 +756,6 @@ public nonisolated struct NetDeviceEntry: @unchecked Sendable {
   /// Clears the value of `sit`. Subsequent reads from it will return its default value.
   public mutating func clearSit() {_uniqueStorage()._sit = nil}
 
-  /// Ours: the other end of a veth is in the same namespace.
-  public var peerInside: Bool {
-    get {_storage._peerInside ?? false}
-    set {_uniqueStorage()._peerInside = newValue}
-  }
-  /// Returns true if `peerInside` has been explicitly set.
-  public var hasPeerInside: Bool {_storage._peerInside != nil}
-  /// Clears the value of `peerInside`. Subsequent reads from it will return its default value.
-  public mutating func clearPeerInside() {_uniqueStorage()._peerInside = nil}
-
   /// Ours: settings of a bridge that are not the usual ones.
   public var bridge: [BridgeSettingEntry] {
     get {_storage._bridge}
@@ -2518,7 +2508,7 @@ nonisolated extension IpcVarEntry: SwiftProtobuf.Message, SwiftProtobuf._Message
 
 nonisolated extension NetDeviceEntry: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = "NetDeviceEntry"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}type\0\u{1}ifindex\0\u{1}mtu\0\u{1}flags\0\u{1}name\0\u{1}tun\0\u{1}address\0\u{1}conf\0\u{1}conf4\0\u{1}conf6\0\u{1}macvlan\0\u{3}peer_ifindex\0\u{3}peer_nsid\0\u{1}master\0\u{1}sit\0\u{4}Y\u{f}peer_inside\0\u{1}bridge\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}type\0\u{1}ifindex\0\u{1}mtu\0\u{1}flags\0\u{1}name\0\u{1}tun\0\u{1}address\0\u{1}conf\0\u{1}conf4\0\u{1}conf6\0\u{1}macvlan\0\u{3}peer_ifindex\0\u{3}peer_nsid\0\u{1}master\0\u{1}sit\0\u{2}Y\u{f}bridge\0")
 
   fileprivate class _StorageClass {
     var _type: NdType? = nil
@@ -2536,7 +2526,6 @@ nonisolated extension NetDeviceEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
     var _peerNsid: UInt32? = nil
     var _master: UInt32? = nil
     var _sit: SitEntry? = nil
-    var _peerInside: Bool? = nil
     var _bridge: [BridgeSettingEntry] = []
 
       // This property is used as the initial default value for new instances of the type.
@@ -2563,7 +2552,6 @@ nonisolated extension NetDeviceEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
       _peerNsid = source._peerNsid
       _master = source._master
       _sit = source._sit
-      _peerInside = source._peerInside
       _bridge = source._bridge
     }
   }
@@ -2614,8 +2602,7 @@ nonisolated extension NetDeviceEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
         case 13: try { try decoder.decodeSingularUInt32Field(value: &_storage._peerNsid) }()
         case 14: try { try decoder.decodeSingularUInt32Field(value: &_storage._master) }()
         case 15: try { try decoder.decodeSingularMessageField(value: &_storage._sit) }()
-        case 1000: try { try decoder.decodeSingularBoolField(value: &_storage._peerInside) }()
-        case 1001: try { try decoder.decodeRepeatedMessageField(value: &_storage._bridge) }()
+        case 1000: try { try decoder.decodeRepeatedMessageField(value: &_storage._bridge) }()
         default: break
         }
       }
@@ -2673,11 +2660,8 @@ nonisolated extension NetDeviceEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
       try { if let v = _storage._sit {
         try visitor.visitSingularMessageField(value: v, fieldNumber: 15)
       } }()
-      try { if let v = _storage._peerInside {
-        try visitor.visitSingularBoolField(value: v, fieldNumber: 1000)
-      } }()
       if !_storage._bridge.isEmpty {
-        try visitor.visitRepeatedMessageField(value: _storage._bridge, fieldNumber: 1001)
+        try visitor.visitRepeatedMessageField(value: _storage._bridge, fieldNumber: 1000)
       }
     }
     try unknownFields.traverse(visitor: &visitor)
@@ -2703,7 +2687,6 @@ nonisolated extension NetDeviceEntry: SwiftProtobuf.Message, SwiftProtobuf._Mess
         if _storage._peerNsid != rhs_storage._peerNsid {return false}
         if _storage._master != rhs_storage._master {return false}
         if _storage._sit != rhs_storage._sit {return false}
-        if _storage._peerInside != rhs_storage._peerInside {return false}
         if _storage._bridge != rhs_storage._bridge {return false}
         return true
       }
