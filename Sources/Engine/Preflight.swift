@@ -23,6 +23,7 @@ enum Preflight {
         try context.namespaces.checkRestorable(root)
         try forEachProcess(of: root) { (task) throws(Failure) in
             try context.namespaces.check(task)
+            try context.namespaces.checkThreads(of: task)
             return true
         }
         try NamespaceDump.prepare(root, context)

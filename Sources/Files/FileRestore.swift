@@ -294,6 +294,7 @@ public enum FileRestore {
     public static func settle(_ context: RestoreContext) throws(Failure) {
         for key in context.unusedDescriptors { context.log.warning("--inherit-fd: nothing in the image is \(key)") }
         RestoredRemaps.of(context).removeNames(context)
+        RestoredRemaps.of(context).removeTemporary(context)
         try Kinds.of(context).forEachLate(context) { (kind, entry) throws(Failure) in try kind.settle(entry, context) }
     }
 

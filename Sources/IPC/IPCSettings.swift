@@ -35,10 +35,15 @@ enum IPCSettings {
         entry.mqMsgsizeMax = word(queues + "msgsize_max")
         entry.mqMsgDefault = word(queues + "msg_default")
         entry.mqMsgsizeDefault = word(queues + "msgsize_default")
-        func next(_ kind: String) -> UInt32 {
-            read(kernel + kind + "_next_id").first.map { UInt32(truncatingIfNeeded: $0) } ?? .max
+        // -1 for none; CRIU's restore takes only numbers.
+        func next(_ kind: String) -> UInt32? {
+            read(kernel + kind + "_next_id").first.map { UInt32(truncatingIfNeeded: $0) }.flatMap {
+                $0 == .max ? nil : $0
+            }
         }
-        (entry.msgNextID, entry.semNextID, entry.shmNextID) = (next("msg"), next("sem"), next("shm"))
+        if let id = next("msg") { entry.msgNextID = id }
+        if let id = next("sem") { entry.semNextID = id }
+        if let id = next("shm") { entry.shmNextID = id }
         try context.images.write(.settingsOfIPC(id), [entry])
     }
 

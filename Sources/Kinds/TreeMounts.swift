@@ -110,6 +110,12 @@ public final class TreeMounts {
         return TreeMounts.joined(to.point, rest)
     }
 
+    /// The mount that a path of the root's namespace leads to, as far as the places of mounts tell.
+    public func mount(of path: [UInt8]) -> Int32? {
+        let above = places.filter { $0.value.namespace == 0 && TreeMounts.rest(of: path, below: $0.value.point) != nil }
+        return above.max { $0.value.point.count < $1.value.point.count }?.key
+    }
+
     private static func rest(of path: [UInt8], below folder: [UInt8]) -> [UInt8]? {
         if folder == [0x2f] || path == folder { return Array(path.dropFirst(folder == [0x2f] ? 0 : folder.count)) }
         return path.starts(with: folder + [0x2f]) ? Array(path.dropFirst(folder.count)) : nil

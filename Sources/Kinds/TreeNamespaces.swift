@@ -152,6 +152,28 @@ public struct TreeNamespaces: Sendable {
         }
     }
 
+    /// Namespaces that a single thread can go to.
+    private static let ofThreads: [NamespaceKind] = [.net, .mnt, .ipc, .uts]
+
+    /// Refuses a process one of whose threads has gone to another namespace (`setns(2)`): it would not be there again.
+    public func checkThreads(of process: TaskID) throws(Failure) {
+        let folder = "/proc/\(process.rawValue)"
+        guard let threads = try? listNumbers("\(folder)/task"), threads.count > 1 else { return }
+        for kind in TreeNamespaces.ofThreads {
+            guard let own = try? readLink("\(folder)/ns/\(kind.rawValue)") else { return }
+            for thread in threads where thread != process.rawValue {
+                guard let link = try? readLink("\(folder)/task/\(thread)/ns/\(kind.rawValue)"), link != own else {
+                    continue
+                }
+                let name = (try? TaskStatus.read(of: process).name) ?? "?"
+                throw Failure(
+                    .unsupported,
+                    "thread \(thread) of task \(process) (\(name)) is in another \(kind.text) namespace than its process",
+                    advice: "Try again when it is back, or end it before the dump")
+            }
+        }
+    }
+
     /// The namespace that the next children of a task are born in; nil if there is none to be seen, and an empty text if it has
     /// no task yet.
     private func nextLink(of task: TaskID, _ kind: NamespaceKind) -> String? {

@@ -619,6 +619,23 @@ struct `A container goes on in namespaces of its own` {
         #expect(program.ask() == "ok")
     }
 
+    @Test func `but not if one of its threads is elsewhere`() throws {
+        let program = try Program(
+            """
+            libc, there = ctypes.CDLL(None), threading.Event()
+            def other():
+                if libc.unshare(0x04000000): os._exit(1)
+                there.set(); signal.pause()
+            thread = threading.Thread(target=other, daemon=True); thread.start(); there.wait()
+            serve(lambda: 'ok %d' % thread.native_id)
+            """)
+        let thread = program.ask().split(separator: " ")[1]
+        #expect(try program.dump() != 0)
+        let error = program.lastLine("dump.log")
+        #expect(error.contains("hread \(thread) of task \(program.id)") && error.contains("UTS namespace"), "\(error)")
+        #expect(program.ask() == "ok \(thread)")
+    }
+
     @Test func `and a user namespace, whose root may do there what it could`() throws {
         let container = try Container(
             """

@@ -145,6 +145,24 @@ struct `A file comes back the same` {
         #expect(changes.isEmpty, "\(changes.joined(separator: "\n"))")
     }
 
+    /// The temporary name that the dump gives it is what the image refers to.
+    @Test func `and a file with another name can be restored after a restore that failed`() throws {
+        let program = try Program(
+            """
+            file = open(work + '/one', 'w+'); file.write('text'); file.flush()
+            os.link(work + '/one', work + '/two'); os.unlink(work + '/one')
+            def check():
+                file.seek(0); return '%s %d %s' % (file.read(), os.fstat(file.fileno()).st_nlink, sorted(n for n in os.listdir(work) if 'link' in n))
+            serve(check)
+            """)
+        let before = program.ask()
+        #expect(before == "text 1 []")
+        try #require(try program.dump(["--link-remap"]) == 0, "\(program.lastLine("dump.log"))")
+        #expect(try program.restore(fault: "restore-files:fail") != 0)
+        try #require(try program.restore() == 0, "\(program.lastLine("restore.log"))")
+        #expect(program.ask() == before)
+    }
+
     @Test func `and a file without a name can still get one`() throws {
         let program = try Program(
             probing: """

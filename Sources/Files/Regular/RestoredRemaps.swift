@@ -19,6 +19,8 @@ final class RestoredRemaps {
     private var inodes: [Inode: UInt32] = [:]
     /// Names that were made, and in which of the tree's mount namespaces.
     private var names: [(path: [UInt8], isDirectory: Bool, namespace: Int)] = []
+    /// Names that the dump has left, and in which of the namespaces. A restore that fails must be able to be tried again.
+    private var temporary: [(path: [UInt8], namespace: Int)] = []
     private var standIns: [UInt32: Puppet] = [:]
     /// Ghosts that never had a name (O_TMPFILE), by the id of the description that made them. Only such a file can be
     /// given a name later.
@@ -35,7 +37,7 @@ final class RestoredRemaps {
         for entry in try context.images.loadAll(.remapPaths, as: RemapFilePathEntry.self) {
             remaps[entry.origID] = entry
             if entry.remapType == .ghost, let file = context.entry(entry.origID), file.hasReg,
-                file.reg.flags & RestoredRemaps.temporary != 0
+                file.reg.flags & RestoredRemaps.unnamedFlag != 0
             {
                 unnamed[entry.remapID] = (entry.origID, file.reg.flags)
             }
@@ -75,7 +77,7 @@ final class RestoredRemaps {
         return UInt64(remap.remapType.rawValue + 1) << 32 | UInt64(remap.remapID)
     }
 
-    private static let temporary: UInt32 = 0o20000000  // __O_TMPFILE, which open(2) wants with O_DIRECTORY
+    private static let unnamedFlag: UInt32 = 0o20000000  // __O_TMPFILE, which open(2) wants with O_DIRECTORY
 
     /// Makes a ghost that never had a name. Returns the place of the new file in /proc, or nil if the file system can't.
     private func makeUnnamed(_ ghost: UInt32, at path: [UInt8]) -> [UInt8]? {
@@ -285,15 +287,20 @@ final class RestoredRemaps {
     ) throws(Failure) -> [UInt8] {
         let (path, other) = (Array(file.name), Array(entry.name))
         let view = context.view
-        if linked.insert(id).inserted {
-            try view.at(mount: entry.mntID) { () throws(Failure) in names.append((other, false, view.namespace)) }
-        }
         try makeParents(of: path, context)
-        let problem = try link((other, entry.mntID), to: (path, file.mntID), context)
-        guard let problem else { return path }
-        // The old name is taken: the temporary one serves.
-        if problem.errno == .EEXIST, let seen = view.mounts.path(other, on: entry.mntID, seenOn: file.mntID) {
-            return seen
+        // CRIU's images don't say which mount the temporary name is on.
+        let isKnown = view.mounts.contains(entry.mntID)
+        let mounts = isKnown ? [entry.mntID] : [file.mntID, view.mounts.mount(of: other)].compactMap { $0 }
+        var problem: SystemCallError?
+        for mount in mounts {
+            problem = try link((other, mount), to: (path, file.mntID), context)
+            // Where the old name is taken, the temporary one serves.
+            let seen = problem?.errno == .EEXIST ? view.mounts.path(other, on: mount, seenOn: file.mntID) : nil
+            guard problem == nil || seen != nil else { continue }
+            if linked.insert(id).inserted {
+                try view.at(mount: mount) { () throws(Failure) in temporary.append((other, view.namespace)) }
+            }
+            return seen ?? path
         }
         throw Failure(
             .conflict, "can't link the unlinked file again",
@@ -350,6 +357,16 @@ final class RestoredRemaps {
             }
         }
         names = []
+    }
+
+    /// Removes the names that the dump has left, which nobody needs any more.
+    func removeTemporary(_ context: RestoreContext) {
+        for (path, namespace) in temporary {
+            try? context.view.at(namespace: namespace) { () throws(Failure) in
+                _ = try? removeName(FilePath(bytes: path))
+            }
+        }
+        temporary = []
     }
 
     /// Ends the tasks that stood in for dead ones.
