@@ -164,7 +164,7 @@ private func reapCopies(_ request: DumpRequest, _ context: DumpContext) {
         let order = DumpOrder(context: context, tree: tree.processes, files: FileDump(context))
         for frozen in tree.processes {
             do throws(Failure) {
-                let process = try order.collect(frozen, nil, onlyMemory: true)
+                let process = try order.collect(frozen, nil, onlyMemory: true, onlyPlaces: true)
                 let server = try startServer(process, context)
                 let outcome = Result { () throws(Failure) in try copies.reap(process.id, server) }
                 try server.cure(memory: process.memory)
@@ -430,8 +430,10 @@ struct DumpOrder {
     private static let fewThreads = 32
 
     /// Reads what /proc tells of a stopped process.
+    ///
+    /// - Parameter onlyPlaces: of its mappings no flags, for which the kernel looks at every page.
     fileprivate func collect(
-        _ frozen: FrozenProcess, _ foresight: Foresight?, onlyMemory: Bool
+        _ frozen: FrozenProcess, _ foresight: Foresight?, onlyMemory: Bool, onlyPlaces: Bool = false
     ) throws(Failure) -> DumpedProcess {
         let status = try TaskStatus.read(of: frozen.id)
         return try during(.dumping(frozen.id, status.name)) { () throws(Failure) in
@@ -439,7 +441,10 @@ struct DumpOrder {
                 Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(frozen.id.rawValue), 0)))
             }
             let foreseen = try foresight?.mappings(of: frozen.id)
-            let mappings = if let foreseen { foreseen } else { try VMA.read(of: frozen.id) }
+            let mappings =
+                if let foreseen { foreseen } else if onlyPlaces { try VMA.readPlain(of: frozen.id) } else {
+                    try VMA.read(of: frozen.id)
+                }
             let process = DumpedProcess(
                 frozen, status: status, stat: try TaskStat.read(of: frozen.id), mappings: mappings,
                 memory: try TaskMemory(frozen.id), isForeseen: foreseen != nil, pidfd: pidfd)
