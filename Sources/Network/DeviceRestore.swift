@@ -41,9 +41,7 @@ final class DeviceRestore {
     ///
     /// - Parameter id: the number of the namespace in images.
     init(_ entries: [NetDeviceEntry], in id: UInt32, _ context: RestoreContext) throws(Failure) {
-        home = try attempt("look at our network namespace") { () throws(SystemCallError) in
-            try NamespaceVisit.here(NamespaceKind.net.rawValue)
-        }
+        home = try DeviceRestore.namespaceHere("our")
         outside = try attempt("speak to the network") { () throws(SystemCallError) in try NetlinkConnection(0) }
         let external = context.policy.external
         for entry in entries.sorted(by: { $0.ifindex < $1.ifindex }) where entry.type != .loopback {
@@ -153,9 +151,7 @@ final class DeviceRestore {
             }
         case .end: break
         case .moved(let name):
-            let there = try attempt("look at the tree's network namespace") { () throws(SystemCallError) in
-                try NamespaceVisit.here(NamespaceKind.net.rawValue)
-            }
+            let there = try DeviceRestore.namespaceHere("the tree's")
             let index = try find(name)
             let number = there.number
             try changeOutside(index: index, "move the device \(name) there") {
@@ -165,9 +161,7 @@ final class DeviceRestore {
             }
             moved.append((entry.ifindex, name))
         case .macvlan(let name):
-            let there = try attempt("look at the tree's network namespace") { () throws(SystemCallError) in
-                try NamespaceVisit.here(NamespaceKind.net.rawValue)
-            }
+            let there = try DeviceRestore.namespaceHere("the tree's")
             let index = try find(name)
             var request = DeviceRestore.request(entry, "macvlan") { more in
                 more.nest(2) { data in
@@ -275,6 +269,13 @@ final class DeviceRestore {
     ) throws(Failure) {
         let bytes = DeviceRestore.change(index: index, flags: flags, more)
         try attempt(doing) { () throws(SystemCallError) in try outside.change(16, bytes) }
+    }
+
+    /// The network namespace that this thread is in.
+    private static func namespaceHere(_ whose: String) throws(Failure) -> Descriptor {
+        try attempt("look at \(whose) network namespace") { () throws(SystemCallError) in
+            try NamespaceVisit.here(NamespaceKind.net.rawValue)
+        }
     }
 
     /// The number of a device of ours.
