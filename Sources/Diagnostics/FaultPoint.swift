@@ -12,6 +12,8 @@ public enum FaultPoint: String, CaseIterable, Sendable {
     case dumpConnected = "dump-connected"
     /// Dump: the memory of a task is copied, the task still runs the server (`--live`).
     case dumpCopied = "dump-copied"
+    /// Writes to shared memory are held up.
+    case dumpHeld = "dump-held"
     /// Dump: all tasks are cured and rest in their stop.
     case dumpCured = "dump-cured"
     /// Dump: descriptors are dumped.

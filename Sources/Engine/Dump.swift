@@ -69,6 +69,23 @@ public struct DumpRequest: Sendable {
 /// If it throws, the tree runs on as before and the directory holds no valid image.
 public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statistics {
     raiseDescriptorLimit()
+    var isDisturbed = false
+    do throws(Failure) { return try dump(request, holdsMemory: true, &isDisturbed, log: log) } catch {
+        // What was sent can't be taken back.
+        guard isDisturbed, request.stream == nil, request.pageServer == nil else { throw error }
+        log.notice("the dump begins anew, and writes all shared memory while the tree stands still: \(error)")
+        return try dump(request, holdsMemory: false, &isDisturbed, log: log)
+    }
+}
+
+/// Dumps a tree.
+///
+/// - Parameters:
+///   - holdsMemory: shared memory is written while the tree goes on, in a live dump.
+///   - isDisturbed: set if the dump failed because of what the tree did with that.
+private func dump(
+    _ request: DumpRequest, holdsMemory: Bool, _ isDisturbed: inout Bool, log: Logger
+) throws(Failure) -> Statistics {
     let stream = try request.stream.map { (place) throws(Failure) in try OutgoingStream(to: place) }
     defer { stream?.close() }
     let images = try newImages(request, stream)
@@ -77,7 +94,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
     }
     let haste = Background { FileDump.hasten() }
     var policy = request.policy
-    policy.isLive = request.isLive
+    (policy.isLive, policy.holdsMemory) = (request.isLive, holdsMemory)
     policy.leaveRunning = request.afterwards != .killed
     policy.takesAtEnd = request.afterwards == .killed && stream == nil && request.lazySource == nil
     policy.leavesPages = request.lazySource != nil
@@ -114,6 +131,9 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
                 do throws(Failure) {
                     try order.holdNetwork(request)
                     try context.view.inside { () throws(Failure) in try order.run(request) }
+                    if request.isLive {
+                        try context.view.inside { () throws(Failure) in try HeldMemory.of(context).hold(context) }
+                    }
                     if !isLetGoEarly { try order.complete(request, started: started) }
                     try order.servePages(request)
                     if request.afterwards != .killed { order.releaseNetwork(request) }
@@ -146,6 +166,7 @@ public func dump(_ request: DumpRequest, log: Logger) throws(Failure) -> Statist
         }
     } catch {
         try? context.view.inside { () throws(Failure) in FileDump.abandon(context) }
+        isDisturbed = HeldMemory.of(context).isDisturbed
         MemoryDump.endCopies(context)
         reapCopies(request, context)
         images.discard()
@@ -520,8 +541,11 @@ struct DumpOrder {
         let tracking = MemoryTracking.of(context)
         do throws(Failure) {
             if tracking.needsDescriptor(process, context) { try tracking.open(process, server) }
-            if context.policy.isLive, !MemoryCopies.hasToWait(process), case .success = outcome {
-                try MemoryCopies.of(context).make(of: process, server, context)
+            if context.policy.isLive, case .success = outcome {
+                try HeldMemory.of(context).prepare(process, server, context)
+                if !MemoryCopies.hasToWait(process) {
+                    try MemoryCopies.of(context).make(of: process, server, context)
+                }
             }
         } catch {
             try server.cure(memory: process.memory)

@@ -39,6 +39,32 @@ public struct PageRun: Hashable, Sendable {
     }
 }
 
+extension [PageRun] {
+    /// The same pages, of which those in `known`, ascending ranges, are left to the parent set.
+    public func divided(_ known: [AddressRange]) -> [PageRun] {
+        var divided: [PageRun] = []
+        var next = 0
+        for run in self {
+            var at = run.address
+            func add(_ end: Address, isKnown: Bool) {
+                guard end > at else { return }
+                divided.append(
+                    PageRun(
+                        address: at, pages: (end.rawValue - at.rawValue) / pageSize, isPresent: !isKnown,
+                        isInParent: isKnown, isLazy: run.isLazy && !isKnown))
+                at = end
+            }
+            while next < known.count, known[next].end <= run.range.start { next += 1 }
+            for part in known[next...].prefix(while: { $0.start < run.range.end }) {
+                add(Swift.max(part.start, run.range.start), isKnown: false)
+                add(Swift.min(part.end, run.range.end), isKnown: true)
+            }
+            add(run.range.end, isKnown: false)
+        }
+        return divided
+    }
+}
+
 /// The pages of a process or of a piece of shared memory: runs, and the pages file where present ones lie in order.
 public struct Pagemap: Sendable {
     /// Which pages file.

@@ -27,6 +27,8 @@ public struct DumpPolicy: Sendable {
     public var takesAtEnd = true
     /// The tree goes on before its pages are written, which are read from copies of its memory (`--live`).
     public var isLive = false
+    /// What can't be copied, such as shared memory, is written after that too, if its writers can be held up.
+    public var holdsMemory = true
     /// Resources that stay outside, as `type[id]` or `type[id]:key` (`--external`).
     public var external = ExternalResources()
     /// Datagram sockets may be connected to named ones outside of the tree (`--ext-unix-sk`).

@@ -246,6 +246,15 @@ public func withAddress<T: BitwiseCopyable, R>(
     }
 }
 
+/// An open descriptor that several have, closed when the last of them gives it up.
+public final class SharedDescriptor: Sendable {
+    private let owned: Descriptor
+    /// The number in this process's table.
+    public var number: Int32 { owned.number }
+    /// Takes ownership of an open descriptor.
+    public init(_ owned: consuming Descriptor) { self.owned = owned }
+}
+
 /// Reads a whole file whose size is not known beforehand, as those of /proc.
 public func readWholeFile(_ path: FilePath, in directory: Int32 = currentDirectory) throws(SystemCallError) -> [UInt8] {
     let file = try openFile(path, in: directory)

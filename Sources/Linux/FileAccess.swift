@@ -129,6 +129,21 @@ public func poll(_ number: Int32, for events: Int16, milliseconds: Int = 0) thro
     return question.found
 }
 
+/// Waits until one of several descriptors can be read, or reports an error or a hang-up (`poll(2)`).
+///
+/// - Parameters:
+///   - numbers: descriptors; negative ones are left out.
+///   - milliseconds: how long to wait, -1 for ever.
+/// - Returns: for each, what is true of it (`POLL*`).
+public func pollForInput(_ numbers: [Int32], milliseconds: Int) throws(SystemCallError) -> [Int16] {
+    // struct pollfd: a number, and two halves with POLLIN and what is found
+    var entries = numbers.map { UInt64(UInt32(bitPattern: $0)) | 1 << 32 }
+    try entries.withAddress { (address, size) throws(SystemCallError) in
+        _ = try systemCall(.poll, address, size / 8, milliseconds)
+    }
+    return entries.map { Int16(truncatingIfNeeded: $0 >> 48) }
+}
+
 /// Sets an option of a socket that is a number (`setsockopt(2)`).
 public func setSocketOption(_ socket: Int32, level: Int = 1, _ option: Int, _ value: Int32) throws(SystemCallError) {
     var value = value

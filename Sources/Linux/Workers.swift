@@ -65,6 +65,20 @@ public struct Background: ~Copyable {
         if error != 0 { unsafe errand.takeRetainedValue().body() }
     }
 
+    /// Begins what can't be done at once. Throws where there can be no more threads.
+    public static func start(_ body: @escaping @Sendable () -> Void) throws(SystemCallError) -> Background {
+        var thread = pthread_t()
+        let errand = unsafe Unmanaged.passRetained(Errand(body))
+        let error = unsafe pthread_create(&thread, nil, Errand.run, errand.toOpaque())
+        guard error == 0 else {
+            unsafe errand.release()
+            throw SystemCallError(.clone, Errno(rawValue: error))
+        }
+        return Background(of: thread)
+    }
+
+    private init(of thread: pthread_t) { self.thread = thread }
+
     /// Waits until it is done.
     public consuming func wait() {}
 

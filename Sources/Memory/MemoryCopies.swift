@@ -7,8 +7,8 @@ public import Remote
 
 /// Copies of the memory of a tree that goes on before its pages are written (`dump --live`; kernel-facts, section 4).
 ///
-/// A copy is a fork, so both share all pages until the process writes to them. What a fork would not have is written while
-/// the tree stands still: shared memory, and the private memory of processes that can't be copied.
+/// A copy is a fork, so both share all pages until the process writes to them. What a fork would not have is held
+/// (`HeldMemory`), or written while the tree stands still, like the private memory of processes that can't be copied.
 public final class MemoryCopies {
     private var made: [TaskID: MemoryCopy] = [:]
     /// Processes of the tree that become the parents of orphans below them, and all below those.
@@ -31,22 +31,28 @@ public final class MemoryCopies {
         if process.status.lockedMemory != locked || process.mappings.contains(where: MemoryCopies.isKeptFromForks) {
             try process.readFlags()
         }
-        if process.mappings.contains(where: { !$0.isShared && $0.hugePageSize != nil }) {
+        // A copy would need huge pages of its own, of which there may be none.
+        let huge = process.mappings.filter { !$0.isShared && $0.hugePageSize != nil }
+        if !huge.isEmpty {
             try process.readFlags()
-            context.log.notice(
-                "the memory of task \(process.id) is written while it stands still: it has huge pages of its own (hugetlb)"
-            )
-            return
+            guard HeldMemory.of(context).take(huge, of: process) else {
+                context.log.notice(
+                    "the memory of task \(process.id) is written while it stands still: it has huge pages of its own (hugetlb)"
+                )
+                return
+            }
         }
         var (first, last): ([(SystemCall, [Int])], [(SystemCall, [Int])]) = ([], [])
-        for mapping in process.mappings where MemoryCopies.isKeptFromForks(mapping) {
+        // MADV_DONTFORK and MADV_DOFORK, MADV_WIPEONFORK and MADV_KEEPONFORK
+        func advise(_ mapping: VMA, before: Int, after: Int) {
             let (start, length) = (Int(bitPattern: UInt(mapping.range.start.rawValue)), Int(mapping.range.length))
-            // MADV_DONTFORK and MADV_DOFORK, MADV_WIPEONFORK and MADV_KEEPONFORK
-            for (flag, on, off) in [("dc", 10, 11), ("wf", 18, 19)] as [(StaticString, Int, Int)]
-            where mapping.flags.contains(flag) {
-                first.append((.madvise, [start, length, off]))
-                last.append((.madvise, [start, length, on]))
-            }
+            first.append((.madvise, [start, length, before]))
+            last.append((.madvise, [start, length, after]))
+        }
+        for mapping in huge where !mapping.flags.contains("dc") { advise(mapping, before: 10, after: 11) }
+        for mapping in process.mappings where MemoryCopies.isKeptFromForks(mapping) && mapping.hugePageSize == nil {
+            if mapping.flags.contains("dc") { advise(mapping, before: 11, after: 10) }
+            if mapping.flags.contains("wf") { advise(mapping, before: 19, after: 18) }
         }
         let copy: MemoryCopy?
         let staysChild = try wouldBeAdopted(process, server, context)

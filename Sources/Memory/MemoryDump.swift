@@ -431,6 +431,7 @@ public enum MemoryDump {
     public static func endCopies(_ context: DumpContext) {
         PagePlans.of(context).all = []
         MemoryCopies.of(context).end()
+        HeldMemory.of(context).end()
     }
 
     /// Writes the pages of running processes.
@@ -438,6 +439,7 @@ public enum MemoryDump {
         let plans = PagePlans.of(context)
         for plan in plans.all { try plan.copy?.detach() }
         if !plans.all.isEmpty { try context.faults.pass(.dumpPages) }
+        try HeldMemory.of(context).write(context)
         // As long as all copies are there, no frame holds one page now and another then.
         for index in plans.all.indices {
             guard let copy = plans.all[index].copy else { continue }
@@ -461,9 +463,13 @@ public enum MemoryDump {
                 guard let copy = plan.copy else {
                     return try write(pages, of: process, .running(process.id, memory: process.memory.number), context)
                 }
+                let huge = HeldMemory.of(context).hugePages(of: process.id)
                 for index in pages.stretches.indices {
                     pages.stretches[index].isReadable = false
                     let range = pages.stretches[index].range
+                    if let huge, huge.data.contains(where: { $0.overlaps(range) }) {
+                        pages.stretches[index].held = huge.pages
+                    }
                     guard let common = plan.common.first(where: { $0.range.contains(range.start) }) else { continue }
                     let start = Int(range.start.rawValue - common.range.start.rawValue)
                     pages.stretches[index].contents = Array(common.bytes[start..<(start + Int(range.length))])
@@ -471,6 +477,7 @@ public enum MemoryDump {
                 try write(pages, of: process, .task(copy.id, memory: copy.memory.number), context)
             }
         }
+        try HeldMemory.of(context).finish(context)
         SharedPages.of(context).finish(context)
     }
 
@@ -517,7 +524,10 @@ public enum MemoryDump {
         let started = ContinuousClock.now
         var scan = try PagemapScan(copy?.id ?? process.id)
         let tracking = MemoryTracking.of(context)
-        let findings = try scan.scan(own(process), findsUnwritten: tracking.tells(process))
+        var findings = try scan.scan(own(process), findsUnwritten: tracking.tells(process))
+        if copy != nil, let huge = HeldMemory.of(context).hugePages(of: process.id) {
+            findings.pages = (findings.pages + huge.data).sorted { $0.start < $1.start }
+        }
         var stretches: [PageStretch] = []
         var runs: [PageRun] = []
         var guards: [AddressRange] = []

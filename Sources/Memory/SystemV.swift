@@ -76,8 +76,10 @@ final class SystemVSegments {
         }
         let path = "/proc/\(process.id.rawValue)/map_files/\(mapping.range)"
         let file = try attempt("open the System V segment \(id)") { () throws(SystemCallError) in try openFile(path) }
-        context.statistics.sharedPagesWritten += try SharedMemoryImage.write(
-            file.number, id: mapping.inode, size: status.size, granularity: granularity, to: context.images)
+        let piece = try SharedMemoryPiece(
+            file, id: mapping.inode, inode: mapping.inode, size: status.size, granularity: granularity)
+        // The kernel can't hold up writes to it.
+        context.statistics.sharedPagesWritten += try SharedMemoryImage.write(piece, to: context.images)
         dumped.append(entry)
     }
 
@@ -134,8 +136,9 @@ final class SystemVSegments {
         let file = try attempt("open it") { () throws(SystemCallError) in
             try openFile("/proc/self/map_files/\(mapping.range)")
         }
-        context.statistics.sharedPagesWritten += try SharedMemoryImage.write(
-            file.number, id: UInt64(id), size: status.size, granularity: size, to: context.images)
+        let piece = try SharedMemoryPiece(
+            file, id: UInt64(id), inode: UInt64(id), size: status.size, granularity: size)
+        context.statistics.sharedPagesWritten += try SharedMemoryImage.write(piece, to: context.images)
         return size
     }
 

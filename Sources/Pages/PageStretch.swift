@@ -1,7 +1,7 @@
 public import Linux
 
 /// Pages of one task or file that are copied the same way.
-public struct PageStretch: Hashable, Sendable {
+public struct PageStretch: Sendable {
     /// The addresses, or the offsets in a file.
     public var range: AddressRange
     /// Whether they are read by `process_vm_readv`; else through `/proc/PID/mem`, which also reads what the task itself
@@ -9,6 +9,8 @@ public struct PageStretch: Hashable, Sendable {
     public var isReadable: Bool
     /// What they hold, if it is no longer where the others are.
     public var contents: [UInt8]?
+    /// Who has them as they were, if their task may have written to them since.
+    public var held: HeldPages?
 
     /// Describes pages.
     public init(_ range: AddressRange, isReadable: Bool = true) {

@@ -11,6 +11,8 @@ public enum PageSource: Sendable {
     case running(TaskID, memory: Int32)
     /// A file; addresses are offsets in it.
     case file(Int32)
+    /// A file as it was at one moment; addresses are offsets in it. Whether nobody will read the pages again.
+    case held(HeldPages, isLast: Bool)
 }
 
 /// Stores a page map and the pages that are present in it: in the directory, or with its page server.
@@ -137,6 +139,12 @@ func fill(_ address: Int, _ chunk: Chunk, _ stretches: [PageStretch], _ source: 
             // Past the end of a file that ends within a page there is nothing but zeros.
             if got < length { zero(address + at + got, length - got) }
         }
+    case .held(let pages, let isLast):
+        try chunk.forEachPart({ stretches[$0].range.length }) { (index, skip, length, at) throws(Failure) in
+            let start = stretches[index].range.start + skip
+            try pages.read(
+                AddressRange(start: start, end: start + UInt64(length)), to: address + at, isLast: isLast)
+        }
     case .task(let task, let memory): try fill(address, chunk, stretches, task, memory, mayVanish: false)
     case .running(let task, let memory): try fill(address, chunk, stretches, task, memory, mayVanish: true)
     }
@@ -190,6 +198,12 @@ private func fill(
             try flush()
             contents.withConstantAddress { (start, _) in copyBytes(from: start + Int(skip), to: address + at, length) }
             into += length
+        } else if let held = stretches[index].held {
+            try flush()
+            let start = Address(from)
+            try held.read(
+                AddressRange(start: start, end: start + UInt64(length)), to: address + at, isLast: true)
+            into += length
         } else if stretches[index].isReadable {
             vectors.append(clinux_iovec(base: from, length: UInt64(length)))
         } else {
@@ -214,7 +228,7 @@ private func read(_ file: Int32, _ address: Int, _ length: Int, _ offset: UInt64
     }
 }
 
-private func zero(_ address: Int, _ count: Int) {
+func zero(_ address: Int, _ count: Int) {
     guard let pointer = unsafe UnsafeMutableRawPointer(bitPattern: address) else { return }
     unsafe pointer.initializeMemory(as: UInt8.self, repeating: 0, count: count)
 }

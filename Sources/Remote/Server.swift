@@ -172,12 +172,7 @@ public struct Server: ~Copyable {
     public borrowing func fetch(_ call: SystemCall, _ argument: Int, through pidfd: Int32) throws(Failure) -> Descriptor
     {
         var batch = Batch()
-        // Two struct futex_waitv: the word that we set, and our robust futex.
-        var words: [UInt64] = []
-        for (value, offset) in [(0, Server.goOn), (UInt64(memory.load(UInt32.self, at: 64)), 64)] {
-            words += [value, runway.start.rawValue + UInt64(offset), 2]
-        }
-        let waiters = batch.place(words.flatMap { [UInt8](bytesOf: $0) })
+        let waiters = batch.place(waiters(for: Server.goOn))
         let opened = batch.add(call, .value(argument), doing: "open a descriptor", mayFail: true)
         batch.add(.futex_waitv, .buffer(waiters), .value(2), .value(0), .value(0), doing: "wait", mayFail: true)
         batch.add(.close, .result(opened), doing: "close a descriptor", mayFail: true)
@@ -190,16 +185,128 @@ public struct Server: ~Copyable {
             if number < 0 { throw SystemCallError(call, Errno(rawValue: Int32(clamping: 0 - max(number, -4095)))) }
             outcome = .success(Int32(try systemCall(.pidfd_getfd, Int(pidfd), number, 0)))
         } catch { outcome = .failure(error) }
-        memory.storeShared(1, at: Server.goOn)
-        wake(Server.goOn)
+        goOn(Server.goOn)
+        return try finish(loaded, outcome)
+    }
+
+    /// Lets the leader open a descriptor by a request to a device that it has no access to, and fetches a copy. The leader closes
+    /// all of its own before this returns, also if we die in between.
+    ///
+    /// - Parameters:
+    ///   - device: a descriptor of ours.
+    ///   - request: opens it (`ioctl(2)`), with one argument.
+    ///   - pidfd: of the leader's process.
+    public borrowing func fetch(
+        from device: Int32, _ request: Int, _ argument: Int, through pidfd: Int32
+    ) throws(Failure) -> Descriptor {
+        // The kernel gives out the lowest numbers, and nobody else takes any while the process stands still.
+        let used = try attempt("list the descriptors of task \(leader.id)") { () throws(SystemCallError) in
+            Set(try listNumbers("/proc/\(leader.id.rawValue)/fd/"))
+        }
+        let free = (0...used.count + 1).filter { !used.contains(Int32($0)) }.prefix(2)
+        guard let socket = free.first, let arrived = free.last, arrived > socket else {
+            throw Failure(.bug, "no free descriptor")
+        }
+        var batch = Batch()
+        let calls = addRequest(request, argument, socket: socket, arrived: arrived, &batch)
+        memory.storeShared(0, at: Server.goOn)
+        memory.storeShared(0, at: Server.goOnAgain)
+        let loaded = try load(batch, block: 0)
+        wake(0)
+        _ = try answer(calls.bound, of: loaded)
+        let outcome = Result { () throws(SystemCallError) in
+            guard loaded.value(calls.made, memory) == socket else { throw SystemCallError(.socket, .EMFILE) }
+            try Server.give(device, toOwnerOf: Int32(socket), through: pidfd)
+        }
+        goOn(Server.goOn)
+        let number = (try? answer(calls.opened, of: loaded)) ?? -3  // ESRCH
+        let fetched = Result { () throws(SystemCallError) in
+            try outcome.get()
+            if number < 0 { throw SystemCallError(.ioctl, Errno(rawValue: Int32(clamping: 0 - max(number, -4095)))) }
+            return Int32(try systemCall(.pidfd_getfd, Int(pidfd), number, 0))
+        }
+        goOn(Server.goOnAgain)
+        return try finish(loaded, fetched)
+    }
+
+    private borrowing func goOn(_ word: Int) {
+        memory.storeShared(1, at: word)
+        wake(word)
+    }
+
+    /// Waits for the end of a batch by which a descriptor was fetched.
+    private borrowing func finish(
+        _ loaded: borrowing LoadedBatch, _ fetched: Result<Int32, SystemCallError>
+    ) throws(Failure) -> Descriptor {
         let leader = leader
         do throws(Failure) { _ = try answers(loaded, block: 0, by: leader) } catch {
-            if case .success(let number) = outcome { _ = try? systemCall(.close, Int(number)) }
+            if case .success(let number) = fetched { _ = try? systemCall(.close, Int(number)) }
             throw error
         }
         return try attempt("open a descriptor in task \(leader.id)") { () throws(SystemCallError) in
-            Descriptor(owning: try outcome.get())
+            Descriptor(owning: try fetched.get())
         }
+    }
+
+    private borrowing func addRequest(
+        _ request: Int, _ argument: Int, socket: Int, arrived: Int, _ batch: inout Batch
+    ) -> (made: Batch.Slot, bound: Batch.Slot, opened: Batch.Slot) {
+        // AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC
+        let made = batch.add(
+            .socket, .value(1), .value(0o2000002), .value(0), doing: "make a socket", mayFail: true)
+        let name = batch.place(value: UInt16(1))
+        let bound = batch.add(.bind, .value(socket), .buffer(name), .value(2), doing: "name a socket", mayFail: true)
+        let wait = batch.place(waiters(for: Server.goOn))
+        batch.add(.futex_waitv, .buffer(wait), .value(2), .value(0), .value(0), doing: "wait", mayFail: true)
+        let (byte, control) = (batch.reserve(16), batch.reserve(32))
+        let vector = batch.place(value: (UInt64(0), UInt64(1)))
+        batch.point(vector, at: 0, to: byte)
+        let head = [UInt64](arrayLiteral: 0, 0, 0, 1, 0, 24, 0)  // struct msghdr
+        let message = batch.place(head.flatMap { [UInt8](bytesOf: $0) })
+        batch.point(message, at: 16, to: vector)
+        batch.point(message, at: 32, to: control)
+        // MSG_DONTWAIT | MSG_CMSG_CLOEXEC
+        batch.add(
+            .recvmsg, .value(socket), .buffer(message), .value(0x4000_0040), doing: "receive a descriptor",
+            mayFail: true)
+        let opened = batch.add(
+            .ioctl, .value(arrived), .value(request), .value(argument), doing: "open a descriptor", mayFail: true)
+        let waitAgain = batch.place(waiters(for: Server.goOnAgain))
+        batch.add(.futex_waitv, .buffer(waitAgain), .value(2), .value(0), .value(0), doing: "wait", mayFail: true)
+        batch.add(.close, .result(opened), doing: "close a descriptor", mayFail: true)
+        batch.add(.close, .value(arrived), doing: "close a descriptor", mayFail: true)
+        batch.add(.close, .value(socket), doing: "close a descriptor", mayFail: true)
+        return (made, bound, opened)
+    }
+
+    /// Sends a descriptor of ours by a datagram socket of the task, which was named but not connected, to itself.
+    private static func give(
+        _ descriptor: Int32, toOwnerOf number: Int32, through pidfd: Int32
+    ) throws(SystemCallError) {
+        let socket = Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(pidfd), Int(number), 0)))
+        let ours = Int(socket.number)
+        var name = [UInt8](repeating: 0, count: 128)
+        var length: Int32 = 128
+        // From now on it receives from nobody else.
+        try name.withAddress { (name, _) throws(SystemCallError) in
+            try withAddress(of: &length) { (length) throws(SystemCallError) in
+                _ = try systemCall(.getsockname, ours, name, length)
+            }
+            try systemCall(.connect, ours, name, Int(length))
+        }
+        while (try? name.withAddress({ (room, count) throws(SystemCallError) in
+            try systemCall(.recvfrom, ours, room, count, 0x40, 0, 0)
+        })) != nil {}
+        try SocketMessage.send([0], [descriptor], to: socket.number)
+    }
+
+    /// Two struct futex_waitv: a word that we set, and our robust futex.
+    private borrowing func waiters(for word: Int) -> [UInt8] {
+        var words: [UInt64] = []
+        for (value, offset) in [(0, word), (UInt64(memory.load(UInt32.self, at: 64)), 64)] {
+            words += [value, runway.start.rawValue + UInt64(offset), 2]
+        }
+        return words.flatMap { [UInt8](bytesOf: $0) }
     }
 
     /// Waits for what one call of a batch answers, while the batch goes on.
@@ -273,8 +380,8 @@ public struct Server: ~Copyable {
         }
     }
 
-    /// Byte of the runway: a futex word that a batch waits for.
-    private static let goOn = 32
+    /// Bytes of the runway: futex words that a batch waits for.
+    private static let goOn = 32, goOnAgain = 36
 
     /// Places a batch and the command to run it.
     private borrowing func load(_ batch: consuming Batch, block: Int) throws(Failure) -> LoadedBatch {

@@ -12,6 +12,7 @@
 //   20  inside    number of further threads that still use the runway
 //   24  first     address of the first record (8 bytes)
 //   32  go on     futex word that a batch may wait for
+//   36  go on     another one
 //   64  robust futex word of the controller
 //   192 two struct futex_waitv: command, robust word
 //   256 command, done, end and first of a further thread; 320 its two struct futex_waitv

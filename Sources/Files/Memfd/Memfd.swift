@@ -27,6 +27,8 @@ enum Memfd: FileKind {
 
     static func dump(_ file: OpenFile, _ context: DumpContext) throws(Failure) -> FileEntry {
         let inodes = context.state(Inodes.self) { Inodes() }
+        // What is only mapped has no number.
+        if file.number != -1 { pieces(context).noteOpen(file.facts.status.inode) }
         var entry = MemfdFileEntry()
         entry.id = file.id
         entry.flags = file.facts.statusFlags
@@ -71,10 +73,16 @@ enum Memfd: FileKind {
         if granularity > pageSize {
             entry.hugetlbFlag = 4 | UInt32(granularity.trailingZeroBitCount) << 26  // MFD_HUGETLB
         }
-        context.statistics.sharedPagesWritten += try SharedMemoryImage.write(
-            number, id: UInt64(shared), size: status.size, granularity: granularity, to: context.images)
+        let piece = try SharedMemoryPiece(
+            readable, id: UInt64(shared), inode: status.inode, size: status.size, granularity: granularity,
+            isSealed: seals & 0xa == 0xa)  // F_SEAL_WRITE | F_SEAL_SHRINK
+        context.statistics.sharedPagesWritten += try pieces(context).take(piece, context.images)
         inodes.entries.append(entry)
         return id
+    }
+
+    private static func pieces(_ context: DumpContext) -> SharedMemoryPieces {
+        context.state(SharedMemoryPieces.self) { SharedMemoryPieces(isLive: context.policy.isLive) }
     }
 
     /// Writes memfd.img.

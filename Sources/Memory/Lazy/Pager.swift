@@ -177,21 +177,16 @@ public final class Pager {
     }
 
     private func wait(milliseconds: Int) throws(Failure) {
-        var entries: [(Int32, Int16, Int16)] = memories.map { ($0.number, 1, 0) }
-        entries.append((signals.number, 1, 0))
-        entries.append((isRestored ? -1 : restore.number, 1, 0))
-        entries.append((requester?.number ?? -1, 1, 0))
-        let count = entries.count
-        try attempt("wait for page faults") { () throws(SystemCallError) in
-            try withBytes(of: &entries) { (address) throws(SystemCallError) in
-                try systemCall(.poll, address, count, milliseconds)
-            }
+        let numbers =
+            memories.map(\.number) + [signals.number, isRestored ? -1 : restore.number, requester?.number ?? -1]
+        let found = try attempt("wait for page faults") { () throws(SystemCallError) in
+            try pollForInput(numbers, milliseconds: milliseconds)
         }
         let watched = memories
-        for (memory, entry) in zip(watched, entries) where entry.2 != 0 { try hearEvents(memory) }
-        if entries[count - 3].2 != 0 { throw Failure(.denied, "the pager was told to end by a signal") }
-        if entries[count - 2].2 != 0 { try hearRestore() }
-        if entries[count - 1].2 != 0 || requester?.hasPending == true { try receive() }
+        for (memory, found) in zip(watched, found) where found != 0 { try hearEvents(memory) }
+        if found[found.count - 3] != 0 { throw Failure(.denied, "the pager was told to end by a signal") }
+        if found[found.count - 2] != 0 { try hearRestore() }
+        if found[found.count - 1] != 0 || requester?.hasPending == true { try receive() }
     }
 
     private func hearRestore() throws(Failure) {
@@ -339,11 +334,4 @@ public final class Pager {
             throw error
         }
     }
-}
-
-/// Calls `body` with the address of the elements.
-private func withBytes<T: BitwiseCopyable>(
-    of elements: inout [T], _ body: (Int) throws(SystemCallError) -> Int
-) throws(SystemCallError) {
-    _ = try elements.withAddress { (address, _) throws(SystemCallError) in try body(address) }
 }

@@ -226,25 +226,7 @@ public final class MemoryTracking {
                 for piece in parts(of: above, in: part, from: &two) { join(piece, to: &known) }
             }
         }
-        var divided: [PageRun] = []
-        var next = 0
-        for run in runs {
-            var at = run.address
-            func add(_ end: Address, isKnown: Bool) {
-                guard end > at else { return }
-                divided.append(
-                    PageRun(
-                        address: at, pages: (end.rawValue - at.rawValue) / pageSize, isPresent: !isKnown,
-                        isInParent: isKnown, isLazy: run.isLazy && !isKnown))
-                at = end
-            }
-            for part in parts(of: known, in: run.range, from: &next) {
-                add(part.start, isKnown: false)
-                add(part.end, isKnown: true)
-            }
-            add(run.range.end, isKnown: false)
-        }
-        return divided
+        return runs.divided(known)
     }
 
     /// From here on writes are noted anew.

@@ -18,7 +18,7 @@ struct SharedMemorySums {
     /// Of what a file holds.
     ///
     /// - Parameter ranges: whole pages, ascending.
-    init(of file: Int32, _ ranges: [AddressRange]) throws(Failure) {
+    init(of file: PageSource, _ ranges: [AddressRange]) throws(Failure) {
         let chunks = Chunk.cut(ranges.map(\.length))
         let stretches = ranges.map { PageStretch($0) }
         let found = Mutex([[Checksum]](repeating: [], count: chunks.count))
@@ -28,7 +28,7 @@ struct SharedMemorySums {
             let buffer = try BounceBuffer()
             while let index = dealer.take() {
                 let chunk = chunks[index]
-                try fill(buffer.address, chunk, stretches, .file(file))
+                try fill(buffer.address, chunk, stretches, file)
                 let sums = stride(from: 0, to: chunk.length, by: Int(pageSize)).map {
                     Checksum(at: buffer.address + $0, count: Int(pageSize))
                 }

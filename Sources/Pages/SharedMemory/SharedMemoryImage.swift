@@ -1,58 +1,40 @@
 public import Diagnostics
 public import ImageFormat
-public import Linux
+internal import Linux
 internal import SystemPackage
 
 /// The contents of a piece of shared memory: anonymous, memfd or SysV. Its image is `pagemap-shmem-ID.img`.
 public enum SharedMemoryImage {
-    /// Writes the contents of a shared memory file. Holes stay holes.
+    /// Writes the contents of a piece of shared memory. Holes stay holes.
     ///
-    /// - Parameters:
-    ///   - file: a descriptor that can be read.
-    ///   - granularity: the page size of the file.
+    /// - Parameter held: its pages as they were at an earlier moment, if they may have changed since.
     /// - Returns: the number of pages written.
     public static func write(
-        _ file: Int32, id: UInt64, size: UInt64, granularity: UInt64 = pageSize, to images: ImageDirectory
+        _ piece: SharedMemoryPiece, held: HeldPages? = nil, to images: ImageDirectory
     ) throws(Failure) -> UInt64 {
-        let ranges = try data(in: file, size: size, granularity: granularity)
-        let known = images.tracksSharedMemory ? try unchanged(file, id, ranges, images) : []
-        var (runs, stretches): ([PageRun], [PageStretch]) = ([], [])
-        var next = 0
-        for range in ranges {
-            var at = range.start
-            func add(_ end: Address, isKnown: Bool) {
-                guard end > at else { return }
-                let part = AddressRange(start: at, end: end)
-                runs.append(
-                    PageRun(
-                        address: at, pages: part.length / pageSize, isPresent: !isKnown, isInParent: isKnown,
-                        isLazy: false))
-                if !isKnown { stretches.append(PageStretch(part)) }
-                at = end
-            }
-            for part in parts(of: known, in: range, from: &next) {
-                add(part.start, isKnown: false)
-                add(part.end, isKnown: true)
-            }
-            add(range.end, isKnown: false)
-        }
+        let source: PageSource = held.map { .held($0, isLast: false) } ?? .file(piece.file.number)
+        let known = images.tracksSharedMemory ? try unchanged(piece, source, images) : []
+        for range in known { held?.finish(range) }
+        let runs = piece.data.map { PageRun(address: $0.start, pages: $0.length / pageSize) }.divided(known)
         let pagemap = Pagemap(pagesID: images.newPagesID(), runs: runs)
-        try storePages(pagemap, of: .shared(id), stretches, from: .file(file), to: images)
+        try storePages(
+            pagemap, of: .shared(piece.id), runs.filter(\.isPresent).map { PageStretch($0.range) },
+            from: held.map { .held($0, isLast: true) } ?? source, to: images)
         if !known.isEmpty {
-            images.share([], inheriting: [(.sharedPagemap(id), runs.filter(\.isInParent))])
+            images.share([], inheriting: [(.sharedPagemap(piece.id), runs.filter(\.isInParent))])
         }
         return pagemap.presentPages
     }
 
     /// Notes what each page holds, and finds those that the previous images have.
     private static func unchanged(
-        _ file: Int32, _ id: UInt64, _ ranges: [AddressRange], _ images: ImageDirectory
+        _ piece: SharedMemoryPiece, _ source: PageSource, _ images: ImageDirectory
     ) throws(Failure) -> [AddressRange] {
-        let sums = try SharedMemorySums(of: file, ranges)
-        try sums.write(id, to: images)
+        let sums = try SharedMemorySums(of: source, piece.data)
+        try sums.write(piece.id, to: images)
         guard let previous = images.previous, let set = try? ImageSet(images.path.pushing(previous)),
-            let earlier = SharedMemorySums(id, in: set),
-            let pagemap = try? Pagemap.read(.sharedPagemap(id), from: set)
+            let earlier = SharedMemorySums(piece.id, in: set),
+            let pagemap = try? Pagemap.read(.sharedPagemap(piece.id), from: set)
         else { return [] }
         let same = sums.unchanged(since: earlier)
         var known: [AddressRange] = []
