@@ -171,10 +171,10 @@ public final class ImageDirectory {
         return nextPages
     }
 
-    /// Creates a pages file.
+    /// Creates a pages file. One of an older set is written over, and cut at the end: memory and disk need not be found anew.
     public func createPages(_ id: UInt32) throws(Failure) -> PagesFileWriter {
         let name = pagesName(id)
-        return PagesFileWriter(name, try createFile(name), compression, keepsSums: keepsSums)
+        return PagesFileWriter(name, try createFile(name, []), compression, keepsSums: keepsSums)
     }
 
     /// Ends a pages file.
@@ -213,8 +213,8 @@ public final class ImageDirectory {
     }
 
     /// Creates a file for raw contents.
-    func createFile(_ name: ImageName) throws(Failure) -> Descriptor {
-        let file = try ImageDirectory.createFile(name, in: directory.number, path)
+    func createFile(_ name: ImageName, _ more: OpenFlags = .truncate) throws(Failure) -> Descriptor {
+        let file = try ImageDirectory.createFile(name, in: directory.number, path, more)
         if !name.isService {
             written.append(name.fileName)
             if receiver != nil { unsent.append(name.fileName) }
