@@ -28,6 +28,7 @@ public func preDump(_ request: DumpRequest, log: Logger) throws(Failure) -> Stat
             waitsForRequests: false, log: log)
         tracking.serve(context)
         images.previous = tracking.parent
+        images.tracksSharedMemory = true
         try images.connect(to: request.pageServer)
         Server.prepare()
         Heap.reserve(512 << 10)
@@ -55,6 +56,7 @@ public func preDump(_ request: DumpRequest, log: Logger) throws(Failure) -> Stat
         }
         context.statistics[.frozen] = ContinuousClock.now - started
         try MemoryDump.writePages(context)
+        try MemoryDump.writeSharedMemory(context)
         try images.pageReceiver?.finish()
         try images.writeOut()
         try context.faults.pass(.dumpCommit)

@@ -481,6 +481,29 @@ public enum MemoryDump {
         SharedPages.of(context).finish(context)
     }
 
+    /// Writes the shared memory of running processes, so that a later dump has to write only what is other then. What is gone by
+    /// now is left out.
+    public static func writeSharedMemory(_ context: DumpContext) throws(Failure) {
+        var seen: Set<UInt64> = []
+        for process in context.processes {
+            for mapping in process.mappings where HeldMemory.canHold(mapping) || mapping.isSystemV && mapping.isShared {
+                // What the images call it: the segment's id, or a part of the inode.
+                let id = mapping.isSystemV ? mapping.inode : UInt64(UInt32(truncatingIfNeeded: mapping.inode))
+                let path = "/proc/\(process.id.rawValue)/map_files/\(mapping.range)"
+                guard !seen.contains(id), let file = try? openFile(path),
+                    let status = try? FileStatus.read(in: file.number),
+                    status.inode == mapping.inode, let system = try? FileSystem.of(file.number)
+                else { continue }
+                seen.insert(id)
+                let piece = try SharedMemoryPiece(
+                    file, id: id, inode: mapping.inode, size: status.size,
+                    granularity: system.magic == FileSystem.hugePages ? system.blockSize : pageSize)
+                context.statistics.sharedPagesWritten += try SharedMemoryImage.write(
+                    piece, isChanging: true, to: context.images)
+            }
+        }
+    }
+
     /// Writes the layout of a process with what its copy told.
     private static func finishLayout(
         of process: DumpedProcess, _ guards: [AddressRange], _ context: DumpContext

@@ -11,6 +11,8 @@ public enum PageSource: Sendable {
     case running(TaskID, memory: Int32)
     /// A file; addresses are offsets in it.
     case file(Int32)
+    /// A file that others write to meanwhile; who notes the hashes of what was read.
+    case changing(Int32, NotedSums)
     /// A file as it was at one moment; addresses are offsets in it. Whether nobody will read the pages again.
     case held(HeldPages, isLast: Bool)
 }
@@ -133,12 +135,9 @@ private func reserve(_ file: Int32, _ total: UInt64) throws(Failure) {
 func fill(_ address: Int, _ chunk: Chunk, _ stretches: [PageStretch], _ source: PageSource) throws(Failure) {
     switch source {
     case .file(let number):
-        try chunk.forEachPart({ stretches[$0].range.length }) { (index, skip, length, at) throws(Failure) in
-            let from = stretches[index].range.start.rawValue + skip
-            let got = try read(number, address + at, length, from, what: "shared memory")
-            // Past the end of a file that ends within a page there is nothing but zeros.
-            if got < length { zero(address + at + got, length - got) }
-        }
+        try fill(address, chunk, stretches, number) { _, _ in }
+    case .changing(let number, let sums):
+        try fill(address, chunk, stretches, number) { (range, address) in sums.note(range, at: address) }
     case .held(let pages, let isLast):
         try chunk.forEachPart({ stretches[$0].range.length }) { (index, skip, length, at) throws(Failure) in
             let start = stretches[index].range.start + skip
@@ -147,6 +146,19 @@ func fill(_ address: Int, _ chunk: Chunk, _ stretches: [PageStretch], _ source: 
         }
     case .task(let task, let memory): try fill(address, chunk, stretches, task, memory, mayVanish: false)
     case .running(let task, let memory): try fill(address, chunk, stretches, task, memory, mayVanish: true)
+    }
+}
+
+/// Reads one chunk of a file. `body` is called with each part.
+private func fill(
+    _ address: Int, _ chunk: Chunk, _ stretches: [PageStretch], _ file: Int32, _ body: (AddressRange, Int) -> Void
+) throws(Failure) {
+    try chunk.forEachPart({ stretches[$0].range.length }) { (index, skip, length, at) throws(Failure) in
+        let start = stretches[index].range.start + skip
+        let got = try read(file, address + at, length, start.rawValue, what: "shared memory")
+        // Past the end of a file that ends within a page there is nothing but zeros.
+        if got < length { zero(address + at + got, length - got) }
+        body(AddressRange(start: start, end: start + UInt64(length)), address + at)
     }
 }
 

@@ -41,7 +41,9 @@ struct `Memory of busy writers in a live dump` {
     func `is what it was at the stop`(_ kind: (words: String, log: String), user: Int) throws {
         let program = try writers(kind.words, user: user)
         try #require(try program.dump(["--live", "--no-sync"]) == 0, "\(program.lastLine("dump.log"))")
-        #expect(kind.log.isEmpty || program.text("images/dump.log").contains(kind.log), "\(program.text("images/dump.log"))")
+        #expect(
+            kind.log.isEmpty || program.text("images/dump.log").contains(kind.log), "\(program.text("images/dump.log"))"
+        )
         #expect(verdict(program) == "ok", "\(program.text("log"))")
         end(program)
         try #require(try program.restore() == 0, "\(program.lastLine("restore.log"))")
@@ -68,18 +70,20 @@ struct `Memory of busy writers in a live dump` {
         #expect(program.ask() == "ok", "\(program.text("log"))")
     }
 
-    /// Each holds what was written since the last one.
-    @Test(arguments: [[], ["--compress"]])
-    func `in a chain, too`(more: [String]) throws {
+    /// Each holds what was written since the last one. What a pre-dump finds is written to while it copies it.
+    @Test(arguments: [["dump", "--live", "--track-mem"], ["pre-dump"]], [[], ["--compress"]])
+    func `in a chain, too`(order: [String], more: [String]) throws {
         let program = try writers("anonymous 16 2")
+        let isLive = order.contains("--live")
         for (folder, after) in [("a", nil), ("b", "a"), ("c", "b")] {
             try #require(mkdir("\(program.work)/\(folder)", 0o700) == 0)
             let previous = after.map { ["--prev-images-dir", "../" + $0] } ?? []
+            let words = folder == "c" && !isLive ? ["dump", "-R", "--track-mem"] : order
             let status = try program.brumate(
-                ["dump", "--live", "--track-mem", "--no-sync", "-t", "\(program.id)", "-D", "\(program.work)/\(folder)"]
-                    + ["-v4", "-o", "log"] + previous + more)
+                words + ["--no-sync", "-t", "\(program.id)", "-D", "\(program.work)/\(folder)", "-v4", "-o", "log"]
+                    + previous + more)
             try #require(status == 0, "\(program.text(folder + "/log"))")
-            #expect(program.text(folder + "/log").contains(Self.aside))
+            #expect(!isLive || program.text(folder + "/log").contains(Self.aside))
         }
         #expect(verdict(program) == "ok", "\(program.text("log"))")
         end(program)
@@ -91,7 +95,8 @@ struct `Memory of busy writers in a live dump` {
     @Test(
         arguments: freeHugePages >= 16 ? ["anonymous 16 2", "private-huge 8 1"] : ["anonymous 16 2"],
         [("dump-held", "kill"), ("dump-held", "fail"), ("dump-pages", "kill"), ("dump-pages", "fail")])
-    func `and a dump that ends early leaves them at work`(words: String, at fault: (point: String, how: String)) throws {
+    func `and a dump that ends early leaves them at work`(words: String, at fault: (point: String, how: String)) throws
+    {
         let program = try writers(words)
         #expect(try program.dump(["--live", "--no-sync"], fault: "\(fault.point):\(fault.how)") != 0)
         #expect(verdict(program) == "ok", "\(program.text("log"))")

@@ -157,7 +157,7 @@ struct `Increments` {
 
     /// Shared memory, by mappings or calls, and with relatives who share private pages: what refers to the previous images does
     /// so through the parent of our making.
-    @Test(arguments: [snap, live], [[], ["--compress"]])
+    @Test(arguments: [snap, live, ["pre-dump"]], [[], ["--compress"]])
     func `write shared memory that has changed`(words: [String], more: [String]) throws {
         let program = try Program(
             """

@@ -79,7 +79,8 @@ public final class HeldMemory {
         own[process].map { ($0.pages, $0.data) }
     }
 
-    private static func canHold(_ mapping: VMA) -> Bool {
+    /// Whether a mapping shows shared memory that is reached by mappings, and perhaps by descriptors.
+    static func canHold(_ mapping: VMA) -> Bool {
         mapping.isShared && mapping.inode != 0 && !mapping.isSystemV
             && ["/memfd:", "/dev/zero (deleted)", "/anon_hugepage (deleted)", "[anon_shmem:"].contains {
                 mapping.name.starts(with: $0.utf8)

@@ -48,7 +48,8 @@ final class WriteFaults {
             let length = min(range.end, other.end).rawValue - start.rawValue
             let place = target + (start.rawValue - other.start.rawValue)
             return Guarded(
-                range: AddressRange(start: place, end: place + length), offset: file(AddressRange(start: start, end: start)).start.rawValue,
+                range: AddressRange(start: place, end: place + length),
+                offset: file(AddressRange(start: start, end: start)).start.rawValue,
                 pages: pages, unit: unit, data: data, pageSize: pageSize, isOwn: isOwn, isCopy: isCopy)
         }
     }
@@ -148,7 +149,10 @@ final class WriteFaults {
                         let next = min(end, at + WriteFaults.step)
                         let first = mapping.range.start + (at.rawValue - shown.start.rawValue)
                         parts.append(
-                            (space.faults.number, AddressRange(start: first, end: first + (next.rawValue - at.rawValue))))
+                            (
+                                space.faults.number,
+                                AddressRange(start: first, end: first + (next.rawValue - at.rawValue))
+                            ))
                         at = next
                     }
                 }

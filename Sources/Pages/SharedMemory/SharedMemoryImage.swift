@@ -7,34 +7,36 @@ internal import SystemPackage
 public enum SharedMemoryImage {
     /// Writes the contents of a piece of shared memory. Holes stay holes.
     ///
-    /// - Parameter held: its pages as they were at an earlier moment, if they may have changed since.
+    /// - Parameters:
+    ///   - held: its pages as they were at an earlier moment, if they may have changed since.
+    ///   - isChanging: others write to it meanwhile. The hashes are those of what was written.
     /// - Returns: the number of pages written.
     public static func write(
-        _ piece: SharedMemoryPiece, held: HeldPages? = nil, to images: ImageDirectory
+        _ piece: SharedMemoryPiece, held: HeldPages? = nil, isChanging: Bool = false, to images: ImageDirectory
     ) throws(Failure) -> UInt64 {
-        let source: PageSource = held.map { .held($0, isLast: false) } ?? .file(piece.file.number)
-        let known = images.tracksSharedMemory ? try unchanged(piece, source, images) : []
+        let file = piece.file.number
+        let sums =
+            images.tracksSharedMemory
+            ? try SharedMemorySums(of: held.map { .held($0, isLast: false) } ?? .file(file), piece.data) : nil
+        let known = sums.map { unchanged($0, piece.id, images) } ?? []
         for range in known { held?.finish(range) }
         let runs = piece.data.map { PageRun(address: $0.start, pages: $0.length / pageSize) }.divided(known)
         let pagemap = Pagemap(pagesID: images.newPagesID(), runs: runs)
+        let noted = isChanging ? sums.map(NotedSums.init) : nil
         try storePages(
             pagemap, of: .shared(piece.id), runs.filter(\.isPresent).map { PageStretch($0.range) },
-            from: held.map { .held($0, isLast: true) } ?? source, to: images)
+            from: held.map { .held($0, isLast: true) } ?? noted.map { .changing(file, $0) } ?? .file(file), to: images)
+        try (noted?.all ?? sums)?.write(piece.id, to: images)
         if !known.isEmpty {
             images.share([], inheriting: [(.sharedPagemap(piece.id), runs.filter(\.isInParent))])
         }
         return pagemap.presentPages
     }
 
-    /// Notes what each page holds, and finds those that the previous images have.
-    private static func unchanged(
-        _ piece: SharedMemoryPiece, _ source: PageSource, _ images: ImageDirectory
-    ) throws(Failure) -> [AddressRange] {
-        let sums = try SharedMemorySums(of: source, piece.data)
-        try sums.write(piece.id, to: images)
+    /// Finds the pages that the previous images have.
+    private static func unchanged(_ sums: SharedMemorySums, _ id: UInt64, _ images: ImageDirectory) -> [AddressRange] {
         guard let previous = images.previous, let set = try? ImageSet(images.path.pushing(previous)),
-            let earlier = SharedMemorySums(piece.id, in: set),
-            let pagemap = try? Pagemap.read(.sharedPagemap(piece.id), from: set)
+            let earlier = SharedMemorySums(id, in: set), let pagemap = try? Pagemap.read(.sharedPagemap(id), from: set)
         else { return [] }
         let same = sums.unchanged(since: earlier)
         var known: [AddressRange] = []

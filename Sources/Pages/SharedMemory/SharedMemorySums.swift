@@ -97,4 +97,36 @@ struct SharedMemorySums {
         }
         return found
     }
+
+    /// Changes that of one page, if there is one.
+    fileprivate mutating func set(_ page: Address, _ sum: Checksum) {
+        var (low, high) = (0, runs.count)
+        while low < high {
+            let middle = low + (high - low) / 2
+            if runs[middle].range.end <= page { low = middle + 1 } else { high = middle }
+        }
+        guard low < runs.count, runs[low].range.contains(page) else { return }
+        runs[low].sums[Int((page.rawValue - runs[low].start.rawValue) / pageSize)] = sum
+    }
+}
+
+/// The hashes of pages that are written to while they are copied: of what was copied.
+public final class NotedSums: Sendable {
+    private let sums: Mutex<SharedMemorySums>
+
+    /// Begins with hashes of all pages, which hold for those that are not copied.
+    init(_ sums: SharedMemorySums) { self.sums = Mutex(sums) }
+
+    /// Notes copied pages, which lie at an address of ours.
+    func note(_ range: AddressRange, at address: Int) {
+        let found = stride(from: 0, to: Int(range.length), by: Int(pageSize)).map {
+            Checksum(at: address + $0, count: Int(pageSize))
+        }
+        sums.withLock { sums in
+            for (index, sum) in found.enumerated() { sums.set(range.start + UInt64(index) * pageSize, sum) }
+        }
+    }
+
+    /// All that are known by now.
+    var all: SharedMemorySums { sums.withLock { $0 } }
 }
