@@ -488,13 +488,14 @@ struct `A container goes on in namespaces of its own` {
     }
 
     /// A live dump's copy has the first task as its parent, which must not see that.
-    @Test(arguments: [true, false])
-    func `and in a live dump, of which nobody there sees anything`(hasNamespaces: Bool) throws {
+    @Test(arguments: [nil, "", ", users=(100000, 200000)"])
+    func `and in a live dump, of which nobody there sees anything`(namespaces: String?) throws {
         let inside = """
             import hashlib
             def inside():
                 libc = ctypes.CDLL(None); libc.prctl(36, 1, 0, 0, 0)
                 data = bytearray(os.urandom(4 << 20)); ends = []
+                shared = mmap.mmap(-1, 4 << 20); shared[:] = os.urandom(4 << 20)
                 signal.signal(signal.SIGCHLD, lambda number, frame: ends.append(number))
                 child = os.fork()
                 if child == 0:
@@ -507,14 +508,14 @@ struct `A container goes on in namespaces of its own` {
                             str(open('/proc/%d/task/%d/children' % (task, task)).read().split() == [str(child)]))
                     try: state.append(str(os.waitpid(-1, os.WNOHANG | 0x40000000)))
                     except OSError as error: state.append(str(error))
-                    return '%s %d %s' % (hashlib.sha256(data).hexdigest(), len(ends), state)
+                    return '%s %s %d %s' % (hashlib.sha256(shared).hexdigest(), hashlib.sha256(data).hexdigest(), len(ends), state)
                 serve(check)
 
             """
         let program: Program
         var outside: [String] = []
-        if hasNamespaces {
-            let container = try Container(inside + "contain(inside)")
+        if let namespaces {
+            let container = try Container(inside + "contain(inside\(namespaces))")
             (program, outside) = (container.program, container.outside)
         } else {
             program = try Program(inside + "inside()")
@@ -523,6 +524,7 @@ struct `A container goes on in namespaces of its own` {
         #expect(before.contains("0 ['True', '', '(0, 0)']"), "\(before)")
         try #require(try program.dump(["--live"] + outside) == 0, "\(program.lastLine("dump.log"))")
         #expect(!program.text("images/dump.log").contains("stands still"))
+        #expect(program.text("images/dump.log").contains("aside before they were written to"))
         #expect(!program.text("images/dump.log").contains("Warn"))
         #expect(program.ask() == before)
         let first = program.root ?? program.id
@@ -532,7 +534,7 @@ struct `A container goes on in namespaces of its own` {
             usleep(1000)
         }
         program.root = nil
-        let places = hasNamespaces ? ["mnt[/dev]:/dev", "mnt[work]:" + program.work] : []
+        let places = namespaces != nil ? ["mnt[/dev]:/dev", "mnt[work]:" + program.work] : []
         try #require(
             try program.restore(
                 places.flatMap { ["--external", $0] } + ["--pidfile", program.work + "/pidfile"]) == 0,
