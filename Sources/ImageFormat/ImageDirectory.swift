@@ -1,5 +1,4 @@
 public import Diagnostics
-public import FoundationEssentials
 public import ImageMessages
 public import Linux
 public import SwiftProtobuf
@@ -15,7 +14,7 @@ public final class ImageDirectory {
     public let directory: Descriptor
     /// Its path, for messages.
     public let path: FilePath
-    private var written: [String] = []
+    var written: [String] = []
     private var old: [String: FileStatus] = [:]
     private var nextPages: UInt32
     /// Where page maps and pages go instead, nil if they go here.
@@ -23,7 +22,7 @@ public final class ImageDirectory {
     /// Where all images go instead, nil if they go here.
     public let receiver: (any ImageReceiver)?
     /// What their names begin with there.
-    private let prefix: String
+    let prefix: String
     /// Files here that are still to go there.
     private var unsent: [String] = []
     /// How pages are compressed; nil for not at all.
@@ -33,9 +32,9 @@ public final class ImageDirectory {
     private var sums: [String: FileSums] = [:]
     private var held: [(name: ImageName, contents: Contents)] = []
     private var heldBytes = 0
-    private var shared: [(name: ImageName, pagemap: Pagemap)] = []
-    private var inheriting: [(name: ImageName, runs: [PageRun])] = []
-    private var sharedSet: ImageDirectory?
+    var shared: [(name: ImageName, pagemap: Pagemap)] = []
+    var inheriting: [(name: ImageName, runs: [PageRun])] = []
+    var sharedSet: ImageDirectory?
     /// The previous images, relative to this directory: what page maps call their parent.
     public var previous: FilePath?
     /// Hashes of shared memory are kept for the next images, and compared with those of the previous ones.
@@ -87,7 +86,7 @@ public final class ImageDirectory {
     }
 
     /// A set within the set of another directory.
-    private init(_ name: String, within other: ImageDirectory) throws(Failure) {
+    init(_ name: String, within other: ImageDirectory) throws(Failure) {
         path = other.path.appending(name)
         (receiver, prefix) = (other.receiver, other.prefix + name + "/")
         nextPages = 1
@@ -136,7 +135,7 @@ public final class ImageDirectory {
 
     /// Removes what is left of an older set. Files of others stay: images show their magic; and so does what a page server
     /// has written here meanwhile.
-    private func removeOld() throws(Failure) {
+    func removeOld() throws(Failure) {
         let ours = Set(written)
         try attempt("remove the old images in \(path.string)") { () throws(SystemCallError) in
             for (name, status) in old where !ours.contains(name) {
@@ -161,7 +160,7 @@ public final class ImageDirectory {
         old = [:]
     }
 
-    private func remove(_ name: String) throws(SystemCallError) {
+    func remove(_ name: String) throws(SystemCallError) {
         try removeName(FilePath(name), in: directory.number)
     }
 
@@ -203,9 +202,9 @@ public final class ImageDirectory {
         note(sum)
     }
 
-    private func pagesName(_ id: UInt32) -> ImageName { compression == nil ? .pages(id) : .packedPages(id) }
+    func pagesName(_ id: UInt32) -> ImageName { compression == nil ? .pages(id) : .packedPages(id) }
 
-    private func note(_ sum: FileSums) { if keepsSums { sums[sum.name] = sum } }
+    func note(_ sum: FileSums) { if keepsSums { sums[sum.name] = sum } }
 
     /// Removes the pages of an older set that a reader would take for those of a pages file.
     public func removeOther(_ id: UInt32) {
@@ -350,7 +349,7 @@ public final class ImageDirectory {
         }
     }
 
-    fileprivate static func write(_ bytes: [UInt8], to file: Int32, _ name: ImageName) throws(Failure) {
+    static func write(_ bytes: [UInt8], to file: Int32, _ name: ImageName) throws(Failure) {
         try attempt("write the image \(name.fileName)", advice: "Check that the disk has room") {
             () throws(SystemCallError) in
             try writeAll(bytes, to: file)
@@ -386,9 +385,9 @@ public final class ImageDirectory {
     }
 
     /// What the inventory is called until the set is complete.
-    private static let staging = ImageName("." + ImageName.inventory.fileName, ImageName.inventory.magic)
+    static let staging = ImageName("." + ImageName.inventory.fileName, ImageName.inventory.magic)
 
-    private func publish(_ method: SyncMethod) throws(Failure) {
+    func publish(_ method: SyncMethod) throws(Failure) {
         let (staging, folder) = (ImageDirectory.staging, directory.number)
         try attempt("finish the image in \(path.string)") { () throws(SystemCallError) in
             try withPath(FilePath(staging.fileName)) { (from) throws(SystemCallError) in
@@ -460,156 +459,6 @@ public final class ImageDirectory {
         if method == .eachFile { try sharedSet?.sync(method) }
     }
 
-    /// Where pages lie that several processes share: a parent image of our own making.
-    static let sharedFolder = "shared-pages"
-
-    /// Makes a parent image that consists of page maps whose pages are in this directory, at `writeOut`.
-    ///
-    /// Page maps can refer to pages of their own file, or of the same process in the parent image. So a process that
-    /// shares pages with a relative gets a page map there that is the relative's, and the pages file is linked.
-    ///
-    /// - Parameter inheriting: who refers to the previous images; from then on through the parent of our making.
-    public func share(
-        _ pagemaps: [(name: ImageName, pagemap: Pagemap)], inheriting: [(name: ImageName, runs: [PageRun])] = []
-    ) {
-        shared += pagemaps
-        self.inheriting += inheriting
-    }
-
-    /// Makes the link to the parent images.
-    private func linkParent(_ target: FilePath) throws(Failure) {
-        let here = Int(directory.number)
-        try attempt("link the parent image in \(path.string)") { () throws(SystemCallError) in
-            try withPath(target) { (target) throws(SystemCallError) in
-                try withCString("parent") { (name) throws(SystemCallError) in
-                    _ = try systemCall(.symlinkat, target, here, name)
-                }
-            }
-        }
-    }
-
-    private func linkShared() throws(Failure) {
-        guard !shared.isEmpty else {
-            if let previous { try linkParent(previous) }
-            (inheriting, previous) = ([], nil)
-            return
-        }
-        let parent = try ImageDirectory(ImageDirectory.sharedFolder, within: self)
-        parent.keepsSums = keepsSums
-        var linked: Set<UInt32> = []
-        for (name, pagemap) in shared {
-            try pagemap.write(name, to: parent)
-            guard linked.insert(pagemap.pagesID).inserted else { continue }
-            let name = pagesName(pagemap.pagesID).fileName
-            if let receiver {
-                try receiver.link(parent.prefix + name, to: prefix + name)
-            } else {
-                try link(name, parent)
-            }
-            parent.note(FileSums(name: name, size: 0, isLink: true))
-            parent.written.append(name)
-        }
-        if let previous {
-            // Page maps without pages of their own need a pages file all the same.
-            let empty = newPagesID()
-            _ = try parent.createFile(.pages(empty))
-            for (name, runs) in inheriting { try Pagemap(pagesID: empty, runs: runs).write(name, to: parent) }
-            parent.previous = previous.isAbsolute ? previous : FilePath("..").pushing(previous)
-        }
-        try parent.writeOut()
-        if receiver == nil { try linkParent(FilePath(ImageDirectory.sharedFolder)) }
-        (shared, inheriting, previous) = ([], [], nil)
-        sharedSet = parent
-    }
-
-    private func link(_ file: String, _ parent: ImageDirectory) throws(Failure) {
-        let (here, there) = (Int(directory.number), Int(parent.directory.number))
-        try attempt("link shared pages in \(path.string)") { () throws(SystemCallError) in
-            try withCString(file) { (file) throws(SystemCallError) in
-                try systemCall(.linkat, here, file, there, file, 0)
-            }
-        }
-    }
-
-    private func removeSharedPages() {
-        let folder = ImageDirectory.sharedFolder
-        guard let old = try? listDirectory(FilePath(folder), in: directory.number) else { return }
-        for name in old { _ = try? remove(folder + "/" + name.string) }
-        _ = try? removeName(FilePath(folder), isDirectory: true, in: directory.number)
-    }
-
-    // MARK: images that come from elsewhere
-
-    /// Whether a file is of the parent of our making.
-    public static func isShared(_ name: String) -> Bool { name.hasPrefix(sharedFolder + "/") }
-
-    /// Whether a file of a set may be called so: `NAME.img` or `stats-dump`, in `shared-pages` too.
-    public static func isFileName(_ name: String) -> Bool {
-        let inner = isShared(name) ? name.dropFirst(sharedFolder.count + 1) : name[...]
-        guard let first = inner.utf8.first, first != 0x2e, inner.utf8.count <= 200,
-            inner.utf8.allSatisfy({ byte in
-                (0x30...0x39).contains(byte) || byte < 0x80 && (0x41...0x5a).contains(byte & 0xdf) || byte == 0x2d
-                    || byte == 0x2e || byte == 0x5f
-            })
-        else { return false }
-        return inner.hasSuffix(".img") || inner == ImageName.dumpStatistics.fileName
-    }
-
-    /// Opens a file of a set that comes from elsewhere for writing. Its inventory is not called so before `complete`.
-    ///
-    /// - Parameter begins: it is created.
-    public func receive(_ name: String, begins: Bool) throws(Failure) -> Descriptor {
-        let name = name == ImageName.inventory.fileName ? ImageDirectory.staging.fileName : name
-        let folder = directory.number
-        if begins, ImageDirectory.isShared(name) { try makeSharedFolder() }
-        let file = try attempt("create the image \(name) in \(path.string)", advice: "Check that there is room") {
-            () throws(SystemCallError) in
-            try openFile(
-                name, begins ? [.writeOnly, .create, .truncate, .noFollow] : [.writeOnly, .noFollow], mode: 0o644,
-                in: folder)
-        }
-        if begins { written.append(name) }
-        return file
-    }
-
-    private func makeSharedFolder() throws(Failure) {
-        let folder = directory.number
-        try attempt("create \(ImageDirectory.sharedFolder) in \(path.string)") { () throws(SystemCallError) in
-            try withCString(ImageDirectory.sharedFolder) { (name) throws(SystemCallError) in
-                do throws(SystemCallError) { try systemCall(.mkdirat, Int(folder), name, 0o755) } catch {
-                    if error.errno != .EEXIST { throw error }
-                }
-            }
-        }
-        previous = FilePath(ImageDirectory.sharedFolder)
-    }
-
-    /// Makes a second name of a file of a set that comes from elsewhere.
-    public func receive(_ name: String, linkedTo other: String) throws(Failure) {
-        let folder = Int(directory.number)
-        if ImageDirectory.isShared(name) { try makeSharedFolder() }
-        try attempt("link \(name) in \(path.string)") { () throws(SystemCallError) in
-            try withCString(other) { (other) throws(SystemCallError) in
-                try withCString(name) { (name) throws(SystemCallError) in
-                    try systemCall(.linkat, folder, other, folder, name, 0)
-                }
-            }
-        }
-        written.append(name)
-    }
-
-    /// Makes a set that came from elsewhere valid.
-    ///
-    /// - Parameter ready: called when nothing but the name of the inventory is missing.
-    public func complete(sync method: SyncMethod, ready: () throws(Failure) -> Void) throws(Failure) {
-        if let previous { try linkParent(previous) }
-        previous = nil
-        try removeOld()
-        try sync(method)
-        try ready()
-        try publish(method)
-    }
-
     /// Removes what was written: the dump failed. The inventory goes first.
     public func discard() {
         (held, heldBytes, shared, inheriting, sharedSet, previous, sums) = ([], 0, [], [], nil, nil, [:])
@@ -618,106 +467,3 @@ public final class ImageDirectory {
         removeSharedPages()
     }
 }
-
-/// How a set of images is brought to the disk.
-public enum SyncMethod: Hashable, Sendable {
-    /// Not at all: the system writes it when it likes.
-    case none
-    /// By one `syncfs(2)`, which costs a fraction of an `fsync(2)` for each file.
-    case wholeFileSystem
-    /// By an `fsync(2)` for each file, which is better where others have much to write.
-    case eachFile
-
-    /// The cheaper way on this machine at this moment.
-    public static func best() -> SyncMethod {
-        var unwritten: UInt64 = 0
-        for line in ((try? readWholeFile("/proc/meminfo")) ?? []).split(separator: 0x0a)
-        where line.starts(with: "Dirty:".utf8) || line.starts(with: "Writeback:".utf8) {
-            let digits = line.filter { $0 >= 0x30 && $0 <= 0x39 }
-            unwritten += (UInt64(String(decoding: digits, as: UTF8.self)) ?? 0) << 10
-        }
-        return unwritten > 256 << 20 ? .eachFile : .wholeFileSystem
-    }
-}
-
-/// Writes one image file through a buffer.
-public final class ImageWriter {
-    private let folder: ImageDirectory
-    private let name: ImageName
-    private var file: Int32?
-    private var buffer: [UInt8] = []
-
-    init(_ name: ImageName, in folder: ImageDirectory) {
-        self.folder = folder
-        self.name = name
-        buffer = ImageWriter.start(of: name)
-    }
-
-    deinit { if let file { _ = try? systemCall(.close, Int(file)) } }
-
-    /// The bytes that an image begins with.
-    fileprivate static func start(of name: ImageName) -> [UInt8] {
-        name.header.flatMap { [UInt8](bytesOf: $0.littleEndian) }
-    }
-
-    /// Appends a message with its length to some bytes. Any thread may do that for an image.
-    public static func encode(
-        _ message: some Message, _ name: ImageName, into buffer: inout [UInt8]
-    ) throws(Failure) {
-        let bytes: [UInt8]
-        do { bytes = try message.serializedBytes() } catch {
-            throw Failure(.bug, "can't encode a message of \(name.fileName): \(error)")
-        }
-        buffer += [UInt8](bytesOf: UInt32(bytes.count).littleEndian)
-        buffer += bytes
-    }
-
-    /// Appends a message with its length.
-    public func append(_ message: some Message) throws(Failure) {
-        try ImageWriter.encode(message, name, into: &buffer)
-        try spill()
-    }
-
-    /// From how many messages on one thread more is worth its start.
-    private static let fewMessages = 1024
-
-    /// Appends many messages, encoded by several threads.
-    public func append(contentsOf messages: [some Message & Sendable]) throws(Failure) {
-        let (name, size) = (name, ImageWriter.fewMessages / 2)
-        guard messages.count >= ImageWriter.fewMessages else {
-            for message in messages { try append(message) }
-            return
-        }
-        let encoded = try Workers.map(messages.count, share: size) { (range) throws(Failure) in
-            var bytes: [UInt8] = []
-            for message in messages[range] { try ImageWriter.encode(message, name, into: &bytes) }
-            return bytes
-        }
-        for bytes in encoded { try append(raw: bytes) }
-    }
-
-    /// Appends raw bytes.
-    public func append(raw bytes: [UInt8]) throws(Failure) {
-        buffer += bytes
-        try spill()
-    }
-
-    private func spill() throws(Failure) {
-        if buffer.count > ImageDirectory.largestHeld { try flush() }
-    }
-
-    private func flush() throws(Failure) {
-        if file == nil { file = try folder.createFile(name).release() }
-        if let file { try ImageDirectory.write(buffer, to: file, name) }
-        buffer.removeAll(keepingCapacity: true)
-    }
-
-    /// Hands the image over: to the file if it has one, else to the directory, which writes it later.
-    public func finish() throws(Failure) {
-        if file == nil { try folder.hold(name, buffer) } else { try flush() }
-        buffer = []
-    }
-}
-
-/// Bytes as a field of a message wants them.
-public func imageBytes(_ bytes: some Sequence<UInt8>) -> Data { Data(bytes) }

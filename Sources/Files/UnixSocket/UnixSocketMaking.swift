@@ -12,21 +12,21 @@ internal import SystemPackage
 /// sockets through their listener, by a task that looks like the one that connected. Queues are filled last, through the
 /// sockets that sent, before anything is connected that would receive from one sender only.
 final class UnixSocketMaking {
-    private let context: RestoreContext
+    let context: RestoreContext
     private let all: [Member]
     /// Places in `all`.
     private var byInode: [UInt32: Int] = [:]
     /// What is ours to make, by id: neither outside nor passed by the caller.
-    private var mine: [Member] = []
-    private let witnesses: Witnesses
+    var mine: [Member] = []
+    let witnesses: Witnesses
     private let others = UnixDiagnoses()
     /// The other ends: of members by their ids, or our own, which are closed in the end.
-    private var mates: [UInt32: Int32] = [:]
-    private var temporary: [UInt32: Int32] = [:]
+    var mates: [UInt32: Int32] = [:]
+    var temporary: [UInt32: Int32] = [:]
     /// Members whose name is not theirs to bind.
-    private var accepted: Set<UInt32> = []
+    var accepted: Set<UInt32> = []
     /// Connections to the outside that could be made anew.
-    private var reconnected: Set<UInt32> = []
+    var reconnected: Set<UInt32> = []
 
     init(_ entries: [FileEntry], _ context: RestoreContext) {
         self.context = context
@@ -41,10 +41,10 @@ final class UnixSocketMaking {
         for member in all { byInode[member.usk.ino] = member.place }
     }
 
-    private func member(_ inode: UInt32) -> Member? { byInode[inode].map { all[$0] } }
+    func member(_ inode: UInt32) -> Member? { byInode[inode].map { all[$0] } }
 
     /// A socket of files.img.
-    private struct Member {
+    struct Member {
         var place: Int
         let id: UInt32, usk: UnixSkEntry
     }
@@ -54,7 +54,7 @@ final class UnixSocketMaking {
     /// Whether all that is left is to let the tasks go.
     var isSettled = false
     /// Whether `complete` has begun.
-    private(set) var isComplete = false
+    var isComplete = false
 
     deinit { for number in temporary.values { _ = try? systemCall(.close, Int(number)) } }
 
@@ -67,9 +67,9 @@ final class UnixSocketMaking {
         files = []
     }
 
-    private static func key(_ entry: UnixSkEntry) -> String { "socket:[\(entry.ino)]" }
+    static func key(_ entry: UnixSkEntry) -> String { "socket:[\(entry.ino)]" }
 
-    private func naming<R>(_ member: Member, _ body: () throws(Failure) -> R) throws(Failure) -> R {
+    func naming<R>(_ member: Member, _ body: () throws(Failure) -> R) throws(Failure) -> R {
         try during(.file("UNIX socket \(member.usk.ino)"), body)
     }
 
@@ -233,7 +233,7 @@ final class UnixSocketMaking {
             && self.member(member.usk.peer).map { $0.usk.uflags & UnixSocket.external != 0 } ?? false
     }
 
-    private static func create(_ type: UInt32) throws(Failure) -> Descriptor {
+    static func create(_ type: UInt32) throws(Failure) -> Descriptor {
         try attempt("create it") { () throws(SystemCallError) in
             Descriptor(owning: Int32(try systemCall(.socket, 1, Int(type) | 0o2000000, 0)))
         }
@@ -461,7 +461,7 @@ final class UnixSocketMaking {
     }
 
     /// How to reach a socket of ours.
-    private struct Way {
+    struct Way {
         let address: [UInt8]
         let door: Int32?
 
@@ -498,7 +498,7 @@ final class UnixSocketMaking {
 
     /// Connects sockets to a name, or to the file behind a door, as someone. Returns the task that did.
     @discardableResult
-    private func connect(
+    func connect(
         _ clients: [Int32], to address: [UInt8], door: Int32?, as who: SkCredEntry?
     ) throws(Failure) -> TaskID {
         guard let who, let puppet = try witnesses.witness(who.pid) else {
@@ -525,213 +525,4 @@ final class UnixSocketMaking {
         try puppet.run(batch)
         return puppet.task
     }
-
-    // MARK: complete
-
-    /// Fills the queues, connects what receives from one sender only, and sets options and flags.
-    func complete() throws(Failure) {
-        isComplete = true
-        let packets = SavedPackets.of(context)
-        let posting = Posting(context, witnesses)
-        for member in mine where !reconnected.contains(member.id) {
-            guard let queue = packets.queues[member.id] else { continue }
-            try naming(member) { () throws(Failure) in try fill(member, queue, posting) }
-        }
-        for listener in mine where listener.usk.state == UnixSocket.listening {
-            try naming(listener) { () throws(Failure) in
-                try connectWaiting(on: listener, packets.waiting[listener.id] ?? [], posting)
-            }
-        }
-        for member in mine where member.usk.type == UnixSocket.datagram && member.usk.peer != 0 {
-            try naming(member) { () throws(Failure) in try connectDatagrams(member) }
-        }
-        try endAll()
-        for member in mine where !member.usk.name.isEmpty && !accepted.contains(member.id) {
-            try naming(member) { () throws(Failure) in
-                try SocketName(member.usk).open(try context.files.number(member.id), context.owners)
-            }
-        }
-        try witnesses.dismiss()
-    }
-
-    private func fill(_ member: Member, _ queue: [QueuedPacket], _ posting: Posting) throws(Failure) {
-        let socket = member.usk
-        if let mate = mates[member.id] {
-            try posting.makeRoom(in: mate, for: queue)
-            for packet in queue { try posting.send(packet, through: mate, isStream: socket.type == UnixSocket.stream) }
-            return
-        }
-        guard socket.type == UnixSocket.datagram, !socket.name.isEmpty else {
-            context.log.warning(
-                "\(queue.count) packets for \(UnixSocketMaking.key(socket)) are lost: nobody can send them")
-            return
-        }
-        let number = try context.files.number(member.id)
-        let way = try Way(to: number, socket)
-        defer { way.close() }
-        for packet in queue {
-            let sender = Array(packet.entry.sender)
-            let known = mine.first {
-                $0.usk.type == UnixSocket.datagram && Array($0.usk.name) == sender
-                    && (!sender.isEmpty || $0.usk.peer == socket.ino)
-            }
-            let through = known != nil ? try context.files.number(known?.id ?? 0) : try posting.stranger(sender)
-            try posting.makeRoom(in: through, for: [packet])
-            try posting.send(packet, through: through, to: way.address, isStream: false)
-        }
-    }
-
-    private func connectWaiting(
-        on listener: Member, _ packets: [QueuedPacket], _ posting: Posting
-    ) throws(Failure) {
-        var waiting = listener.usk.waiting
-        let listed = Set(waiting)
-        for member in mine
-        where member.usk.peer == listener.usk.ino && member.usk.state == UnixSocket.established
-            && !listed.contains(member.usk.ino)
-        {
-            waiting.append(member.usk.ino)
-        }
-        guard !waiting.isEmpty else { return }
-        guard waiting.count <= Int(clamping: listener.usk.backlog) + 1 else {
-            throw Failure(.corruptImage, "more connections wait than its backlog allows")
-        }
-        let way = try Way(to: try context.files.number(listener.id), listener.usk)
-        defer { way.close() }
-        for (place, inode) in waiting.enumerated() where inode != .max {
-            let own = packets.filter { $0.entry.waiting == UInt32(place) }
-            let client = mine.first { $0.usk.ino == inode }
-            let noted = own.first { !$0.entry.hasSender && $0.entry.hasCred }?.entry.cred
-            let who = noted ?? (client?.usk.hasOwnCred ?? false ? client?.usk.ownCred : nil)
-            let made: Descriptor
-            if let client {
-                let number = try context.files.number(client.id)
-                made = try attempt("copy a socket") { () throws(SystemCallError) in
-                    Descriptor(owning: Int32(try systemCall(.fcntl, Int(number), 1030, 3)))
-                }
-            } else if inode == 0 {
-                made = try UnixSocketMaking.create(listener.usk.type)
-            } else {
-                throw Failure(.corruptImage, "the socket \(inode) that waits to be accepted is not there")
-            }
-            try connect([made.number], to: way.address, door: way.door, as: who)
-            let sent = own.filter { $0.entry.hasSender }
-            try posting.makeRoom(in: made.number, for: sent)
-            for packet in sent {
-                try posting.send(packet, through: made.number, isStream: listener.usk.type == UnixSocket.stream)
-            }
-        }
-    }
-
-    private func connectDatagrams(_ member: Member) throws(Failure) {
-        let socket = member.usk
-        let number = try context.files.number(member.id)
-        guard let peer = self.member(socket.peer) else { return }
-        if mates[member.id] != nil, mates[member.id] == (try? context.files.number(peer.id)) { return }
-        if peer.usk.uflags & UnixSocket.external != 0 {
-            guard !peer.usk.name.isEmpty else { return }
-            let name = Array(peer.usk.name)
-            do throws(Failure) {
-                try connect([number], to: SocketName(peer.usk).address, door: nil, as: nil)
-            } catch {
-                guard OutsidePeer.isWellKnown(name) else {
-                    throw Failure(
-                        .denied, "can't connect it to the socket outside of the tree \(OutsidePeer.described(name))",
-                        advice: "Start the program that has that socket", cause: error.cause)
-                }
-                context.log.warning(
-                    "\(UnixSocketMaking.key(socket)) is not connected: nobody answers \(OutsidePeer.described(name))")
-            }
-            return
-        }
-        guard !peer.usk.name.isEmpty else {
-            context.log.warning("\(UnixSocketMaking.key(socket)) is not connected: its peer has no name")
-            return
-        }
-        let way = try Way(to: try context.files.number(peer.id), peer.usk)
-        defer { way.close() }
-        try connect([number], to: way.address, door: nil, as: nil)
-    }
-
-    /// From how many sockets on, and how many a thread takes at once.
-    private static let manyEnds = 512, share = 128
-
-    /// What would get in the way earlier: half-closing, owners, options and flags.
-    private func endAll() throws(Failure) {
-        for member in mine { try naming(member) { () throws(Failure) in try disconnect(member) } }
-        var jobs: [(entry: UnixSkEntry, number: Int32)] = []
-        jobs.reserveCapacity(mine.count)
-        var fresh: [UInt32: SocketOptions.Fresh] = [:]
-        for member in mine {
-            let (entry, number) = (member.usk, try context.files.number(member.id))
-            jobs.append((entry, number))
-            // All new sockets of a type are the same.
-            guard fresh[entry.type] == nil else { continue }
-            fresh[entry.type] = try attempt("read the socket's options") { () throws(SystemCallError) in
-                try SocketOptions.Fresh(number)
-            }
-        }
-        let (all, options, owners) = (jobs, fresh, context.owners)
-        _ = try Workers.map(
-            all.count, share: UnixSocketMaking.share,
-            threads: all.count < UnixSocketMaking.manyEnds ? 1 : Workers.count
-        ) { (range) throws(Failure) in
-            for (entry, number) in all[range] {
-                try during(.file("UNIX socket \(entry.ino)")) { () throws(Failure) in
-                    try UnixSocketMaking.end(entry, number, over: options[entry.type], owners)
-                }
-            }
-        }
-    }
-
-    private func disconnect(_ member: Member) throws(Failure) {
-        let mate = temporary.removeValue(forKey: member.id)
-        let socket = member.usk
-        guard mate != nil || socket.peer == 0 else { return }
-        let number = try context.files.number(member.id)
-        if let mate {
-            try attempt("close the other end") { () throws(SystemCallError) in
-                if socket.reset {
-                    // An end that is closed with something unread tells the other so.
-                    var byte: [UInt8] = [0]
-                    _ = try byte.withAddress { (address, _) throws(SystemCallError) in
-                        try systemCall(.sendto, Int(number), address, 1, 0x4040, 0, 0)
-                    }
-                }
-                try systemCall(.close, Int(mate))
-            }
-        } else if mates[member.id] != nil, socket.type == UnixSocket.datagram {
-            try attempt("disconnect it") { () throws(SystemCallError) in
-                var unspecified: [UInt8] = [0, 0]
-                _ = try unspecified.withAddress { (address, count) throws(SystemCallError) in
-                    try systemCall(.connect, Int(number), address, count)
-                }
-            }
-        }
-    }
-
-    /// Touches no other socket, so any thread may do it.
-    private static func end(
-        _ socket: UnixSkEntry, _ number: Int32, over fresh: SocketOptions.Fresh?, _ owners: TreeOwners
-    ) throws(Failure) {
-        try SocketOptions.restore(socket.opts, on: number, over: fresh)
-        try attempt("set its state") { () throws(SystemCallError) in
-            if socket.hasInode || (!socket.name.isEmpty && socket.name.first != 0) {
-                let mode = socket.hasInode ? Int(socket.inode.mode & 0o7777) : 0o777
-                try systemCall(.fchmod, Int(number), mode)
-            }
-            if socket.hasInode || owners.isApart {
-                try owners.give(number, to: socket.inode.uid, socket.inode.gid)
-            }
-            if socket.hasShutdown, socket.shutdown.rawValue > 0 {
-                do throws(SystemCallError) {
-                    try systemCall(.shutdown, Int(number), socket.shutdown.rawValue - 1)
-                } catch { if error.errno != .ENOTCONN { throw error } }
-            }
-            if socket.flags != UnixSocketMaking.freshFlags { try setStatusFlags(number, socket.flags) }
-        }
-    }
-
-    /// O_RDWR, which is all that a new socket has.
-    private static let freshFlags: UInt32 = 2
 }
