@@ -99,7 +99,7 @@ public final class HeldMemory {
         for process in context.processes {
             guard let mappings = own[process.id]?.mappings else { continue }
             var scan = try PagemapScan(process.id)
-            let found = try scan.scan(mappings.map { PagemapScan.Region($0.range, isAnonymous: true) }).pages
+            let found = try scan.scan(mappings.map(\.scanned)).pages
             var next = 0
             own[process.id]?.data = mappings.flatMap { parts(of: found, in: $0.range, from: &next) }
         }
@@ -115,7 +115,13 @@ public final class HeldMemory {
             }
         }
         if !guarded.isEmpty || !own.isEmpty {
-            do throws(Failure) { try protect(guarded, context) } catch {
+            do throws(Failure) {
+                // It may write to huge pages that were registered with it, past all protection.
+                if !own.isEmpty, HeldMemory.hasIoUring(context) {
+                    throw Failure(.unsupported, "an io_uring may write to huge pages")
+                }
+                try protect(guarded, context)
+            } catch {
                 guard own.isEmpty else {
                     // The copies don't have these pages.
                     disturbance.note(error)
@@ -133,13 +139,15 @@ public final class HeldMemory {
         try context.faults.pass(.dumpHeld)
     }
 
+    private static func hasIoUring(_ context: DumpContext) -> Bool { context.files.contains(where: \.hasIoUring) }
+
     /// Why somebody could write to a piece unnoticed.
     private func reason(
         against piece: SharedMemoryPiece, _ pieces: SharedMemoryPieces, _ context: DumpContext
     ) -> String? {
         guard context.policy.holdsMemory else { return "it was disturbed when it was held" }
         if pieces.isOpen(piece) { return "somebody has it open" }
-        if context.files.contains(where: \.hasIoUring) { return "an io_uring writes to memory" }
+        if HeldMemory.hasIoUring(context) { return "an io_uring writes to memory" }
         for process in context.processes where process.mappings.contains(where: { HeldMemory.maps($0, piece) }) {
             guard context.processes.contains(where: { $0.ids.vmID == process.ids.vmID && spaces[$0.id] != nil }) else {
                 return "task \(process.id) has no userfaultfd"
