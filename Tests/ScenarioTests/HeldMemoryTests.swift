@@ -36,7 +36,8 @@ struct `Memory of busy writers in a live dump` {
     @Test(
         arguments: [
             ("anonymous 32 2 read fork", aside), ("anonymous 32 1 remap", aside), ("memfd 16 2", aside),
-            ("sealed 16 2", aside), ("open 16 2", still), ("sysv 16 2", ""), ("anonymous 16 2 drop", "begins anew"),
+            ("sealed 16 2", aside), ("open 16 2", still), ("anonymous 4 9", "tasks map it"), ("sysv 16 2", ""),
+            ("anonymous 16 2 drop", "begins anew"),
         ], [0, 65534])
     func `is what it was at the stop`(_ kind: (words: String, log: String), user: Int) throws {
         let program = try writers(kind.words, user: user)
