@@ -130,9 +130,9 @@ private func dump(
                     || request.afterwards == .running && request.scripts.isEmpty && request.lazySource == nil
                 do throws(Failure) {
                     try order.holdNetwork(request)
-                    try context.view.inside { () throws(Failure) in try order.run(request) }
-                    if request.isLive {
-                        try context.view.inside { () throws(Failure) in try HeldMemory.of(context).hold(context) }
+                    try context.view.inside { () throws(Failure) in
+                        try order.run(request)
+                        if request.isLive { try HeldMemory.of(context).hold(context) }
                     }
                     if !isLetGoEarly { try order.complete(request, started: started) }
                     try order.servePages(request)

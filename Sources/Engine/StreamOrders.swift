@@ -173,13 +173,7 @@ extension StreamReceiver {
 
     /// How many bytes of memory and swap can be had.
     private static func availableMemory() -> UInt64 {
-        var available: UInt64 = 0
-        for line in ((try? readWholeFile("/proc/meminfo")) ?? []).split(separator: 0x0a)
-        where line.starts(with: "MemAvailable:".utf8) || line.starts(with: "SwapFree:".utf8) {
-            let digits = line.filter { $0 >= 0x30 && $0 <= 0x39 }
-            available += (UInt64(String(decoding: digits, as: UTF8.self)) ?? 0) << 10
-        }
-        return max(available, 64 << 20)
+        max(systemMemory("MemAvailable:", "SwapFree:"), 64 << 20)
     }
 }
 

@@ -11,12 +11,6 @@ public enum SyncMethod: Hashable, Sendable {
 
     /// The cheaper way on this machine at this moment.
     public static func best() -> SyncMethod {
-        var unwritten: UInt64 = 0
-        for line in ((try? readWholeFile("/proc/meminfo")) ?? []).split(separator: 0x0a)
-        where line.starts(with: "Dirty:".utf8) || line.starts(with: "Writeback:".utf8) {
-            let digits = line.filter { $0 >= 0x30 && $0 <= 0x39 }
-            unwritten += (UInt64(String(decoding: digits, as: UTF8.self)) ?? 0) << 10
-        }
-        return unwritten > 256 << 20 ? .eachFile : .wholeFileSystem
+        systemMemory("Dirty:", "Writeback:") > 256 << 20 ? .eachFile : .wholeFileSystem
     }
 }

@@ -129,6 +129,18 @@ public func poll(_ number: Int32, for events: Int16, milliseconds: Int = 0) thro
     return question.found
 }
 
+/// Bytes of the system's memory that lines of /proc/meminfo tell, in all; 0 where it can't be read.
+///
+/// - Parameter lines: their names, with the colon.
+public func systemMemory(_ lines: String...) -> UInt64 {
+    ((try? readWholeFile("/proc/meminfo")) ?? []).split(separator: 0x0a)
+        .filter { line in lines.contains { line.starts(with: $0.utf8) } }
+        .reduce(0) { sum, line in
+            let digits = line.filter { $0 >= 0x30 && $0 <= 0x39 }
+            return sum + (UInt64(String(decoding: digits, as: UTF8.self)) ?? 0) << 10
+        }
+}
+
 /// Waits until one of several descriptors can be read, or reports an error or a hang-up (`poll(2)`).
 ///
 /// - Parameters:

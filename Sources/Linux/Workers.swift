@@ -7,10 +7,23 @@ private final class Errand {
     init(_ body: @escaping @Sendable () -> Void) { self.body = body }
 
     /// The start of a thread, which takes the reference over.
-    static let run: @convention(c) (UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? = { argument in
+    private static let run: @convention(c) (UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? = { argument in
         guard let argument = unsafe argument else { return nil }
         unsafe Unmanaged<Errand>.fromOpaque(argument).takeRetainedValue().body()
         return nil
+    }
+
+    /// Starts a thread that runs it. Throws where there can be no more.
+    static func start(_ body: @escaping @Sendable () -> Void) throws(SystemCallError) -> pthread_t {
+        var thread = pthread_t()
+        // The new thread takes the reference over, unless there is none.
+        let errand = unsafe Unmanaged.passRetained(Errand(body))
+        let error = unsafe pthread_create(&thread, nil, run, errand.toOpaque())
+        guard error == 0 else {
+            unsafe errand.release()
+            throw SystemCallError(.clone, Errno(rawValue: error))
+        }
+        return thread
     }
 }
 
@@ -36,14 +49,7 @@ public enum Workers {
         }
         var threads: [pthread_t] = []
         for _ in 1..<max(1, count) {
-            var thread = pthread_t()
-            // The new thread takes the reference over, unless there is none.
-            let errand = unsafe Unmanaged.passRetained(Errand(guarded))
-            let error = unsafe pthread_create(&thread, nil, Errand.run, errand.toOpaque())
-            guard error == 0 else {
-                unsafe errand.release()
-                break
-            }
+            guard let thread = try? Errand.start(guarded) else { break }
             threads.append(thread)
         }
         guarded()
@@ -58,23 +64,13 @@ public struct Background: ~Copyable {
 
     /// Begins. If there can be no more threads, it is done at once.
     public init(_ body: @escaping @Sendable () -> Void) {
-        var thread = pthread_t()
-        let errand = unsafe Unmanaged.passRetained(Errand(body))
-        let error = unsafe pthread_create(&thread, nil, Errand.run, errand.toOpaque())
-        self.thread = error == 0 ? thread : nil
-        if error != 0 { unsafe errand.takeRetainedValue().body() }
+        thread = try? Errand.start(body)
+        if thread == nil { body() }
     }
 
     /// Begins what can't be done at once. Throws where there can be no more threads.
     public static func start(_ body: @escaping @Sendable () -> Void) throws(SystemCallError) -> Background {
-        var thread = pthread_t()
-        let errand = unsafe Unmanaged.passRetained(Errand(body))
-        let error = unsafe pthread_create(&thread, nil, Errand.run, errand.toOpaque())
-        guard error == 0 else {
-            unsafe errand.release()
-            throw SystemCallError(.clone, Errno(rawValue: error))
-        }
-        return Background(of: thread)
+        Background(of: try Errand.start(body))
     }
 
     private init(of thread: pthread_t) { self.thread = thread }

@@ -76,13 +76,14 @@ enum Memfd: FileKind {
         let piece = try SharedMemoryPiece(
             readable, id: UInt64(shared), inode: status.inode, size: status.size, granularity: granularity,
             isSealed: seals & 0xa == 0xa)  // F_SEAL_WRITE | F_SEAL_SHRINK
-        context.statistics.sharedPagesWritten += try pieces(context).take(piece, context.images)
+        context.statistics.sharedPagesWritten += try pieces(context).take(
+            piece, isLive: context.policy.isLive, context.images)
         inodes.entries.append(entry)
         return id
     }
 
     private static func pieces(_ context: DumpContext) -> SharedMemoryPieces {
-        context.state(SharedMemoryPieces.self) { SharedMemoryPieces(isLive: context.policy.isLive) }
+        context.state(SharedMemoryPieces.self) { SharedMemoryPieces() }
     }
 
     /// Writes memfd.img.

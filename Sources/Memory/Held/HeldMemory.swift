@@ -26,11 +26,6 @@ public final class HeldMemory {
     /// Of one dump.
     public static func of(_ context: DumpContext) -> HeldMemory { context.state(HeldMemory.self) { HeldMemory() } }
 
-    /// The shared memory that a dump has met.
-    static func pieces(of context: DumpContext) -> SharedMemoryPieces {
-        context.state(SharedMemoryPieces.self) { SharedMemoryPieces(isLive: context.policy.isLive) }
-    }
-
     /// Whether the dump failed because the tree did with its shared memory what this can't stand.
     public var isDisturbed: Bool { disturbance.isThere }
 
@@ -95,7 +90,7 @@ public final class HeldMemory {
 
     /// Holds up writes to the shared memory that was met, and writes what can't be held. Memory was copied before.
     public func hold(_ context: DumpContext) throws(Failure) {
-        let pieces = HeldMemory.pieces(of: context)
+        let pieces = context.state(SharedMemoryPieces.self) { SharedMemoryPieces() }
         let waiting = pieces.takeWaiting()
         guard !waiting.isEmpty || !own.isEmpty else { return }
         for process in context.processes {

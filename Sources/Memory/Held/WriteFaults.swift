@@ -117,21 +117,15 @@ final class WriteFaults {
     }
 
     private static func register(_ space: Space) throws(Failure) {
-        let number = Int(space.faults.number)
+        let number = space.faults.number
         try attempt("use a userfaultfd that holds up writes", advice: "Linux 5.19 or later can") {
             () throws(SystemCallError) in
             // UFFD_FEATURE_*: WP, EVENT_FORK, EVENT_REMAP, EVENT_REMOVE, EVENT_UNMAP, WP_HUGETLBFS_SHMEM
-            var interface = (UInt64(0xaa), UInt64(0xf | 1 << 6 | 1 << 12), UInt64(0))
-            try withAddress(of: &interface) { (interface) throws(SystemCallError) in
-                _ = try systemCall(.ioctl, number, 0xc018_aa3f, interface)  // UFFDIO_API
-            }
+            try Userfaultfd.agree(number, features: 0xf | 1 << 6 | 1 << 12)
         }
         for mapping in space.mappings {
             try attempt("hold up writes to \(mapping.range) of \(space.name)") { () throws(SystemCallError) in
-                var request = (mapping.range.start.rawValue, mapping.range.length, UInt64(2), UInt64(0))
-                try withAddress(of: &request) { (request) throws(SystemCallError) in
-                    _ = try systemCall(.ioctl, number, 0xc020_aa00, request)  // UFFDIO_REGISTER, mode WP
-                }
+                try Userfaultfd.register(number, mapping.range, mode: 2)  // UFFDIO_REGISTER_MODE_WP
             }
         }
     }
@@ -162,27 +156,9 @@ final class WriteFaults {
         _ = try Workers.map(all.count) { (indices) throws(Failure) in
             for part in all[indices] {
                 try attempt("protect \(part.range)") { () throws(SystemCallError) in
-                    try WriteFaults.setProtection(part.number, part.range, isOn: true)
+                    try Userfaultfd.setProtection(part.number, part.range, isOn: true)
                 }
             }
-        }
-    }
-
-    /// `UFFDIO_WRITEPROTECT`. Without protection, those who wait go on.
-    fileprivate static func setProtection(
-        _ number: Int32, _ range: AddressRange, isOn: Bool
-    ) throws(SystemCallError) {
-        var request = (range.start.rawValue, range.length, UInt64(isOn ? 1 : 0))
-        try withAddress(of: &request) { (request) throws(SystemCallError) in
-            _ = try systemCall(.ioctl, Int(number), 0xc018_aa06, request)
-        }
-    }
-
-    /// Lets those go on who wait for a page.
-    fileprivate static func wake(_ number: Int32, _ address: Address) {
-        var range = (address.rawValue, pageSize)
-        _ = try? withAddress(of: &range) { (range) throws(SystemCallError) in
-            try systemCall(.ioctl, Int(number), 0x8010_aa02, range)  // UFFDIO_WAKE
         }
     }
 
@@ -238,33 +214,24 @@ private struct WriteFaultService {
 
     /// Reads all events.
     private mutating func hear() throws(Failure) {
-        var room = [UInt8](repeating: 0, count: 32 * 32)
         var index = 0
         while index < spaces.count {
-            let number = Int(spaces[index].faults.number)
-            do throws(SystemCallError) {
-                let got = try room.withAddress { (address, count) throws(SystemCallError) in
-                    try systemCall(.read, number, address, count)
-                }
-                for start in stride(from: 0, to: got, by: 32) { take(Array(room[start..<(start + 32)]), of: index) }
-                if got == room.count { continue }
-            } catch {
-                guard error.errno == .EAGAIN else {
-                    throw Failure(.bug, "can't read the faults of \(spaces[index].name)", cause: error)
-                }
+            let messages: [Userfaultfd.Message]
+            do throws(SystemCallError) { messages = try Userfaultfd.readMessages(spaces[index].faults.number) } catch {
+                throw Failure(.bug, "can't read the faults of \(spaces[index].name)", cause: error)
             }
-            index += 1
+            for message in messages { take(message, of: index) }
+            if messages.count < Userfaultfd.mostMessages { index += 1 }
         }
     }
 
-    /// One `struct uffd_msg`.
-    private mutating func take(_ message: [UInt8], of space: Int) {
-        let words = (1...3).map { message.load(UInt64.self, at: 8 * $0) ?? 0 }
+    private mutating func take(_ message: Userfaultfd.Message, of space: Int) {
+        let words = message.words
         func disturb(_ what: String) {
             disturbance.note(
                 Failure(.vanished, "\(spaces[space].name) \(what) while it was written", advice: "Try again"))
         }
-        switch message[0] {
+        switch message.event {
         case 0x12:  // UFFD_EVENT_PAGEFAULT
             waiting.append((space, Address(words[1] & ~(pageSize - 1))))
         case 0x13:  // UFFD_EVENT_FORK: the child has inherited the protection.
@@ -289,7 +256,7 @@ private struct WriteFaultService {
     private mutating func serve(_ space: Int, _ address: Address) throws(Failure) {
         let faults = spaces[space].faults.number
         guard let mapping = spaces[space].mappings.first(where: { $0.range.contains(address) }) else {
-            return WriteFaults.wake(faults, address)
+            return wake(faults, address)
         }
         var part = mapping.aligned(around: address, max(WriteFaults.window, mapping.unit))
         if !mapping.isCopy, !mapping.pages.isFinished(mapping.file(part)) {
@@ -297,20 +264,22 @@ private struct WriteFaultService {
             let count = try mapping.pages.save(mapping.file(part))
             saved.count.withLock { $0 += count }
         }
-        do throws(SystemCallError) { try WriteFaults.setProtection(faults, part, isOn: false) } catch {
+        do throws(SystemCallError) { try Userfaultfd.setProtection(faults, part, isOn: false) } catch {
             switch error.errno {
             // It forks, moves or removes something, and waits until we have heard of it.
             case .EAGAIN: waiting.append((space, address))
             // What was mapped there is gone, in part at least.
             case .ENOENT:
-                let page = AddressRange(start: address, end: address + mapping.pageSize)
-                if (try? WriteFaults.setProtection(faults, page, isOn: false)) == nil {
-                    WriteFaults.wake(faults, address)
-                }
+                let page = mapping.aligned(around: address, mapping.pageSize)
+                if (try? Userfaultfd.setProtection(faults, page, isOn: false)) == nil { wake(faults, address) }
             case .ESRCH: break
             default: throw Failure(.denied, "can't let \(spaces[space].name) write to \(address)", cause: error)
             }
         }
+    }
+
+    private func wake(_ faults: Int32, _ address: Address) {
+        try? Userfaultfd.wake(faults, AddressRange(start: address, end: address + pageSize))
     }
 
     /// Ends all protection, piece by piece: each holds the task up for a moment.
@@ -322,10 +291,7 @@ private struct WriteFaultService {
                 var at = mapping.range.start
                 while at < mapping.range.end {
                     let end = min(mapping.range.end, at + WriteFaults.step)
-                    var range = (at.rawValue, end.rawValue - at.rawValue)
-                    _ = try? withAddress(of: &range) { (range) throws(SystemCallError) in
-                        try systemCall(.ioctl, Int(space.faults.number), 0x8010_aa01, range)  // UFFDIO_UNREGISTER
-                    }
+                    try? Userfaultfd.unregister(space.faults.number, AddressRange(start: at, end: end))
                     at = end
                 }
             }

@@ -44,30 +44,20 @@ final class LazyMemory {
     /// Reads all events that wait. Returns children that were forked.
     func readEvents() throws(Failure) -> [LazyMemory] {
         var children: [LazyMemory] = []
-        var room = [UInt8](repeating: 0, count: 16 * 32)
         while !isGone {
-            let number = Int(faults.number)
-            let got: Int
-            do throws(SystemCallError) {
-                got = try room.withAddress { (address, count) throws(SystemCallError) in
-                    try systemCall(.read, number, address, count)
-                }
-            } catch {
-                if error.errno == .EAGAIN { break }
+            let messages: [Userfaultfd.Message]
+            do throws(SystemCallError) { messages = try Userfaultfd.readMessages(faults.number) } catch {
                 throw Failure(.bug, "can't read the page faults of \(name)", cause: error)
             }
-            if got == 0 { break }
-            for start in stride(from: 0, to: got, by: 32) {
-                if let child = take(Array(room[start..<(start + 32)])) { children.append(child) }
-            }
+            if messages.isEmpty { break }
+            for message in messages { if let child = take(message) { children.append(child) } }
         }
         return children
     }
 
-    /// One `struct uffd_msg`.
-    private func take(_ message: [UInt8]) -> LazyMemory? {
-        let words = (1...3).map { message.load(UInt64.self, at: 8 * $0) ?? 0 }
-        switch message[0] {
+    private func take(_ message: Userfaultfd.Message) -> LazyMemory? {
+        let words = message.words
+        switch message.event {
         case 0x12:  // UFFD_EVENT_PAGEFAULT
             faultCount += 1
             waiting.insert(words[1] & ~(pageSize - 1))
@@ -183,10 +173,6 @@ final class LazyMemory {
     }
 
     private func wake(_ address: Address, _ length: UInt64) {
-        var range = (address.rawValue, length)
-        let number = Int(faults.number)
-        _ = try? withAddress(of: &range) { (address) throws(SystemCallError) in
-            try systemCall(.ioctl, number, 0x8010_aa02, address)  // UFFDIO_WAKE
-        }
+        try? Userfaultfd.wake(faults.number, AddressRange(start: address, end: address + length))
     }
 }

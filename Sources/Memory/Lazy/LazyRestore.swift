@@ -70,17 +70,11 @@ public final class LazyRestore {
         try process.puppet.run(close)
         // Only we may ask for news of forks.
         try attempt("use a userfaultfd that tells of forks and moves") { () throws(SystemCallError) in
-            var interface = (UInt64(0xaa), LazyMemory.features, UInt64(0))
-            try withAddress(of: &interface) { (interface) throws(SystemCallError) in
-                try systemCall(.ioctl, Int(handle.number), 0xc018_aa3f, interface)
-            }
+            try Userfaultfd.agree(handle.number, features: LazyMemory.features)
         }
         for range in areas {
             try attempt("wait for missing pages in \(range)") { () throws(SystemCallError) in
-                var request = (range.start.rawValue, range.length, UInt64(1), UInt64(0))
-                try withAddress(of: &request) { (request) throws(SystemCallError) in
-                    try systemCall(.ioctl, Int(handle.number), 0xc020_aa00, request)
-                }
+                try Userfaultfd.register(handle.number, range, mode: 1)  // UFFDIO_REGISTER_MODE_MISSING
             }
         }
         try PagerSocket.send(process.id.rawValue, to: lazy.socket)

@@ -168,13 +168,9 @@ public final class MemoryTracking {
             log?.warning("the memory of task \(process.id) can't be tracked: \(error)")
             return
         }
-        let number = Int(descriptor.number)
-        // UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED
-        var question: (UInt64, UInt64, UInt64) = (0xaa, 1 << 15 | 1 << 13, 0)
         do throws(SystemCallError) {
-            try withAddress(of: &question) { (address) throws(SystemCallError) in
-                _ = try systemCall(.ioctl, number, 0xc018_aa3f, address)  // UFFDIO_API
-            }
+            // UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED
+            try Userfaultfd.agree(descriptor.number, features: 1 << 15 | 1 << 13)
         } catch {
             log?.warning("this kernel can't track memory: \(error)")
             return
@@ -185,15 +181,11 @@ public final class MemoryTracking {
 
     /// Registers what is not yet. Returns false if the descriptor is another address space's.
     private func register(_ process: DumpedProcess, _ memory: TrackedMemory) -> Bool {
-        let number = Int(memory.descriptor.number)
         memory.ranges = []
         for mapping in process.mappings where MemoryTracking.canTrack(mapping) {
-            // UFFDIO_REGISTER_MODE_WP; it changes nothing where ours is already.
-            var request = (mapping.range.start.rawValue, mapping.range.length, UInt64(2), UInt64(0))
             do throws(SystemCallError) {
-                try withAddress(of: &request) { (address) throws(SystemCallError) in
-                    _ = try systemCall(.ioctl, number, 0xc020_aa00, address)  // UFFDIO_REGISTER
-                }
+                // UFFDIO_REGISTER_MODE_WP; it changes nothing where ours is already.
+                try Userfaultfd.register(memory.descriptor.number, mapping.range, mode: 2)
                 memory.ranges.append(mapping.range)
             } catch {
                 if error.errno == .ESRCH { return false }

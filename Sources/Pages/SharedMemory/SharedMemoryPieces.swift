@@ -38,16 +38,17 @@ public final class SharedMemoryPiece {
 public final class SharedMemoryPieces {
     /// Bytes that are worth to be written later.
     private static let large: UInt64 = 1 << 20
-    private let isLive: Bool
     private var waiting: [SharedMemoryPiece] = []
     /// Inodes of files in memory that somebody has open.
     private var open: Set<UInt64> = []
 
     /// None yet.
-    public init(isLive: Bool) { self.isLive = isLive }
+    public init() {}
 
     /// Takes one: writes it, or lets it wait. Returns how many pages were written.
-    public func take(_ piece: SharedMemoryPiece, _ images: ImageDirectory) throws(Failure) -> UInt64 {
+    ///
+    /// - Parameter isLive: the tree goes on before its pages are written.
+    public func take(_ piece: SharedMemoryPiece, isLive: Bool, _ images: ImageDirectory) throws(Failure) -> UInt64 {
         guard isLive, piece.length >= SharedMemoryPieces.large else {
             return try SharedMemoryImage.write(piece, to: images)
         }
