@@ -85,7 +85,8 @@ public final class HeldMemory {
     }
 
     private static func maps(_ mapping: VMA, _ piece: SharedMemoryPiece) -> Bool {
-        canHold(mapping) && mapping.inode == piece.inode
+        // Files of hugetlbfs and of shared memory may have the same numbers.
+        canHold(mapping) && mapping.inode == piece.inode && (mapping.hugePageSize ?? pageSize) == piece.granularity
     }
 
     /// Holds up writes to the shared memory that was met, and writes what can't be held. Memory was copied before.
