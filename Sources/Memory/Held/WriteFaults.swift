@@ -199,8 +199,32 @@ private struct WriteFaultService {
                 waiting = []
                 for (space, address) in now { try serve(space, address) }
             }
+            try hearTheRest()
         } catch { disturbance.note(error) }
         letGo()
+    }
+
+    /// Hears of what was under way when the last page was read: between a change of mappings and its message others may go
+    /// on. The kernel tells of it by refusing requests until the message is read.
+    private mutating func hearTheRest() throws(Failure) {
+        try hear()
+        for space in spaces {
+            guard let mapping = space.mappings.first else { continue }
+            let page = mapping.aligned(around: mapping.range.start, mapping.pageSize)
+            let started = ContinuousClock.now
+            while true {
+                do throws(SystemCallError) {
+                    try Userfaultfd.setProtection(space.faults.number, page, isOn: false)
+                    break
+                } catch {
+                    guard error.errno == .EAGAIN else { break }
+                }
+                guard ContinuousClock.now - started < .seconds(1) else {
+                    throw Failure(.vanished, "\(space.name) does not stop changing its mappings", advice: "Try again")
+                }
+                try hear()
+            }
+        }
     }
 
     /// Waits for something to do. Returns false at the end.
@@ -243,7 +267,10 @@ private struct WriteFaultService {
             spaces.append(WriteFaults.Space(name: "a child of \(spaces[space].name)", child, inherited))
         case 0x14:  // UFFD_EVENT_REMAP
             guard words[2] > 0 else { return disturb("mapped memory once more") }
-            spaces[space].move(AddressRange(words[0], words[0] &+ words[2]), to: Address(words[1]))
+            let range = AddressRange(words[0], words[0] &+ words[2])
+            // It is read at its old place, where something else may be by now.
+            if spaces[space].has(range, \.isOwn) { disturb("moved huge pages") }
+            spaces[space].move(range, to: Address(words[1]))
         case 0x15:  // UFFD_EVENT_REMOVE: of the file, or only of the task's view.
             if spaces[space].has(AddressRange(words[0], words[1]), { !$0.isCopy }) { disturb("gave memory up") }
         case 0x16:  // UFFD_EVENT_UNMAP
@@ -284,8 +311,6 @@ private struct WriteFaultService {
 
     /// Ends all protection, piece by piece: each holds the task up for a moment.
     private mutating func letGo() {
-        // Children that were forked meanwhile are told too.
-        _ = try? hear()
         for space in spaces {
             for mapping in space.mappings {
                 var at = mapping.range.start
