@@ -300,7 +300,7 @@ struct `Packed images` {
         while kill(-program.id, 0) == 0 { usleep(1000) }
         let logs = program.text("images/lazy-pages.log") + program.text("images/restore.log")
         #expect(logs.contains("\(largest) is damaged"))
-        #expect(try program.restore(["--no-verify"]) == 0)
+        #expect(try program.restore(["--no-verify"]) == 0, "\(program.lastLine("restore.log"))")
         #expect(program.ask() != "nobody serves")
     }
 
