@@ -45,7 +45,25 @@ public func lazyPages(
 public func guardPager(_ socket: consuming Descriptor) throws(Failure) { try PagerGuard.run(socket) }
 
 /// Connects to the pager that waits in the working directory; nil if none does.
-public func connectToPager() throws(Failure) -> Descriptor? { try PagerSocket.connect() }
+public func connectToPager() throws(Failure) -> PagerConnection? {
+    guard let socket = try PagerSocket.connect() else { return nil }
+    let isOurs = PagerSocket.isOurs(socket)
+    return PagerConnection(socket, isOurs: isOurs)
+}
+
+/// A restore's connection to its pager.
+public struct PagerConnection: ~Copyable {
+    /// The socket.
+    let socket: Descriptor
+    /// It is of this program. CRIU's knows private memory only.
+    let isOurs: Bool
+
+    /// With a connected socket.
+    public init(_ socket: consuming Descriptor, isOurs: Bool) {
+        self.socket = socket
+        self.isOurs = isOurs
+    }
+}
 
 /// A socket for a pager that is to be started, and the one for the restore.
 public func pagerSockets() throws(Failure) -> (pager: Int32, restore: Int32) { try PagerSocket.pair() }

@@ -37,7 +37,7 @@ public struct RestoreRequest: Sendable {
     public var plugins: FilePath?
     /// Connects to a pager, which brings pages while the tasks run (`--lazy-pages`). If it starts one, that must not
     /// take one of these pids.
-    public var pager: (@Sendable (_ taken: Set<TaskID>) throws(Failure) -> Descriptor)?
+    public var pager: (@Sendable (_ taken: Set<TaskID>) throws(Failure) -> PagerConnection)?
     /// The network namespace that the tree comes up in, instead of ours or of a new one (`--join-ns net:FILE`).
     public var joinedNetwork: FilePath?
     /// Faults asked for by tests.
@@ -121,7 +121,10 @@ final class RestoreOrder {
         try makePlan()
         if let pager = request.pager {
             let zombies = plan.processes.filter(\.isZombie).map(\.id)
-            try LazyRestore.begin(pager(Set(plan.allIDs)), zombies: zombies, context)
+            let connection = try pager(Set(plan.allIDs))
+            let isOurs = connection.isOurs
+            try LazyRestore.begin(connection.socket, isOurs: isOurs, zombies: zombies, context)
+            try LazyRestore.choose(among: plan.processes, context)
         }
         try context.faults.pass(.restorePlanned)
         try request.scripts.run(.preRestore, images: context.images.directory.number, root: nil)
@@ -282,7 +285,7 @@ final class RestoreOrder {
     }
 
     /// How long the dead may take to be reaped by their parent, often init; and any holder to show that it is dying.
-    private static let reapingTime = Duration.seconds(5), graceTime = Duration.milliseconds(100)
+    private static let reapingTime = Duration.seconds(10), graceTime = Duration.milliseconds(100)
 
     /// Finds pids that are taken, and by whom, before anything is created.
     func checkIDs() throws(Failure) {
@@ -653,6 +656,8 @@ final class RestoreOrder {
     /// Nothing of the tree may be left.
     func abandon() {
         try? context.view.inside { () throws(Failure) in network?.abandon(context) }
+        // Orphans become ours, so that their pids are free when we end: an init may take its time.
+        _ = try? systemCall(.prctl, 36, 1, 0, 0, 0)  // PR_SET_CHILD_SUBREAPER
         if let root = tree?.root { _ = try? systemCall(.kill, Int(root.task.rawValue), 9) }
         for puppet in puppets.values where puppet.isLeader { _ = try? systemCall(.kill, Int(puppet.task.rawValue), 9) }
         for process in context.processes {
@@ -665,6 +670,9 @@ final class RestoreOrder {
             while puppet.tracee.isAttached, (try? puppet.tracee.wait()) != nil {}
         }
         if let root = tree?.root { while root.tracee.isAttached, (try? root.tracee.wait()) != nil {} }
+        for puppet in puppets.values where puppet.isLeader {
+            _ = try? systemCall(.wait4, Int(puppet.task.rawValue), 0, 0x4000_0000, 0)  // __WALL
+        }
         try? context.view.inside { () throws(Failure) in FileRestore.abandon(context) }
         MemoryRestore.abandon(context)
         IPCRestore.abandon(context)

@@ -75,6 +75,10 @@ public struct ImageName: Hashable, Sendable {
     public static func workingSet(_ id: Int32) -> ImageName {
         ImageName("working-set-\(id)", 0x574f_524b, isService: true)
     }
+    /// `working-set-shmem-ID`, our own: the same of shared memory.
+    public static func sharedWorkingSet(_ id: UInt64) -> ImageName {
+        ImageName("working-set-shmem-\(id)", 0x574f_524b, isService: true)
+    }
     /// `core-TID.img`.
     public static func core(_ id: Int32) -> ImageName { ImageName("core-\(id).img", 0x5505_3847) }
     /// `ids-PID.img`.

@@ -57,8 +57,10 @@ public enum Userfaultfd {
     public static let mostMessages = 32
 
     /// Reads messages that wait. None: no more do. Does not block where the descriptor does not.
-    public static func readMessages(_ number: Int32) throws(SystemCallError) -> [Message] {
-        var room = [UInt8](repeating: 0, count: 32 * mostMessages)
+    ///
+    /// - Parameter most: how many at most. Who is told of by another one goes on waiting.
+    public static func readMessages(_ number: Int32, most: Int = mostMessages) throws(SystemCallError) -> [Message] {
+        var room = [UInt8](repeating: 0, count: 32 * most)
         let got: Int
         do throws(SystemCallError) {
             got = try room.withAddress { (address, count) throws(SystemCallError) in

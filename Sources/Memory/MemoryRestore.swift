@@ -52,7 +52,11 @@ public enum MemoryRestore {
             return
         }
         try AddressSpace(process, plan, nil, context).finish()
-        if context.policy.isLazy { try LazyRestore.arm(process, plan.lazyAreas, context) }
+        if context.policy.isLazy {
+            let postponed = PostponedMemory.of(context)
+            let areas = plan.lazyAreas + plan.areas.filter { postponed.holds($0) }.map(\.range)
+            try LazyRestore.arm(process, areas, context)
+        }
         plan.pieces = []
     }
 
@@ -190,9 +194,11 @@ final class BuiltMemories {
     /// Creates anonymous shared memory that images name by a number instead of a file.
     func createSegments(_ context: RestoreContext) throws(Failure) {
         var sizes: [UInt64: UInt64] = [:]
+        var urgent: Set<UInt64> = []
         for plan in plans.values {
             for area in plan.areas
             where area.status.contains(.anonymousShared) && !area.status.contains(.sysv) {
+                if !area.canBePostponed { urgent.insert(area.file) }
                 let (end, over) = area.offset.addingReportingOverflow(area.range.length)
                 guard !over, end <= 1 << 47 else {
                     throw Failure(.corruptImage, "the shared memory \(area.file) is too large")
@@ -202,7 +208,14 @@ final class BuiltMemories {
         }
         for (id, size) in sizes {
             let segment = try SharedMemoryFile.create(size: size)
-            try SharedMemoryImage.read(id: id, into: segment.number, size: size, from: context.images)
+            var isLate = !urgent.contains(id) && LazyRestore.postpones(context)
+            if isLate {
+                isLate = try PostponedMemory.of(context).take(
+                    segment: id, segment.number, size: size, in: context.images)
+            }
+            if !isLate {
+                try SharedMemoryImage.read(id: id, into: segment.number, size: size, from: context.images)
+            }
             segments[id] = segment.release()
         }
     }

@@ -226,7 +226,7 @@ public struct PageLocator: Sendable {
     }
 
     /// Locates the pages of a piece of shared memory.
-    init(_ images: ImageSet, shared: UInt64, _ pagemap: Pagemap) throws(Failure) {
+    public init(_ images: ImageSet, shared: UInt64, _ pagemap: Pagemap) throws(Failure) {
         pieces = try PageLocator.locate(images, .sharedPagemap(shared), pagemap)
     }
 

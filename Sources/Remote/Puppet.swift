@@ -137,7 +137,7 @@ public final class NascentTree {
     }
 
     /// A pid stays taken for a moment after its task has left /proc, and for as long as it names a session or group.
-    static let mostTries = 200
+    static let mostTries = 5000
 
     /// Nanoseconds between two tries.
     static let retryInterval = 1_000_000

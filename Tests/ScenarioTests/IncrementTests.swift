@@ -165,7 +165,7 @@ struct `Increments` {
             libc = ctypes.CDLL(None); libc.shmat.restype = ctypes.c_void_p
             P, N = 4096, 1024
             anonymous = mmap.mmap(-1, N * P); memfd = os.memfd_create('shared'); os.ftruncate(memfd, N * P)
-            segment = libc.shmget(0, N * P, 0o1600); attached = libc.shmat(segment, None, 0)
+            segment = libc.shmget(0, N * P, 0o1600); attached = libc.shmat(segment, None, 0); libc.shmctl(segment, 0, None)
             view = mmap.mmap(memfd, N * P)
             anonymous[:] = os.urandom(N * P); os.pwrite(memfd, os.urandom(N * P), 0); ctypes.memmove(attached, os.urandom(N * P), N * P)
             private = bytearray(os.urandom(256 * P))

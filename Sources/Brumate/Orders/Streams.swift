@@ -125,7 +125,7 @@ extension Orders {
     /// How a restore comes to its pager: the daemon that waits in the work directory, or else one of its own.
     static func pager(
         _ session: borrowing Session
-    ) -> @Sendable (Set<TaskID>) throws(Failure) -> Descriptor {
+    ) -> @Sendable (Set<TaskID>) throws(Failure) -> PagerConnection {
         var words = ["brumate", "lazy-pages", "--no-default-config", "--log-file", "lazy-pages.log"]
         let options = session.options
         words += ["--images-dir", session.imagesPath.string, "--work-dir", session.workPath.string]
@@ -151,7 +151,7 @@ extension Orders {
         return { (taken) throws(Failure) in
             if let daemon = try connectToPager() { return daemon }
             log.info("no lazy-pages daemon waits here: a pager is started, its log is lazy-pages.log")
-            return try startPager(arguments, taken: taken, passed: passed)
+            return PagerConnection(try startPager(arguments, taken: taken, passed: passed), isOurs: true)
         }
     }
 

@@ -169,9 +169,18 @@ enum Memfd: FileKind {
                     try context.owners.give(file.number, to: inode.uid, inode.gid)
                     return file
                 }
-            try SharedMemoryImage.read(
-                id: UInt64(inode.shmid), into: file.number, size: inode.size, from: context.images)
             let number = file.number
+            let postponed = context.state(PostponedMemory.self) { PostponedMemory() }
+            // What is sealed against writing can't be written to later.
+            var isLate = inode.seals & 0x18 == 0
+            if isLate {
+                isLate = try postponed.take(
+                    UInt64(inode.shmid), files: members.map(\.id), number, size: inode.size, in: context.images)
+            }
+            if !isLate {
+                try SharedMemoryImage.read(
+                    id: UInt64(inode.shmid), into: number, size: inode.size, from: context.images)
+            }
             // It was filled in whole pages.
             if inode.size % pageSize != 0 {
                 try attempt("set its size") { () throws(SystemCallError) in

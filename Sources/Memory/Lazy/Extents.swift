@@ -63,6 +63,16 @@ struct Extents {
         return index < list.endIndex && list[index].range.contains(address) ? list[index] : nil
     }
 
+    /// The parts that lie in a range.
+    func parts(in range: AddressRange) -> [Extent] {
+        list[index(endingAfter: range.start)...].prefix { $0.range.start < range.end }.map { $0.part(in: range) }
+    }
+
+    /// The parts that the image has in a range of its own addresses.
+    func parts(image: AddressRange) -> [Extent] {
+        list.filter { $0.imageRange.overlaps(image) }.map { $0.part(in: $0.range(ofImage: image)) }
+    }
+
     /// Adds one. What is in its place already goes.
     mutating func insert(_ extent: Extent) {
         guard extent.range.start < extent.range.end else { return }

@@ -1,11 +1,20 @@
 internal import CLinux
 internal import Diagnostics
 internal import Linux
+internal import Procfs
+
+/// Whose pages they are in the images.
+enum PageOrigin: Hashable {
+    /// A process's.
+    case process(Int32)
+    /// Those of shared memory.
+    case shared(UInt64)
+}
 
 /// An address space whose pages come while its task runs: its userfaultfd, and what is still missing.
 final class LazyMemory {
-    /// The process in the image whose pages these are.
-    let process: Int32
+    /// Whose pages these are.
+    let origin: PageOrigin
     /// For messages.
     let name: String
     private let faults: Descriptor
@@ -15,6 +24,12 @@ final class LazyMemory {
     var waiting: Set<UInt64> = []
     /// What threads waited for, here and at earlier restores; nil for children that were forked since.
     let workingSet: WorkingSet?
+    /// Shared memory that it has mapped, and where: in place of the image's, the addresses are those in the pager.
+    private(set) var mapped: [(segment: LazySegment, places: Extents)] = []
+    /// Mappings that were looked at and are none of such memory.
+    private var others = Extents()
+    /// The task that began with it; nil for children that were forked since.
+    var task: TaskID?
     /// The task has ended.
     private(set) var isGone = false
     /// Bytes that were brought, and how often a thread had to wait.
@@ -24,11 +39,12 @@ final class LazyMemory {
     static let features: UInt64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6
 
     init(
-        _ faults: consuming Descriptor, process: Int32, name: String, missing: Extents, _ workingSet: WorkingSet? = nil
+        _ faults: consuming Descriptor, of origin: PageOrigin, name: String, missing: Extents,
+        _ workingSet: WorkingSet? = nil
     ) {
         self.faults = faults
         self.workingSet = workingSet
-        self.process = process
+        self.origin = origin
         self.name = name
         self.missing = missing
     }
@@ -37,7 +53,56 @@ final class LazyMemory {
     var number: Int32 { faults.number }
 
     /// Whether nothing more is to be done.
-    var isComplete: Bool { isGone || (missing.isEmpty && requested.isEmpty && waiting.isEmpty) }
+    var isComplete: Bool {
+        isGone || (missing.isEmpty && requested.isEmpty && waiting.isEmpty && !awaitsSegments)
+    }
+
+    /// Whether shared memory that it has mapped is still to come.
+    private var awaitsSegments: Bool { mapped.contains { !$0.segment.pages.isComplete } }
+
+    // MARK: shared memory
+
+    /// Notes where a segment is mapped.
+    func add(_ segment: LazySegment, at mapping: VMA) {
+        if !mapped.contains(where: { $0.segment === segment }) { mapped.append((segment, Extents())) }
+        for index in mapped.indices where mapped[index].segment === segment {
+            mapped[index].places.insert(
+                Extents.Extent(range: mapping.range, image: segment.start + mapping.offset))
+        }
+    }
+
+    /// The shared memory at an address, and the address in the pager.
+    func segment(at address: Address) -> (LazySegment, Address)? {
+        for (segment, places) in mapped {
+            if let place = places.find(address) { return (segment, place.image(of: address)) }
+        }
+        return nil
+    }
+
+    /// Whether an address may be one of shared memory that is not known of: a mapping can grow without a word, or be doubled.
+    func mayMap(_ address: Address) -> Bool {
+        awaitsSegments && segment(at: address) == nil && missing.find(address) == nil
+            && requested.find(address) == nil && others.find(address) == nil
+    }
+
+    /// Looks at the mapping of an address, or at all mappings of the task.
+    func look(at address: Address) {
+        let segments = mapped.map(\.segment)
+        let found =
+            task.map { (try? VMA.readPlain(of: $0)) ?? [] }
+            ?? LazySegment.users(of: segments).flatMap(\.mappings).filter { $0.range.contains(address) }
+        others = task == nil ? others : Extents()
+        for mapping in found {
+            if let segment = segments.first(where: { $0.isMapped(by: mapping) }) {
+                add(segment, at: mapping)
+            } else {
+                others.insert(Extents.Extent(range: mapping.range, image: mapping.range.start))
+            }
+        }
+        if others.find(address) == nil {
+            others.insert(Extents.Extent(range: AddressRange(start: address, end: address + pageSize), image: address))
+        }
+    }
 
     // MARK: events
 
@@ -46,7 +111,11 @@ final class LazyMemory {
         var children: [LazyMemory] = []
         while !isGone {
             let messages: [Userfaultfd.Message]
-            do throws(SystemCallError) { messages = try Userfaultfd.readMessages(faults.number) } catch {
+            do throws(SystemCallError) {
+                // Who gives shared memory back is looked at before others go on.
+                let most = awaitsSegments ? 1 : Userfaultfd.mostMessages
+                messages = try Userfaultfd.readMessages(faults.number, most: most)
+            } catch {
                 throw Failure(.bug, "can't read the page faults of \(name)", cause: error)
             }
             if messages.isEmpty { break }
@@ -66,14 +135,26 @@ final class LazyMemory {
             // What was asked for, is asked for again for the child.
             for extent in requested.all { inherited.insert(extent) }
             let child = Descriptor(owning: Int32(truncatingIfNeeded: words[0]))
-            return LazyMemory(child, process: process, name: "a child of \(name)", missing: inherited)
+            let memory = LazyMemory(child, of: origin, name: "a child of \(name)", missing: inherited)
+            memory.mapped = mapped
+            return memory
         case 0x14:  // UFFD_EVENT_REMAP
             let range = AddressRange(words[0], words[0] &+ words[2])
             missing.move(range, to: Address(words[1]))
             requested.move(range, to: Address(words[1]))
+            for index in mapped.indices { mapped[index].places.move(range, to: Address(words[1])) }
+            others = Extents()
         case 0x15, 0x16:  // UFFD_EVENT_REMOVE, UFFD_EVENT_UNMAP
-            missing.remove(AddressRange(words[0], words[1]))
-            requested.remove(AddressRange(words[0], words[1]))
+            let range = AddressRange(words[0], words[1])
+            missing.remove(range)
+            requested.remove(range)
+            if message.event == 0x15 {
+                if mayMap(range.start) { look(at: range.start) }
+                for (segment, places) in mapped { segment.hearRemoval(of: places.parts(in: range)) }
+            } else {
+                for index in mapped.indices { mapped[index].places.remove(range) }
+                others.remove(range)
+            }
         default: break
         }
         return nil
@@ -172,7 +253,17 @@ final class LazyMemory {
         }
     }
 
-    private func wake(_ address: Address, _ length: UInt64) {
+    /// The same for shared memory that it has mapped and that will never come, as far as the kernel can.
+    func poisonSegments() {
+        for (segment, places) in mapped {
+            for extent in segment.pages.missing.all + segment.pages.requested.all {
+                for part in places.parts(image: extent.range) { _ = try? poison(part.range) }
+            }
+        }
+    }
+
+    /// Lets those go on who wait for a page, which is there by now.
+    func wake(_ address: Address, _ length: UInt64 = pageSize) {
         try? Userfaultfd.wake(faults.number, AddressRange(start: address, end: address + length))
     }
 }

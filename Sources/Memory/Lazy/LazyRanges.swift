@@ -10,6 +10,12 @@ extension Area {
             && flags & (MapFlags.shared | MapFlags.locked | MapFlags.hugePages | MapFlags.droppable) == 0
             && !more.contains("um")
     }
+
+    /// Whether shared memory may be filled after the task runs. The kernel reports no faults where nobody may write to the file;
+    /// and filling a private mapping, as a restore does, takes zeros for what is not there yet.
+    var canBePostponed: Bool {
+        flags & (MapFlags.shared | MapFlags.locked) == MapFlags.shared && !more.contains("um") && access ?? 2 == 2
+    }
 }
 
 extension VMA {

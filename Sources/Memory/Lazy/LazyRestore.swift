@@ -1,27 +1,67 @@
 internal import CLinux
 public import Diagnostics
 internal import ImageFormat
+internal import ImageMessages
 public import Kinds
 public import Linux
+internal import Pages
 internal import Remote
 
 /// The restore's side of lazy memory: hands userfaultfds to the pager.
 public final class LazyRestore {
     private let socket: Int32
+    /// Whether the pager takes shared memory, as ours does and CRIU's does not.
+    private let isOurs: Bool
     /// Whether the pager has brought everything.
     private var isComplete = false
 
-    private init(_ socket: Int32) { self.socket = socket }
+    private init(_ socket: Int32, isOurs: Bool) {
+        self.socket = socket
+        self.isOurs = isOurs
+    }
 
     deinit { _ = try? systemCall(.close, Int(socket)) }
 
     /// Begins with a connection to a pager, which first hears of the tasks that have nothing to wait for.
+    ///
+    /// - Parameter isOurs: it is of this program.
     public static func begin(
-        _ socket: consuming Descriptor, zombies: [TaskID], _ context: RestoreContext
+        _ socket: consuming Descriptor, isOurs: Bool, zombies: [TaskID], _ context: RestoreContext
     ) throws(Failure) {
         let number = socket.release()
-        let lazy = context.state(LazyRestore.self) { LazyRestore(number) }
+        let lazy = context.state(LazyRestore.self) { LazyRestore(number, isOurs: isOurs) }
         for zombie in zombies { try PagerSocket.send(-zombie.rawValue, to: lazy.socket) }
+    }
+
+    // MARK: shared memory
+
+    /// Whether shared memory may come later.
+    static func postpones(_ context: RestoreContext) -> Bool {
+        guard context.policy.isLazy, let lazy = try? known(context), lazy.isOurs else { return false }
+        // A ring gives memory back without a call that could be seen.
+        return context.entries(of: .ioUring).isEmpty
+    }
+
+    /// Notes which files in memory can come later: those that have no user but mappings.
+    public static func choose(among processes: [PlannedProcess], _ context: RestoreContext) throws(Failure) {
+        guard postpones(context) else { return }
+        var mapped: Set<UInt32> = []
+        var others: Set<UInt32> = []
+        for process in processes {
+            others.formUnion(process.descriptors.map(\.id))
+            guard let memory = process.memory else { continue }
+            others.insert(memory.exeFileID)
+            for entry in memory.vmas {
+                let area = try Area(entry)
+                guard area.isFile, area.status.contains(.memfd) else { continue }
+                let file = UInt32(truncatingIfNeeded: area.file)
+                if area.canBePostponed { mapped.insert(file) } else { others.insert(file) }
+            }
+        }
+        // What a task has open is a large file.
+        let readWrite = UInt32(OpenFlags.readWrite.rawValue)
+        let opened = context.entries(of: .memfd).filter { $0.memfd.flags != readWrite }.map(\.id)
+        PostponedMemory.of(context).candidates = mapped.subtracting(others).subtracting(opened)
     }
 
     private static func known(_ context: RestoreContext) throws(Failure) -> LazyRestore {
@@ -56,6 +96,18 @@ public final class LazyRestore {
     /// - Parameter areas: the mappings that have missing pages.
     static func arm(_ process: RestoredProcess, _ areas: [AddressRange], _ context: RestoreContext) throws(Failure) {
         let lazy = try known(context)
+        try PostponedMemory.of(context).hand { (piece) throws(Failure) in
+            let number = piece.file.number
+            let status = try attempt("look at shared memory") { () throws(SystemCallError) in
+                try FileStatus.read(in: number)
+            }
+            guard status.blocks == 0 else {
+                throw Failure(.bug, "the shared memory \(piece.id), which is to come later, is not empty")
+            }
+            try PagerSocket.send(PagerSocket.shared, to: lazy.socket)
+            try PagerSocket.send(piece.id, to: lazy.socket)
+            try PagerSocket.send([piece.file.number], to: lazy.socket)
+        }
         guard !areas.isEmpty else { return try PagerSocket.send(-process.id.rawValue, to: lazy.socket) }
         let number = try open(process, context)
         let pidfd = try attempt("open a pidfd") { () throws(SystemCallError) in
@@ -109,5 +161,17 @@ public final class LazyRestore {
                 advice: "See lazy-pages.log")
         }
         lazy.isComplete = true
+    }
+}
+
+extension PostponedMemory {
+    static func of(_ context: RestoreContext) -> PostponedMemory {
+        context.state(PostponedMemory.self) { PostponedMemory() }
+    }
+
+    /// Whether pages of a mapping come later.
+    func holds(_ area: Area) -> Bool {
+        if area.isFile { return area.status.contains(.memfd) && holds(file: UInt32(truncatingIfNeeded: area.file)) }
+        return area.status.contains(.anonymousShared) && !area.status.contains(.sysv) && holds(segment: area.file)
     }
 }

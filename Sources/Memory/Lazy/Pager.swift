@@ -20,9 +20,11 @@ public final class Pager {
     private let requester: PageRequester?
     private let startGuard: (() throws(Failure) -> Descriptor)?
     private var link: GuardLink?
-    private var located: [Int32: [PagePiece]] = [:]
+    private var located: [PageOrigin: [PagePiece]] = [:]
     private let loader = PageLoader()
+    /// Those of tasks, and ours of shared memory.
     private var memories: [LazyMemory] = []
+    private var segments: [LazySegment] = []
     private var workingSets: [WorkingSet] = []
     /// What was asked for, in order.
     private var requests: [(memory: LazyMemory, image: AddressRange)] = []
@@ -111,8 +113,10 @@ public final class Pager {
     private func acquaint() throws(Failure) {
         let count = try images.loadAll(.processTree, as: PstreeEntry.self).count
         for _ in 0..<count {
-            guard let id = try PagerSocket.receive(Int32.self, from: restore.number) else {
-                throw Failure(.vanished, "the restore is gone before its tasks were there", advice: "See its log")
+            var id = try receiveNumber(Int32.self)
+            while id == PagerSocket.shared {
+                try takeSegment(try receiveNumber(UInt64.self))
+                id = try receiveNumber(Int32.self)
             }
             guard id > 0 else { continue }
             let received = try PagerSocket.receive(from: restore.number)
@@ -122,11 +126,11 @@ public final class Pager {
             areas.sort { $0.range.start < $1.range.start }
             let pagemap = try Pagemap.read(.pagemap(id), from: images)
             let lazy = LazyRanges(pagemap, areas)
-            if requester == nil { located[id] = try PageLocator(images, process: id, pagemap).pieces }
-            let workingSet = WorkingSet(of: id, images)
+            if requester == nil { located[.process(id)] = try PageLocator(images, process: id, pagemap).pieces }
+            let workingSet = WorkingSet(of: .process(id), images)
             workingSets.append(workingSet)
             let memory = LazyMemory(
-                received.faults, process: id, name: "task \(id)", missing: Extents(lazy.ranges), workingSet)
+                received.faults, of: .process(id), name: "task \(id)", missing: Extents(lazy.ranges), workingSet)
             log.debug(
                 "\(memory.name): \(memory.missing.length / pageSize) pages are to come, \(workingSet.count) windows first"
             )
@@ -135,9 +139,37 @@ public final class Pager {
             if let pidfd = received.pidfd {
                 let task = try TaskID(of: pidfd)
                 tasks.append(Target(task, pidfd))
+                memory.task = task
+                try addSegments(of: task, to: memory)
             } else if let handle = try? systemCall(.pidfd_open, Int(id), 0) {
                 tasks.append(Target(TaskID(id), Descriptor(owning: Int32(handle))))
             }
+        }
+    }
+
+    private func receiveNumber<T: BitwiseCopyable>(_ type: T.Type) throws(Failure) -> T {
+        guard let number = try PagerSocket.receive(type, from: restore.number) else {
+            throw Failure(.vanished, "the restore is gone before its tasks were there", advice: "See its log")
+        }
+        return number
+    }
+
+    /// Takes shared memory over, which is always in the images.
+    private func takeSegment(_ id: UInt64) throws(Failure) {
+        let received = try PagerSocket.receive(from: restore.number)
+        let pagemap = try Pagemap.read(.sharedPagemap(id), from: images)
+        located[.shared(id)] = try PageLocator(images, shared: id, pagemap).pieces
+        let segment = try LazySegment(id, received.faults, pagemap, images)
+        segments.append(segment)
+        memories.append(segment.pages)
+        if let workingSet = segment.pages.workingSet { workingSets.append(workingSet) }
+        log.debug("\(segment.pages.name): \(segment.pages.missing.length / pageSize) pages are to come")
+    }
+
+    private func addSegments(of task: TaskID, to memory: LazyMemory) throws(Failure) {
+        guard !segments.isEmpty else { return }
+        for mapping in try VMA.readPlain(of: task) {
+            if let segment = segments.first(where: { $0.isMapped(by: mapping) }) { memory.add(segment, at: mapping) }
         }
     }
 
@@ -206,7 +238,12 @@ public final class Pager {
 
     /// Serves a thread that waits for a page.
     private func serve(_ memory: LazyMemory, _ address: Address) throws(Failure) {
-        if let extent = memory.requested.find(address) {
+        if memory.mayMap(address) { memory.look(at: address) }
+        if let (segment, place) = memory.segment(at: address) {
+            try serve(segment.pages, place)
+            memory.wake(address)
+            memory.waiting.remove(address.rawValue)
+        } else if let extent = memory.requested.find(address) {
             memory.waiting.remove(address.rawValue)
             memory.workingSet?.note(extent.image(of: address))
         } else if let extent = memory.missing.find(address) {
@@ -235,18 +272,18 @@ public final class Pager {
 
     private func bring(_ extent: Extents.Extent, to memory: LazyMemory) throws(Failure) {
         memory.requested.insert(extent)
-        if let requester {
-            try requester.request(memory.process, extent.imageRange)
+        if let requester, case .process(let process) = memory.origin {
+            try requester.request(process, extent.imageRange)
             requests.append((memory, extent.imageRange))
             return
         }
-        let pieces = located[memory.process] ?? []
+        let pieces = located[memory.origin] ?? []
         var at = extent.image
         var next = pieces.firstIndex(endingAfter: at)
         while at < extent.imageRange.end {
             guard next < pieces.count, pieces[next].range.contains(at) else {
                 throw Failure(
-                    .corruptImage, "the page at \(at) of task \(memory.process) is not in the images",
+                    .corruptImage, "the page at \(at) of \(memory.name) is not in the images",
                     advice: "It is still with the source: pass --page-server, --address and --port")
             }
             let part = pieces[next].part(in: AddressRange(start: at, end: extent.imageRange.end))
@@ -256,6 +293,7 @@ public final class Pager {
             at = part.range.end
             next += 1
         }
+        segments.first { $0.pages === memory }?.hold(extent.range.length)
     }
 
     /// Receives the answer to the oldest request.
@@ -312,6 +350,7 @@ public final class Pager {
         if !isRestored { return }  // Then the restore ends them.
         log.error("the pages that are missing can't be had any more: the tasks are killed")
         PagerGuard.kill(tasks.filter(\.isAlive).map(\.id))
+        for memory in memories { memory.poisonSegments() }
         while !memories.isEmpty {
             for memory in memories { _ = try? poison(memory) }
             memories.removeAll { $0.isComplete }

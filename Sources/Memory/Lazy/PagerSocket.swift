@@ -6,6 +6,8 @@ internal import SystemPackage
 public enum PagerSocket {
     /// Its name in the work directory.
     public static let name = "lazy-pages.socket"
+    /// What a restore says, instead of a pid, to a pager of ours before it names shared memory.
+    static let shared: Int32 = Int32.min
     /// What the restore says at its end.
     static let finished: UInt32 = 0x5253_5446
     /// What a pager of ours says when all pages are there.
@@ -32,6 +34,22 @@ public enum PagerSocket {
             if error.errno == .ENOENT || error.errno == .ECONNREFUSED { return nil }
             throw Failure(.denied, "can't connect to the lazy-pages daemon by \(name)", cause: error)
         }
+    }
+
+    /// Whether the program that listens at the other end is this one, and not CRIU.
+    public static func isOurs(_ socket: borrowing Descriptor) -> Bool {
+        let number = Int(socket.number)
+        var credentials: (id: Int32, user: UInt32, group: UInt32) = (0, 0, 0)
+        var length = UInt32(12)
+        let got = try? withAddress(of: &credentials) { (credentials) throws(SystemCallError) in
+            try withAddress(of: &length) { (length) throws(SystemCallError) in
+                try systemCall(.getsockopt, number, 1, 17, credentials, length)  // SOL_SOCKET, SO_PEERCRED
+            }
+        }
+        guard got != nil, let theirs = try? FileStatus.read("/proc/\(credentials.id)/exe", in: currentDirectory),
+            let ours = try? FileStatus.read("/proc/self/exe", in: currentDirectory)
+        else { return false }
+        return theirs.inode == ours.inode && theirs.device == ours.device
     }
 
     /// Waits in the working directory for one restore.

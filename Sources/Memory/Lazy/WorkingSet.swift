@@ -4,9 +4,9 @@ internal import ImageMessages
 internal import Linux
 internal import SystemPackage
 
-/// What threads of a process waited for at its lazy restores, in the order in which they did: the next one brings it first.
+/// What threads waited for of a process, or of shared memory, at its lazy restores, in the order in which they did: the next one brings it first.
 ///
-/// It lies beside the images, as `working-set-PID`, in windows of the image's addresses. It is a hint: what it names and is not
+/// It lies beside the images, as `working-set-PID` or `working-set-shmem-ID`, in windows of the image's addresses. It is a hint: what it names and is not
 /// missing is passed over.
 final class WorkingSet {
     /// Bytes of a window, which come together.
@@ -14,16 +14,20 @@ final class WorkingSet {
     /// Most windows of a process that are remembered.
     private static let most = 1 << 20
 
-    private let process: Int32
+    private let name: ImageName
     private var windows: [UInt64] = []
     private var known: Set<UInt64> = []
     private var next = 0
     private var hasGrown = false
 
     /// Reads what earlier restores noted, if anything.
-    init(of process: Int32, _ images: ImageSet) {
-        self.process = process
-        for entry in (try? images.loadAll(.workingSet(process), as: PagemapEntry.self)) ?? [] { add(entry.vaddr) }
+    init(of origin: PageOrigin, _ images: ImageSet) {
+        name =
+            switch origin {
+            case .process(let id): .workingSet(id)
+            case .shared(let id): .sharedWorkingSet(id)
+            }
+        for entry in (try? images.loadAll(name, as: PagemapEntry.self)) ?? [] { add(entry.vaddr) }
         hasGrown = false
     }
 
@@ -65,7 +69,7 @@ final class WorkingSet {
         }
         // The order may have come by a path of another working directory.
         let folder = try ImageDirectory(FilePath("/proc/self/fd/\(images.directory.number)"))
-        try folder.write(.workingSet(process), entries)
+        try folder.write(name, entries)
         try folder.writeOut()
         hasGrown = false
     }
