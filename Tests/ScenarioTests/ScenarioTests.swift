@@ -313,9 +313,13 @@ struct `Nothing is lost when an order fails` {
     ])
     func `a restore that fails or dies leaves nothing`(_ point: String) throws {
         let program = try Program(Self.counter)
+        let children = program.text("/../../proc/\(program.id)/task/\(program.id)/children")
+        let child = try #require(Int32(children.filter(\.isNumber)))
         try #require(try program.dump() == 0)
+        while kill(child, 0) == 0 { usleep(1000) }
         for ending in ["fail", "kill"] {
             #expect(try program.restore(fault: "\(point):\(ending)") != 0)
+            if ending == "fail" { #expect(kill(child, 0) != 0, "the pid of its child is not free") }
             #expect(program.isGone, "\(point):\(ending)")
         }
         #expect(try program.restore() == 0, "\(program.lastLine("restore.log"))")
