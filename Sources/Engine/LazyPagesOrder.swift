@@ -57,11 +57,14 @@ public struct PagerConnection: ~Copyable {
     let socket: Descriptor
     /// It is of this program. CRIU's knows private memory only.
     let isOurs: Bool
+    /// It reads all pages from the images; nil if that is not known.
+    let hasPages: Bool?
 
     /// With a connected socket.
-    public init(_ socket: consuming Descriptor, isOurs: Bool) {
+    public init(_ socket: consuming Descriptor, isOurs: Bool, hasPages: Bool? = nil) {
         self.socket = socket
         self.isOurs = isOurs
+        self.hasPages = hasPages
     }
 }
 

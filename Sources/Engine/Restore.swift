@@ -122,8 +122,9 @@ final class RestoreOrder {
         if let pager = request.pager {
             let zombies = plan.processes.filter(\.isZombie).map(\.id)
             let connection = try pager(Set(plan.allIDs))
-            let isOurs = connection.isOurs
-            try LazyRestore.begin(connection.socket, isOurs: isOurs, zombies: zombies, context)
+            let (isOurs, hasPages) = (connection.isOurs, connection.hasPages)
+            try LazyRestore.begin(
+                connection.socket, isOurs: isOurs, hasPages: hasPages, zombies: zombies, context)
             try LazyRestore.choose(among: plan.processes, context)
         }
         try context.faults.pass(.restorePlanned)

@@ -208,7 +208,7 @@ public final class PageComparison {
 }
 
 /// Copies bytes within our memory.
-func copyBytes(from source: Int, to address: Int, _ count: Int) {
+public func copyBytes(from source: Int, to address: Int, _ count: Int) {
     guard let from = unsafe UnsafeRawPointer(bitPattern: source),
         let to = unsafe UnsafeMutableRawPointer(bitPattern: address)
     else { return }

@@ -148,10 +148,12 @@ extension Orders {
             }
         }
         let (arguments, log, passed) = (words, session.log, options.pageServer ? options.pageServerSocket : nil)
+        let hasPages = !options.pageServer
         return { (taken) throws(Failure) in
             if let daemon = try connectToPager() { return daemon }
             log.info("no lazy-pages daemon waits here: a pager is started, its log is lazy-pages.log")
-            return PagerConnection(try startPager(arguments, taken: taken, passed: passed), isOurs: true)
+            return PagerConnection(
+                try startPager(arguments, taken: taken, passed: passed), isOurs: true, hasPages: hasPages)
         }
     }
 

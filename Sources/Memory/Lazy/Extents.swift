@@ -7,6 +7,8 @@ struct Extents {
         var range: AddressRange
         /// The address in the image of the first byte.
         var image: Address
+        /// How many bytes come together at least: the size of its pages. Both addresses are multiples of it.
+        var unit: UInt64 = pageSize
 
         /// The address in the image of one of its bytes.
         func image(of address: Address) -> Address { image + (address.rawValue - range.start.rawValue) }
@@ -26,7 +28,15 @@ struct Extents {
             let start = max(range.start, other.start)
             return Extent(
                 range: AddressRange(start: start, end: min(range.end, other.end)),
-                image: image + (start.rawValue - range.start.rawValue))
+                image: image + (start.rawValue - range.start.rawValue), unit: unit)
+        }
+
+        /// The same, with what comes together with it.
+        func whole(in other: AddressRange) -> Extent {
+            guard unit > pageSize else { return part(in: other) }
+            return part(
+                in: AddressRange(
+                    other.start.rawValue & ~(unit - 1), (other.end.rawValue + unit - 1) & ~(unit - 1)))
         }
     }
 
@@ -36,8 +46,8 @@ struct Extents {
     /// None.
     init() {}
 
-    /// Pages that are where the image says.
-    init(_ ranges: [AddressRange]) { list = ranges.map { Extent(range: $0, image: $0.start) }[...] }
+    /// Ascending ones that don't overlap.
+    init(_ extents: [Extent]) { list = extents[...] }
 
     var isEmpty: Bool { list.isEmpty }
 
@@ -106,12 +116,14 @@ struct Extents {
     mutating func removeFirst(in range: AddressRange) -> Extent? {
         let index = index(endingAfter: range.start)
         guard index < list.endIndex, list[index].range.overlaps(range) else { return nil }
-        return remove(list[index].part(in: range).range).first
+        return remove(list[index].whole(in: range).range).first
     }
 
     /// Removes the first part that the image has in a range of its own addresses.
     mutating func removeFirst(image: AddressRange) -> Extent? {
-        list.first { $0.imageRange.overlaps(image) }.flatMap { remove($0.range(ofImage: image)).first }
+        list.first { $0.imageRange.overlaps(image) }.flatMap {
+            remove($0.whole(in: $0.range(ofImage: image)).range).first
+        }
     }
 
     /// Removes what the image has in a range of its own addresses.
@@ -123,7 +135,7 @@ struct Extents {
     /// Removes the first so many bytes, or what lies together of them.
     mutating func removeFirst(most: UInt64) -> Extent? {
         guard let first = list.first else { return nil }
-        let part = first.part(in: AddressRange(start: first.range.start, end: first.range.start + most))
+        let part = first.whole(in: AddressRange(start: first.range.start, end: first.range.start + most))
         if part.range == first.range {
             list.removeFirst()
         } else {

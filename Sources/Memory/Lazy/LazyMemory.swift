@@ -26,6 +26,8 @@ final class LazyMemory {
     let workingSet: WorkingSet?
     /// Shared memory that it has mapped, and where: in place of the image's, the addresses are those in the pager.
     private(set) var mapped: [(segment: LazySegment, places: Extents)] = []
+    /// Mappings of huge pages, whose pages come as a whole.
+    var huge = Extents()
     /// Mappings that were looked at and are none of such memory.
     private var others = Extents()
     /// The task that began with it; nil for children that were forked since.
@@ -137,12 +139,14 @@ final class LazyMemory {
             let child = Descriptor(owning: Int32(truncatingIfNeeded: words[0]))
             let memory = LazyMemory(child, of: origin, name: "a child of \(name)", missing: inherited)
             memory.mapped = mapped
+            memory.huge = huge
             return memory
         case 0x14:  // UFFD_EVENT_REMAP
             let range = AddressRange(words[0], words[0] &+ words[2])
             missing.move(range, to: Address(words[1]))
             requested.move(range, to: Address(words[1]))
             for index in mapped.indices { mapped[index].places.move(range, to: Address(words[1])) }
+            huge.move(range, to: Address(words[1]))
             others = Extents()
         case 0x15, 0x16:  // UFFD_EVENT_REMOVE, UFFD_EVENT_UNMAP
             let range = AddressRange(words[0], words[1])
@@ -154,6 +158,7 @@ final class LazyMemory {
             } else {
                 for index in mapped.indices { mapped[index].places.remove(range) }
                 others.remove(range)
+                huge.remove(range)
             }
         default: break
         }
@@ -204,6 +209,7 @@ final class LazyMemory {
     private func fill(
         _ range: AddressRange, _ body: (UInt64, UInt64) throws(Failure) -> (Outcome, UInt64)
     ) throws(Failure) -> UInt64 {
+        let unit = huge.find(range.start)?.unit ?? pageSize
         var done: UInt64 = 0
         var step = range.length
         while done < range.length {
@@ -215,11 +221,11 @@ final class LazyMemory {
                 broughtBytes += count
                 done += count
             case .busy, .gone: return done
-            case .elsewhere where length > pageSize: step = pageSize
-            case .present where length > pageSize: step = pageSize
+            case .elsewhere where length > unit: step = unit
+            case .present where length > unit: step = unit
             case .elsewhere, .present:
-                wake(range.start + done, pageSize)
-                done += pageSize
+                wake(range.start + done, unit)
+                done += unit
             }
         }
         return done
@@ -237,7 +243,14 @@ final class LazyMemory {
 
     /// Gives a thread that waits the page of zeros that it would have without us. Returns whether that is settled.
     func zero(_ address: Address) throws(Failure) -> Bool {
-        try fill(AddressRange(start: address, end: address + pageSize)) { (_, length) throws(Failure) in
+        if let unit = huge.find(address)?.unit {
+            let start = Address(address.rawValue & ~(unit - 1))
+            let zeros = try attempt("get memory for zeros") { () throws(SystemCallError) in
+                try Mapping(length: Int(unit), flags: 0x22)  // PRIVATE | ANONYMOUS
+            }
+            return try copy(AddressRange(start: start, end: start + unit), from: zeros.address) == unit
+        }
+        return try fill(AddressRange(start: address, end: address + pageSize)) { (_, length) throws(Failure) in
             var request = clinux_uffdio_zeropage(start: address.rawValue, length: length, mode: 0, zeroed: 0)
             return try call(0xc020_aa04, &request, progress: \.zeroed)  // UFFDIO_ZEROPAGE
         } == pageSize

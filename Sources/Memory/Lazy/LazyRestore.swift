@@ -12,26 +12,40 @@ public final class LazyRestore {
     private let socket: Int32
     /// Whether the pager takes shared memory, as ours does and CRIU's does not.
     private let isOurs: Bool
+    /// Whether the pager has all pages in its images, so that all may come later.
+    private let takesAll: Bool
     /// Whether the pager has brought everything.
     private var isComplete = false
 
-    private init(_ socket: Int32, isOurs: Bool) {
+    private init(_ socket: Int32, isOurs: Bool, takesAll: Bool) {
         self.socket = socket
         self.isOurs = isOurs
+        self.takesAll = takesAll
     }
 
     deinit { _ = try? systemCall(.close, Int(socket)) }
 
     /// Begins with a connection to a pager, which first hears of the tasks that have nothing to wait for.
     ///
-    /// - Parameter isOurs: it is of this program.
+    /// - Parameters:
+    ///   - isOurs: it is of this program.
+    ///   - hasPages: it has all pages in its images; nil if it has to be asked.
     public static func begin(
-        _ socket: consuming Descriptor, isOurs: Bool, zombies: [TaskID], _ context: RestoreContext
+        _ socket: consuming Descriptor, isOurs: Bool, hasPages: Bool?, zombies: [TaskID], _ context: RestoreContext
     ) throws(Failure) {
         let number = socket.release()
-        let lazy = context.state(LazyRestore.self) { LazyRestore(number, isOurs: isOurs) }
+        var takesAll = isOurs && hasPages == true
+        if isOurs, hasPages == nil {
+            try PagerSocket.send(PagerSocket.question, to: number)
+            takesAll = try PagerSocket.receive(UInt32.self, from: number) == 1
+        }
+        if takesAll { try PagerSocket.send(PagerSocket.all, to: number) }
+        let lazy = context.state(LazyRestore.self) { LazyRestore(number, isOurs: isOurs, takesAll: takesAll) }
         for zombie in zombies { try PagerSocket.send(-zombie.rawValue, to: lazy.socket) }
     }
+
+    /// Whether not only those pages come later which the images call lazy.
+    static func takesAll(_ context: RestoreContext) -> Bool { (try? known(context))?.takesAll ?? false }
 
     // MARK: shared memory
 

@@ -30,6 +30,8 @@ public final class Pager {
     private var requests: [(memory: LazyMemory, image: AddressRange)] = []
     private var tasks: [Target] = []
     private var isRestored = false
+    /// Whether all pages come later that can.
+    private var takesAll = false
     private var chunk = Pager.smallestChunk
     private var total: (bytes: UInt64, faults: Int) = (0, 0)
 
@@ -114,8 +116,14 @@ public final class Pager {
         let count = try images.loadAll(.processTree, as: PstreeEntry.self).count
         for _ in 0..<count {
             var id = try receiveNumber(Int32.self)
-            while id == PagerSocket.shared {
-                try takeSegment(try receiveNumber(UInt64.self))
+            while true {
+                switch id {
+                case PagerSocket.shared: try takeSegment(try receiveNumber(UInt64.self))
+                case PagerSocket.question: try PagerSocket.send(UInt32(requester == nil ? 1 : 0), to: restore.number)
+                case PagerSocket.all: takesAll = true
+                default: break
+                }
+                if id > PagerSocket.all { break }
                 id = try receiveNumber(Int32.self)
             }
             guard id > 0 else { continue }
@@ -125,12 +133,13 @@ public final class Pager {
             for vma in entry.vmas { areas.append(try Area(vma)) }
             areas.sort { $0.range.start < $1.range.start }
             let pagemap = try Pagemap.read(.pagemap(id), from: images)
-            let lazy = LazyRanges(pagemap, areas)
+            let lazy = LazyRanges(pagemap, areas, takesAll: takesAll)
             if requester == nil { located[.process(id)] = try PageLocator(images, process: id, pagemap).pieces }
             let workingSet = WorkingSet(of: .process(id), images)
             workingSets.append(workingSet)
             let memory = LazyMemory(
-                received.faults, of: .process(id), name: "task \(id)", missing: Extents(lazy.ranges), workingSet)
+                received.faults, of: .process(id), name: "task \(id)", missing: Extents(lazy.extents), workingSet)
+            memory.huge = Extents(lazy.huge)
             log.debug(
                 "\(memory.name): \(memory.missing.length / pageSize) pages are to come, \(workingSet.count) windows first"
             )
@@ -250,7 +259,7 @@ public final class Pager {
             memory.waiting.remove(address.rawValue)
             memory.workingSet?.note(extent.image(of: address))
             let start = Address(address.rawValue & ~(WorkingSet.window - 1))
-            let range = extent.part(in: AddressRange(start: start, end: start + WorkingSet.window)).range
+            let range = extent.whole(in: AddressRange(start: start, end: start + WorkingSet.window)).range
             // One after the other: a child that is forked meanwhile is to miss what is still missing here.
             while let part = memory.missing.removeFirst(in: range) { try bring(part, to: memory) }
         } else if try memory.zero(address) || memory.isGone {
@@ -277,6 +286,35 @@ public final class Pager {
             requests.append((memory, extent.imageRange))
             return
         }
+        if extent.unit > pageSize { return try bringHuge(extent, to: memory) }
+        try read(extent, of: memory) { (range, address) throws(Failure) in
+            try deliver(range, at: address, to: memory)
+        }
+        segments.first { $0.pages === memory }?.hold(extent.range.length)
+    }
+
+    /// The kernel takes huge pages as a whole only, which may be in parts in the images.
+    private func bringHuge(_ extent: Extents.Extent, to memory: LazyMemory) throws(Failure) {
+        let room = try attempt("get memory for huge pages") { () throws(SystemCallError) in
+            try Mapping(length: Int(extent.unit), flags: 0x22)  // PRIVATE | ANONYMOUS
+        }
+        let start = room.address
+        var at = extent.range.start
+        while at < extent.range.end {
+            let page = extent.part(in: AddressRange(start: at, end: at + extent.unit))
+            try read(page, of: memory) { (range, address) throws(Failure) in
+                copyBytes(
+                    from: address, to: start + Int(range.start.rawValue - page.image.rawValue), Int(range.length))
+            }
+            try deliver(page.imageRange, at: start, to: memory)
+            at = page.range.end
+        }
+    }
+
+    /// Calls `body` with the parts of what the images have of an extent, and where their bytes are.
+    private func read(
+        _ extent: Extents.Extent, of memory: LazyMemory, _ body: (AddressRange, Int) throws(Failure) -> Void
+    ) throws(Failure) {
         let pieces = located[memory.origin] ?? []
         var at = extent.image
         var next = pieces.firstIndex(endingAfter: at)
@@ -287,13 +325,10 @@ public final class Pager {
                     advice: "It is still with the source: pass --page-server, --address and --port")
             }
             let part = pieces[next].part(in: AddressRange(start: at, end: extent.imageRange.end))
-            try loader.forEachPart(of: part) { (range, address) throws(Failure) in
-                try deliver(range, at: address, to: memory)
-            }
+            try loader.forEachPart(of: part, body)
             at = part.range.end
             next += 1
         }
-        segments.first { $0.pages === memory }?.hold(extent.range.length)
     }
 
     /// Receives the answer to the oldest request.

@@ -2,9 +2,9 @@ import Glibc
 import Linux
 import Testing
 
-/// Shared memory that comes when the tasks run already.
+/// Shared memory, huge pages, and pages of earlier images, that come when the tasks run already.
 @Suite(.serialized, .enabled(if: geteuid() == 0, "checkpointing other processes needs root"))
-struct `Shared memory comes while the tasks run` {
+struct `Memory of other kinds comes while the tasks run` {
     /// Calls with addresses, and memory whose every page can be told from the others.
     private static let calls = """
         libc = ctypes.CDLL(None, use_errno=True); A, S = ctypes.c_void_p, ctypes.c_size_t
@@ -150,5 +150,68 @@ struct `Shared memory comes while the tasks run` {
         try restore(program)
         #expect(program.ask() == "ok")
         #expect(pieces(program) == 0)
+    }
+
+    private static let freeHugePages =
+        Int(
+            String(
+                decoding: (try? readWholeFile("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")) ?? [],
+                as: UTF8.self
+            ).filter(\.isNumber)) ?? 0
+
+    @Test(
+        .enabled(if: freeHugePages >= 8, "this machine has no 8 huge pages (vm.nr_hugepages)"),
+        arguments: [[], ["--compress"]])
+    func `huge pages`(more: [String]) throws {
+        let program = try Program(
+            Self.calls + """
+                H = 2 * M; huge = libc.mmap(None, 6 * H, 3, 0x40022, -1, 0); first = True
+                for page in (0, 1, 3, 5):
+                    for i in range(page * H, page * H + H, P): ctypes.memset(huge + i, value(i), P)
+                def page(a, number, what=None):
+                    return all(right(a, i, number * H, what) for i in range(0, H, P))
+                def check():
+                    global first
+                    if first:
+                        first = False
+                        # At once, when it is still to come: given back, read where nothing was, moved, seen by a child.
+                        if libc.madvise(huge + H, H, 4) or not page(huge + H, 1, what=0): return 'what was given back is there'
+                        if not page(huge + 2 * H, 2, what=0): return 'there was nothing'
+                        if libc.mremap(huge + 5 * H, H, H, 3, A(huge + 1024 * H)) != huge + 1024 * H: return 'mremap'
+                        if os.fork() == 0: os._exit(0 if page(huge + 3 * H, 3) and page(huge + 1024 * H, 5) else 1)
+                        if os.wait()[1]: return 'the child'
+                    if not page(huge, 0) or not page(huge + 3 * H, 3) or not page(huge + 1024 * H, 5): return 'wrong'
+                serve(check)
+                """)
+        try #require(try program.dump(more) == 0, "\(program.lastLine("dump.log"))")
+        try restore(program)
+        #expect(program.ask() == "ok")
+        waitForAll(program)
+        #expect(program.ask() == "ok")
+        // All four, besides what Python has.
+        #expect(try pagesToCome(program) >= 2048, "\(program.text("images/lazy-pages.log"))")
+    }
+
+    /// The pages that a log says are to come, in all memories.
+    private func pagesToCome(_ program: Program) throws -> Int {
+        program.text("images/lazy-pages.log").split(separator: "\n").filter { $0.contains(" pages are to come") }
+            .compactMap { line in line.split(separator: " ").compactMap { Int($0) }.first }.reduce(0, +)
+    }
+
+    @Test func `pages that are in the images of earlier dumps`() throws {
+        let program = try Program(
+            Self.calls + """
+                memory = new(16 * M, 0x22); serve(lambda: whole(memory, 16 * M))
+                """)
+        try #require(mkdir(program.work + "/a", 0o700) == 0)
+        let words = ["--track-mem", "-t", "\(program.id)", "-o", "dump.log"]
+        #expect(try program.brumate(["dump", "-R", "-D", program.work + "/a"] + words) == 0)
+        #expect(program.ask() == "ok")
+        try #require(try program.dump(["--track-mem", "--prev-images-dir", "../a"]) == 0)
+        try restore(program)
+        #expect(program.ask() == "ok")
+        waitForAll(program)
+        #expect(try pagesToCome(program) >= 4096, "\(program.text("images/lazy-pages.log"))")
+        #expect(program.ask() == "ok")
     }
 }
