@@ -57,26 +57,21 @@ struct `Memory of busy writers in a live dump` {
         #expect(program.ask() == "ok", "\(program.text("log"))")
     }
 
-    private static let freeHugePages =
-        Int(
-            String(
-                decoding: (try? readWholeFile("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")) ?? [],
-                as: UTF8.self
-            ).filter(\.isNumber)) ?? 0
-
     @Test(
-        .enabled(if: freeHugePages >= 16, "this machine has no 16 huge pages (vm.nr_hugepages)"),
+        .enabled(if: HugePages.count >= 16, "this machine has no 16 huge pages (vm.nr_hugepages)"),
         arguments: [
             ("huge 16 2 read fork", aside), ("private-huge 8 2 read", aside),
             ("private-huge 16 1 remap", "begins anew"),
         ])
     func `and so are huge pages`(_ kind: (words: String, log: String)) throws {
-        let program = try writers(kind.words)
-        try snapshot(program, kind.log)
-        #expect(verdict(program) == "ok", "\(program.text("log"))")
-        end(program)
-        try #require(try program.restore() == 0, "\(program.lastLine("restore.log"))")
-        #expect(program.ask() == "ok", "\(program.text("log"))")
+        try HugePages.take(16) {
+            let program = try writers(kind.words)
+            try snapshot(program, kind.log)
+            #expect(verdict(program) == "ok", "\(program.text("log"))")
+            end(program)
+            try #require(try program.restore() == 0, "\(program.lastLine("restore.log"))")
+            #expect(program.ask() == "ok", "\(program.text("log"))")
+        }
     }
 
     /// Each holds what was written since the last one. What a pre-dump finds is written to while it copies it.
@@ -102,12 +97,14 @@ struct `Memory of busy writers in a live dump` {
     }
 
     @Test(
-        arguments: freeHugePages >= 16 ? ["anonymous 16 2", "private-huge 8 1"] : ["anonymous 16 2"],
+        arguments: HugePages.count >= 16 ? ["anonymous 16 2", "private-huge 8 1"] : ["anonymous 16 2"],
         [("dump-held", "kill"), ("dump-held", "fail"), ("dump-pages", "kill"), ("dump-pages", "fail")])
     func `and a dump that ends early leaves them at work`(words: String, at fault: (point: String, how: String)) throws
     {
-        let program = try writers(words)
-        #expect(try program.dump(["--live", "--no-sync"], fault: "\(fault.point):\(fault.how)") != 0)
-        #expect(verdict(program) == "ok", "\(program.text("log"))")
+        try HugePages.take(words.contains("huge") ? 16 : 0) {
+            let program = try writers(words)
+            #expect(try program.dump(["--live", "--no-sync"], fault: "\(fault.point):\(fault.how)") != 0)
+            #expect(verdict(program) == "ok", "\(program.text("log"))")
+        }
     }
 }

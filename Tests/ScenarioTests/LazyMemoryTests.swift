@@ -152,44 +152,39 @@ struct `Memory of other kinds comes while the tasks run` {
         #expect(pieces(program) == 0)
     }
 
-    private static let freeHugePages =
-        Int(
-            String(
-                decoding: (try? readWholeFile("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")) ?? [],
-                as: UTF8.self
-            ).filter(\.isNumber)) ?? 0
-
     @Test(
-        .enabled(if: freeHugePages >= 8, "this machine has no 8 huge pages (vm.nr_hugepages)"),
+        .enabled(if: HugePages.count >= 8, "this machine has no 8 huge pages (vm.nr_hugepages)"),
         arguments: [[], ["--compress"]])
     func `huge pages`(more: [String]) throws {
-        let program = try Program(
-            Self.calls + """
-                H = 2 * M; huge = libc.mmap(None, 6 * H, 3, 0x40022, -1, 0); first = True
-                for page in (0, 1, 3, 5):
-                    for i in range(page * H, page * H + H, P): ctypes.memset(huge + i, value(i), P)
-                def page(a, number, what=None):
-                    return all(right(a, i, number * H, what) for i in range(0, H, P))
-                def check():
-                    global first
-                    if first:
-                        first = False
-                        # At once, when it is still to come: given back, read where nothing was, moved, seen by a child.
-                        if libc.madvise(huge + H, H, 4) or not page(huge + H, 1, what=0): return 'what was given back is there'
-                        if not page(huge + 2 * H, 2, what=0): return 'there was nothing'
-                        if libc.mremap(huge + 5 * H, H, H, 3, A(huge + 1024 * H)) != huge + 1024 * H: return 'mremap'
-                        if os.fork() == 0: os._exit(0 if page(huge + 3 * H, 3) and page(huge + 1024 * H, 5) else 1)
-                        if os.wait()[1]: return 'the child'
-                    if not page(huge, 0) or not page(huge + 3 * H, 3) or not page(huge + 1024 * H, 5): return 'wrong'
-                serve(check)
-                """)
-        try #require(try program.dump(more) == 0, "\(program.lastLine("dump.log"))")
-        try restore(program)
-        #expect(program.ask() == "ok")
-        waitForAll(program)
-        #expect(program.ask() == "ok")
-        // All four, besides what Python has.
-        #expect(try pagesToCome(program) >= 2048, "\(program.text("images/lazy-pages.log"))")
+        try HugePages.take(8) {
+            let program = try Program(
+                Self.calls + """
+                    H = 2 * M; huge = libc.mmap(None, 6 * H, 3, 0x44022, -1, 0); first = True
+                    for page in (0, 1, 3, 5):
+                        for i in range(page * H, page * H + H, P): ctypes.memset(huge + i, value(i), P)
+                    def page(a, number, what=None):
+                        return all(right(a, i, number * H, what) for i in range(0, H, P))
+                    def check():
+                        global first
+                        if first:
+                            first = False
+                            # At once, when it is still to come: given back, read where nothing was, moved, seen by a child.
+                            if libc.madvise(huge + H, H, 4) or not page(huge + H, 1, what=0): return 'what was given back is there'
+                            if not page(huge + 2 * H, 2, what=0): return 'there was nothing'
+                            if libc.mremap(huge + 5 * H, H, H, 3, A(huge + 1024 * H)) != huge + 1024 * H: return 'mremap'
+                            if os.fork() == 0: os._exit(0 if page(huge + 3 * H, 3) and page(huge + 1024 * H, 5) else 1)
+                            if os.wait()[1]: return 'the child'
+                        if not page(huge, 0) or not page(huge + 3 * H, 3) or not page(huge + 1024 * H, 5): return 'wrong'
+                    serve(check)
+                    """)
+            try #require(try program.dump(more) == 0, "\(program.lastLine("dump.log"))")
+            try restore(program)
+            #expect(program.ask() == "ok")
+            waitForAll(program)
+            #expect(program.ask() == "ok")
+            // All four, besides what Python has.
+            #expect(try pagesToCome(program) >= 2048, "\(program.text("images/lazy-pages.log"))")
+        }
     }
 
     /// The pages that a log says are to come, in all memories.
@@ -213,5 +208,30 @@ struct `Memory of other kinds comes while the tasks run` {
         waitForAll(program)
         #expect(try pagesToCome(program) >= 4096, "\(program.text("images/lazy-pages.log"))")
         #expect(program.ask() == "ok")
+    }
+
+    private static let source = #filePath.replacing(
+        "ScenarioTests/LazyMemoryTests.swift", with: "Programs/remapper.c")
+
+    /// Each begins with its calls when nearly everything is still to come.
+    @Test(arguments: ["64 3 4000"] + (HugePages.count >= 16 ? ["8 2 300"] : []), 1...3)
+    func `whatever is done with the mappings`(sizes: String, seed: Int) throws {
+        let isHuge = sizes.hasPrefix("8")
+        try HugePages.take(isHuge ? 16 : 0) {
+            let program = try Program(
+                """
+                import subprocess
+                subprocess.run(['cc', '-O1', '-o', work + '/remapper', '\(Self.source)'], check=True)
+                words = '\(sizes) \(seed)\(isHuge ? " huge" : "")'.split()
+                os.execv(work + '/remapper', ['remapper', work] + words)
+                """)
+            try #require(try program.dump() == 0, "\(program.lastLine("dump.log"))")
+            close(open(program.work + "/go", O_CREAT | O_WRONLY, 0o600))
+            try restore(program)
+            #expect(program.ask() == "ok")
+            waitForAll(program)
+            #expect(program.ask() == "ok")
+            #expect(pieces(program) == 1)
+        }
     }
 }

@@ -1,6 +1,31 @@
 import Glibc
 import Linux
+import Synchronization
 import Testing
+
+/// Huge pages of 2 MiB, which tests use in turn: a machine has few.
+enum HugePages {
+    private static let turn = Mutex(())
+
+    private static func number(_ name: String) -> Int {
+        let text = (try? readWholeFile("/sys/kernel/mm/hugepages/hugepages-2048kB/\(name)")) ?? []
+        return Int(String(decoding: text.filter { $0 != 0x0a }, as: UTF8.self)) ?? 0
+    }
+
+    /// How many nobody has or was promised: at first.
+    static let count = free
+    private static var free: Int { number("free_hugepages") - number("resv_hugepages") }
+
+    /// Runs a test that needs so many.
+    static func take(_ needed: Int, _ body: () throws -> Void) throws {
+        if needed == 0 { return try body() }
+        try turn.withLock { (_) throws in
+            // Those of the one before are given back when its tasks are gone.
+            for _ in 0..<10_000 where free < needed { usleep(1000) }
+            try body()
+        }
+    }
+}
 
 /// A Python program under test that answers questions through fifos, before and after a checkpoint.
 ///

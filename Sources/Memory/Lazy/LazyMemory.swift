@@ -109,24 +109,46 @@ final class LazyMemory {
     // MARK: events
 
     /// Reads all events that wait. Returns children that were forked.
-    func readEvents() throws(Failure) -> [LazyMemory] {
+    ///
+    /// - Parameter roots: ancestors of the tasks that may use the memory.
+    func readEvents(_ roots: [TaskID]) throws(Failure) -> [LazyMemory] {
         var children: [LazyMemory] = []
         while !isGone {
             let messages: [Userfaultfd.Message]
+            var calls: [MappingCall] = []
             do throws(SystemCallError) {
-                // Who gives shared memory back is looked at before others go on.
-                let most = awaitsSegments ? 1 : Userfaultfd.mostMessages
-                messages = try Userfaultfd.readMessages(faults.number, most: most)
+                // Who gives shared memory back is looked at before they go on.
+                let isCareful = awaitsSegments
+                if isCareful {
+                    // What is there now is read next: faults first, then the oldest event.
+                    guard try poll(faults.number, for: 1, milliseconds: 0) != 0 else { break }
+                    if hasEvent {
+                        calls = MappingCall.waiting(task, roots: roots, segments: mapped.map(\.segment))
+                    }
+                }
+                messages = try Userfaultfd.readMessages(
+                    faults.number, most: isCareful ? 1 : Userfaultfd.mostMessages)
             } catch {
                 throw Failure(.bug, "can't read the page faults of \(name)", cause: error)
             }
             if messages.isEmpty { break }
-            for message in messages { if let child = take(message) { children.append(child) } }
+            for message in messages { if let child = take(message, calls) { children.append(child) } }
         }
         return children
     }
 
-    private func take(_ message: Userfaultfd.Message) -> LazyMemory? {
+    /// Whether an event waits that is none of a fault: the kernel refuses to fill anything then, even nothing.
+    private var hasEvent: Bool {
+        var request = clinux_uffdio_zeropage(start: 0, length: 0, mode: 0, zeroed: 0)
+        do throws(SystemCallError) {
+            try withAddress(of: &request) { (address) throws(SystemCallError) in
+                _ = try systemCall(.ioctl, Int(faults.number), 0xc020_aa04, address)
+            }
+            return false
+        } catch { return error.errno == .EAGAIN }
+    }
+
+    private func take(_ message: Userfaultfd.Message, _ calls: [MappingCall]) -> LazyMemory? {
         let words = message.words
         switch message.event {
         case 0x12:  // UFFD_EVENT_PAGEFAULT
@@ -154,7 +176,9 @@ final class LazyMemory {
             requested.remove(range)
             if message.event == 0x15 {
                 if mayMap(range.start) { look(at: range.start) }
-                for (segment, places) in mapped { segment.hearRemoval(of: places.parts(in: range)) }
+                if calls.contains(where: { $0.removes(range) }) {
+                    for (segment, places) in mapped { segment.drop(places.parts(in: range)) }
+                }
             } else {
                 for index in mapped.indices { mapped[index].places.remove(range) }
                 others.remove(range)

@@ -372,7 +372,7 @@ public final class Pager {
     }
 
     private func hearEvents(_ memory: LazyMemory) throws(Failure) {
-        for child in try memory.readEvents() {
+        for child in try memory.readEvents(tasks.map(\.id)) {
             link?.add(child)
             memories.append(child)
         }

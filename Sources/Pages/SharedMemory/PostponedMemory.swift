@@ -51,11 +51,19 @@ public final class PostponedMemory {
 
     private func keep(_ id: UInt64, _ file: Int32, _ size: UInt64, _ images: ImageSet) throws(Failure) -> Bool {
         guard size >= PostponedMemory.smallest, images.has(.sharedPagemap(id)) else { return false }
-        let kept = try attempt("keep shared memory") { () throws(SystemCallError) -> Int32? in
-            if try FileSystem.of(file).magic == FileSystem.hugePages { return nil }
-            return Int32(try systemCall(.fcntl, Int(file), 1030, 3))  // F_DUPFD_CLOEXEC
+        let system = try attempt("look at shared memory") { () throws(SystemCallError) in try FileSystem.of(file) }
+        if system.magic == FileSystem.hugePages {
+            // Larger ones would hold everybody up, and a part of one can't come alone.
+            let unit = system.blockSize
+            guard unit <= 2 << 20 else { return false }
+            let runs = try Pagemap.read(.sharedPagemap(id), from: images).runs
+            guard runs.allSatisfy({ $0.range.start.rawValue % unit == 0 && $0.range.length % unit == 0 }) else {
+                return false
+            }
         }
-        guard let kept else { return false }
+        let kept = try attempt("keep shared memory") { () throws(SystemCallError) in
+            Int32(try systemCall(.fcntl, Int(file), 1030, 3))  // F_DUPFD_CLOEXEC
+        }
         pieces.append((id, kept))
         return true
     }
