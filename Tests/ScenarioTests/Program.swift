@@ -12,9 +12,12 @@ enum HugePages {
         return Int(String(decoding: text.filter { $0 != 0x0a }, as: UTF8.self)) ?? 0
     }
 
-    /// How many nobody has or was promised: at first.
+    /// How many can be had: at first.
     static let count = free
-    private static var free: Int { number("free_hugepages") - number("resv_hugepages") }
+    private static var free: Int {
+        number("free_hugepages") - number("resv_hugepages") + number("nr_overcommit_hugepages")
+            - number("surplus_hugepages")
+    }
 
     /// Runs a test that needs so many.
     static func take(_ needed: Int, _ body: () throws -> Void) throws {
