@@ -237,7 +237,7 @@ private func rehearse(_ context: DumpContext) {
         let me = FrozenProcess.current
         let status = try TaskStatus.read(of: me.id)
         let pidfd = try attempt("open a pidfd") { () throws(SystemCallError) in
-            Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(me.id.rawValue), 0)))
+            try me.id.openHandle()
         }
         let process = DumpedProcess(
             me, status: status, stat: try TaskStat.read(of: me.id), mappings: try VMA.read(of: me.id),
@@ -459,7 +459,7 @@ struct DumpOrder {
         let status = try TaskStatus.read(of: frozen.id)
         return try during(.dumping(frozen.id, status.name)) { () throws(Failure) in
             let pidfd = try attempt("open a pidfd") { () throws(SystemCallError) in
-                Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(frozen.id.rawValue), 0)))
+                try frozen.id.openHandle()
             }
             let foreseen = try foresight?.mappings(of: frozen.id)
             let mappings =

@@ -153,7 +153,7 @@ struct Looks: ~Copyable {
         let handle = try attempt(
             "copy the descriptor", advice: "Raise brumate's own limit on open files (RLIMIT_NOFILE)"
         ) { () throws(SystemCallError) in
-            Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(pidfd), Int(number), 0)))
+            try fetchDescriptor(Int(number), through: pidfd)
         }
         let ours = handle.number
         let status = try attempt("look at the file") { () throws(SystemCallError) in try FileStatus.read(in: ours) }

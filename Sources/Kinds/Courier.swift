@@ -43,7 +43,7 @@ public final class Courier {
     public func deliver(_ numbers: [Int32], to puppet: Puppet) throws(Failure) -> [RemoteDescriptor] {
         guard numbers.contains(where: unsendable.contains) else { return try send(numbers, to: puppet) }
         let ourselves = try attempt("open a pidfd of our own") { () throws(SystemCallError) in
-            Descriptor(owning: Int32(try systemCall(.pidfd_open, try systemCall(.getpid), 0)))
+            try TaskID.current.openHandle()
         }
         // It goes out of the way, so that what arrives gets the lowest numbers.
         let low = try send([ourselves.number], to: puppet)[0]

@@ -69,11 +69,18 @@ public enum MountVisit {
     ///
     /// - Parameter isWhole: and those of all mounts below it.
     public static func change(_ mount: Int32, propagation: UInt64, isWhole: Bool = false) throws(SystemCallError) {
-        var change: (UInt64, UInt64, UInt64, UInt64) = (0, 0, propagation, 0)
+        try setAttributes(of: mount, propagation: propagation, isWhole: isWhole)
+    }
+
+    /// Sets and clears `MOUNT_ATTR_*` bits (`mount_setattr(2)`).
+    private static func setAttributes(
+        of mount: Int32, set: UInt64 = 0, clear: UInt64 = 0, propagation: UInt64 = 0, isWhole: Bool = false
+    ) throws(SystemCallError) {
+        var change = (set, clear, propagation, UInt64(0))  // struct mount_attr
         let flags = isWhole ? 0x9000 : 0x1000  // AT_RECURSIVE, AT_EMPTY_PATH
         try withCString([]) { (nothing) throws(SystemCallError) in
             try withAddress(of: &change) { (change) throws(SystemCallError) in
-                try systemCall(.mount_setattr, Int(mount), nothing, flags, change, 32)
+                _ = try systemCall(.mount_setattr, Int(mount), nothing, flags, change, 32)
             }
         }
     }
@@ -103,12 +110,9 @@ public enum MountVisit {
     ) throws(SystemCallError) {
         try perform(in: namespace) { () throws(SystemCallError) in
             let copy = try copy(path)
-            var change: (UInt64, UInt64, UInt64, UInt64) = (set, clear, 0, 0)
             let (number, here) = (Int(copy.number), Int(currentDirectory))
+            try setAttributes(of: copy.number, set: set, clear: clear)
             try withCString([]) { (nothing) throws(SystemCallError) in
-                try withAddress(of: &change) { (change) throws(SystemCallError) in
-                    try systemCall(.mount_setattr, number, nothing, 0x1000, change, 32)
-                }
                 try withCString(point) { (point) throws(SystemCallError) in
                     _ = try systemCall(.move_mount, number, nothing, here, point, 4)  // MOVE_MOUNT_F_EMPTY_PATH
                 }
@@ -118,12 +122,7 @@ public enum MountVisit {
 
     /// Makes a mount read-only (`mount_setattr(2)`), which must be in the namespace that we are in.
     public static func makeReadOnly(_ mount: Int32) throws(SystemCallError) {
-        var change: (UInt64, UInt64, UInt64, UInt64) = (1, 0, 0, 0)  // MOUNT_ATTR_RDONLY
-        try withCString([]) { (nothing) throws(SystemCallError) in
-            try withAddress(of: &change) { (change) throws(SystemCallError) in
-                try systemCall(.mount_setattr, Int(mount), nothing, 0x1000, change, 32)
-            }
-        }
+        try setAttributes(of: mount, set: 1)  // MOUNT_ATTR_RDONLY
     }
 
     /// Makes the file system read-only that is mounted somewhere (`fspick(2)`).

@@ -3,8 +3,13 @@ public import Linux
 /// Calls `body` with each process of a tree that runs, its root first, until it returns false. What changes meanwhile may be
 /// missed.
 public func forEachProcess<E: Error>(of root: TaskID, _ body: (TaskID) throws(E) -> Bool) throws(E) {
-    var queue = [root]
-    var seen: Set<TaskID> = [root]
+    try forEachProcess(of: [root], body)
+}
+
+/// The same for several trees, which may be parts of each other.
+public func forEachProcess<E: Error>(of roots: [TaskID], _ body: (TaskID) throws(E) -> Bool) throws(E) {
+    var queue = roots
+    var seen = Set(roots)
     while let process = queue.popLast() {
         guard try body(process) else { return }
         let threads = ((try? listNumbers("/proc/\(process.rawValue)/task")) ?? []).map { TaskID($0) }

@@ -271,8 +271,8 @@ public final class Puppet {
 
     /// Copies one of its descriptors (`pidfd_getfd(2)`).
     public func fetch(_ number: Int) throws(SystemCallError) -> Descriptor {
-        let pidfd = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(task.rawValue), 0)))
-        return Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(pidfd.number), number, 0)))
+        let pidfd = try task.openHandle()
+        return try fetchDescriptor(number, through: pidfd.number)
     }
 
     /// Creates tasks, all stopped before their first instruction.

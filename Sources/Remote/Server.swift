@@ -183,7 +183,7 @@ public struct Server: ~Copyable {
         let outcome: Result<Int32, SystemCallError>
         do throws(SystemCallError) {
             if number < 0 { throw SystemCallError(call, Errno(rawValue: Int32(clamping: 0 - max(number, -4095)))) }
-            outcome = .success(Int32(try systemCall(.pidfd_getfd, Int(pidfd), number, 0)))
+            outcome = .success(try fetchDescriptor(number, through: pidfd).release())
         } catch { outcome = .failure(error) }
         goOn(Server.goOn)
         return try finish(loaded, outcome)
@@ -223,7 +223,7 @@ public struct Server: ~Copyable {
         let fetched = Result { () throws(SystemCallError) in
             try outcome.get()
             if number < 0 { throw SystemCallError(.ioctl, Errno(rawValue: Int32(clamping: 0 - max(number, -4095)))) }
-            return Int32(try systemCall(.pidfd_getfd, Int(pidfd), number, 0))
+            return try fetchDescriptor(number, through: pidfd).release()
         }
         goOn(Server.goOnAgain)
         return try finish(loaded, fetched)
@@ -283,7 +283,7 @@ public struct Server: ~Copyable {
     private static func give(
         _ descriptor: Int32, toOwnerOf number: Int32, through pidfd: Int32
     ) throws(SystemCallError) {
-        let socket = Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(pidfd), Int(number), 0)))
+        let socket = try fetchDescriptor(Int(number), through: pidfd)
         let ours = Int(socket.number)
         var name = [UInt8](repeating: 0, count: 128)
         var length: Int32 = 128

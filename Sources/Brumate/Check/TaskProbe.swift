@@ -48,8 +48,8 @@ enum TaskProbe {
 
     /// Whether descriptors of other tasks can be fetched.
     static func fetchesDescriptors() throws(SystemCallError) -> Bool {
-        let me = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(TaskID.current.rawValue), 0)))
-        _ = Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(me.number), Int(me.number), 0)))
+        let me = try TaskID.current.openHandle()
+        _ = try fetchDescriptor(Int(me.number), through: me.number)
         return true
     }
 

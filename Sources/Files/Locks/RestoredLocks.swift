@@ -68,8 +68,8 @@ final class RestoredLocks {
     func takeOver(_ id: UInt32) throws(Failure) -> Descriptor? {
         guard let (task, number) = leased[id] else { return nil }
         return try attempt("take a file with a lease over from its source") { () throws(SystemCallError) in
-            let pidfd = Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(task.rawValue), 0)))
-            return Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(pidfd.number), Int(number), 0)))
+            let pidfd = try task.openHandle()
+            return try fetchDescriptor(Int(number), through: pidfd.number)
         }
     }
 

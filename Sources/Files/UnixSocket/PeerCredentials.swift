@@ -137,7 +137,7 @@ final class Witnesses {
         /// Copies one of them.
         func fetch(_ number: Int) throws(Failure) -> Descriptor {
             try attempt("copy a socket of task \(process)") { () throws(SystemCallError) in
-                Descriptor(owning: Int32(try systemCall(.pidfd_getfd, Int(pidfd), number, 0)))
+                try fetchDescriptor(number, through: pidfd)
             }
         }
     }
@@ -146,7 +146,7 @@ final class Witnesses {
     func source(_ puppet: Puppet) throws(Failure) -> Source {
         if let known = pidfds[puppet.process] { return Source(process: puppet.process, pidfd: known) }
         let pidfd = try attempt("open a pidfd of task \(puppet.process)") { () throws(SystemCallError) in
-            Int32(try systemCall(.pidfd_open, Int(puppet.task.rawValue), 0))
+            try puppet.task.openHandle().release()
         }
         pidfds[puppet.process] = pidfd
         return Source(process: puppet.process, pidfd: pidfd)

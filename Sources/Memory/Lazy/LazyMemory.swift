@@ -88,11 +88,13 @@ final class LazyMemory {
     }
 
     /// Looks at the mapping of an address, or at all mappings of the task.
-    func look(at address: Address) {
+    ///
+    /// - Parameter roots: ancestors of the tasks that may use the memory.
+    func look(at address: Address, _ roots: [TaskID]) {
         let segments = mapped.map(\.segment)
         let found =
             task.map { (try? VMA.readPlain(of: $0)) ?? [] }
-            ?? LazySegment.users(of: segments).flatMap(\.mappings).filter { $0.range.contains(address) }
+            ?? LazySegment.users(of: segments, roots).flatMap(\.mappings).filter { $0.range.contains(address) }
         others = task == nil ? others : Extents()
         for mapping in found {
             if let segment = segments.first(where: { $0.isMapped(by: mapping) }) {
@@ -132,7 +134,7 @@ final class LazyMemory {
                 throw Failure(.bug, "can't read the page faults of \(name)", cause: error)
             }
             if messages.isEmpty { break }
-            for message in messages { if let child = take(message, calls) { children.append(child) } }
+            for message in messages { if let child = take(message, calls, roots) { children.append(child) } }
         }
         return children
     }
@@ -148,7 +150,7 @@ final class LazyMemory {
         } catch { return error.errno == .EAGAIN }
     }
 
-    private func take(_ message: Userfaultfd.Message, _ calls: [MappingCall]) -> LazyMemory? {
+    private func take(_ message: Userfaultfd.Message, _ calls: [MappingCall], _ roots: [TaskID]) -> LazyMemory? {
         let words = message.words
         switch message.event {
         case 0x12:  // UFFD_EVENT_PAGEFAULT
@@ -175,7 +177,7 @@ final class LazyMemory {
             missing.remove(range)
             requested.remove(range)
             if message.event == 0x15 {
-                if mayMap(range.start) { look(at: range.start) }
+                if mayMap(range.start) { look(at: range.start, roots) }
                 if calls.contains(where: { $0.removes(range) }) {
                     for (segment, places) in mapped { segment.drop(places.parts(in: range)) }
                 }

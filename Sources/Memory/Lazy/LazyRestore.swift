@@ -125,11 +125,11 @@ public final class LazyRestore {
         guard !areas.isEmpty else { return try PagerSocket.send(-process.id.rawValue, to: lazy.socket) }
         let number = try open(process, context)
         let pidfd = try attempt("open a pidfd") { () throws(SystemCallError) in
-            Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(process.task.rawValue), 0)))
+            try process.task.openHandle()
         }
-        let task = Int(pidfd.number)
+        let task = pidfd.number
         let handle = try attempt("fetch the userfaultfd") { () throws(SystemCallError) in
-            Descriptor(owning: Int32(try systemCall(.pidfd_getfd, task, Int(number.number), 0)))
+            try fetchDescriptor(Int(number.number), through: task)
         }
         var close = Batch()
         close.add(.close, .descriptor(number), doing: "close the userfaultfd")

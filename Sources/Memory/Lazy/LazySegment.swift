@@ -84,13 +84,21 @@ final class LazySegment {
 
 extension LazySegment {
     /// The processes that map one of some segments, with all their mappings.
-    static func users(of segments: [LazySegment]) -> [(id: TaskID, mappings: [VMA])] {
-        ((try? listNumbers("/proc")) ?? []).compactMap { number in
-            let id = TaskID(number)
+    ///
+    /// - Parameter roots: ancestors of those that are looked at; if none of them does, it is everybody.
+    static func users(of segments: [LazySegment], _ roots: [TaskID] = []) -> [(id: TaskID, mappings: [VMA])] {
+        var found: [(id: TaskID, mappings: [VMA])] = []
+        func look(_ id: TaskID) {
             guard id != .current, let mappings = try? VMA.readPlain(of: id),
                 mappings.contains(where: { mapping in segments.contains { $0.isMapped(by: mapping) } })
-            else { return nil }
-            return (id, mappings)
+            else { return }
+            found.append((id, mappings))
         }
+        forEachProcess(of: roots) { (process) -> Bool in
+            look(process)
+            return true
+        }
+        if found.isEmpty { for number in (try? listNumbers("/proc")) ?? [] { look(TaskID(number)) } }
+        return found
     }
 }

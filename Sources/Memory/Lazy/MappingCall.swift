@@ -33,11 +33,9 @@ struct MappingCall {
         for look in 0..<mostLooks {
             var found = task.map(calls) ?? []
             if !found.isEmpty { return found }
-            for root in roots {
-                forEachProcess(of: root) { (process) -> Bool in
-                    if process != task { found += calls(process) }
-                    return true
-                }
+            forEachProcess(of: roots) { (process) -> Bool in
+                if process != task { found += calls(process) }
+                return true
             }
             // Who has left the tree.
             if found.isEmpty, look == wideLook { found = LazySegment.users(of: segments).flatMap { calls($0.id) } }

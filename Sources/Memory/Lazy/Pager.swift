@@ -150,8 +150,8 @@ public final class Pager {
                 tasks.append(Target(task, pidfd))
                 memory.task = task
                 try addSegments(of: task, to: memory)
-            } else if let handle = try? systemCall(.pidfd_open, Int(id), 0) {
-                tasks.append(Target(TaskID(id), Descriptor(owning: Int32(handle))))
+            } else if let handle = try? TaskID(id).openHandle() {
+                tasks.append(Target(TaskID(id), handle))
             }
         }
     }
@@ -247,7 +247,7 @@ public final class Pager {
 
     /// Serves a thread that waits for a page.
     private func serve(_ memory: LazyMemory, _ address: Address) throws(Failure) {
-        if memory.mayMap(address) { memory.look(at: address) }
+        if memory.mayMap(address) { memory.look(at: address, tasks.map(\.id)) }
         if let (segment, place) = memory.segment(at: address) {
             try serve(segment.pages, place)
             memory.wake(address)

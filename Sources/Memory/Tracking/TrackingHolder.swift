@@ -103,8 +103,7 @@ public enum TrackingHolder {
             let near = Descriptor(owning: pair.0)
             let far = try Descriptor(owning: pair.1).duplicate(atLeast: 16)
             try contents.post(to: near.number)
-            let pidfd = try Descriptor(owning: Int32(try systemCall(.pidfd_open, Int(task.rawValue), 0)))
-                .duplicate(atLeast: 16)
+            let pidfd = try task.openHandle().duplicate(atLeast: 16)
             let null = try openFile("/dev/null", .readWrite).duplicate(atLeast: 16)
             _ = try startProgram(
                 "/proc/self/exe", arguments: ["brumate", order], environment: [],
