@@ -124,7 +124,7 @@ final class MemoryPlan {
         self.areas = areas
         self.guards = guards
         mappedProtection = []
-        if context.policy.isLazy { postpone(pagemap, takesAll: LazyRestore.takesAll(context)) }
+        if context.policy.isLazy { postpone(pagemap, LazyRestore.scope(context)) }
         try checkPresence(pagemap)
         // The kernel's protection key comes when all others are given out.
         mappedProtection = areas.map { area in
@@ -149,10 +149,10 @@ final class MemoryPlan {
 
 extension MemoryPlan {
     /// Takes out the pages that can come later.
-    private func postpone(_ pagemap: Pagemap, takesAll: Bool) {
+    private func postpone(_ pagemap: Pagemap, _ scope: LazyScope) {
         let jumps = vdso.jumps.map(\.at)
         let candidates = areas.filter { area in !jumps.contains { area.range.contains($0) } }
-        let lazy = LazyRanges(pagemap, candidates, takesAll: takesAll).ranges
+        let lazy = LazyRanges(pagemap, candidates, scope).ranges
         var kept: [PagePiece] = []
         var next = 0
         for piece in pieces {

@@ -14,16 +14,20 @@ extension Area {
 
     /// The size of the pages that come together in it, if they are huge and can come later.
     var lazyUnit: UInt64? {
-        guard canBeLazyOrHuge, flags & MapFlags.hugePages != 0 else { return nil }
+        guard canBeLazyOrHuge, flags & MapFlags.hugePages != 0, !mayLackHugePages else { return nil }
         let logarithm = flags >> MapFlags.hugeShift & 0x3f
         // Larger ones would hold everybody up.
         return logarithm == 0 || logarithm == 21 ? 2 << 20 : nil
     }
 
+    /// Whether huge pages may run out when they are to come: nobody has promised them.
+    private var mayLackHugePages: Bool { flags & MapFlags.hugePages != 0 && flags & MapFlags.noReserve != 0 }
+
     /// Whether shared memory may be filled after the task runs. The kernel reports no faults where nobody may write to the file;
     /// and filling a private mapping, as a restore does, takes zeros for what is not there yet.
     var canBePostponed: Bool {
         flags & (MapFlags.shared | MapFlags.locked) == MapFlags.shared && !more.contains("um") && access ?? 2 == 2
+            && !mayLackHugePages
     }
 }
 
@@ -33,6 +37,16 @@ extension VMA {
         inode == 0 && !isShared && !isOfKernel && !isDevice
             && ["lo", "ht", "dp", "um"].allSatisfy { !flags.all.contains($0) }
     }
+}
+
+/// Which private pages come later.
+enum LazyScope: Int32 {
+    /// Those that the images call lazy.
+    case marked
+    /// All that can, as all are at hand: those in parents, too.
+    case all
+    /// Huge ones besides.
+    case allAndHuge
 }
 
 /// The pages of an address space that come when they are needed.
@@ -45,15 +59,12 @@ struct LazyRanges {
     var ranges: [AddressRange] { extents.map(\.range) }
 
     /// Finds them in areas that can be lazy.
-    ///
-    /// - Parameter takesAll: all pages are at hand, so that not only those may come later which the page map calls lazy, but also
-    ///   those in parents, and huge ones.
-    init(_ pagemap: Pagemap, _ areas: [Area], takesAll: Bool) {
-        let lazy = pagemap.runs.filter { $0.isLazy || (takesAll && ($0.isPresent || $0.isInParent)) }
+    init(_ pagemap: Pagemap, _ areas: [Area], _ scope: LazyScope) {
+        let lazy = pagemap.runs.filter { $0.isLazy || (scope != .marked && ($0.isPresent || $0.isInParent)) }
             .map(\.range).joined()
         var next = 0
         for area in areas {
-            let unit = takesAll ? area.lazyUnit : nil
+            let unit = scope == .allAndHuge ? area.lazyUnit : nil
             guard area.canBeLazy || unit != nil else { continue }
             let found = parts(of: lazy, in: area.range, from: &next)
             if let unit {

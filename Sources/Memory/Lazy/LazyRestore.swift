@@ -12,15 +12,15 @@ public final class LazyRestore {
     private let socket: Int32
     /// Whether the pager takes shared memory, as ours does and CRIU's does not.
     private let isOurs: Bool
-    /// Whether the pager has all pages in its images, so that all may come later.
-    private let takesAll: Bool
+    /// Which private pages come later.
+    private var scope: LazyScope
     /// Whether the pager has brought everything.
     private var isComplete = false
 
-    private init(_ socket: Int32, isOurs: Bool, takesAll: Bool) {
+    private init(_ socket: Int32, isOurs: Bool, _ scope: LazyScope) {
         self.socket = socket
         self.isOurs = isOurs
-        self.takesAll = takesAll
+        self.scope = scope
     }
 
     deinit { _ = try? systemCall(.close, Int(socket)) }
@@ -34,18 +34,50 @@ public final class LazyRestore {
         _ socket: consuming Descriptor, isOurs: Bool, hasPages: Bool?, zombies: [TaskID], _ context: RestoreContext
     ) throws(Failure) {
         let number = socket.release()
-        var takesAll = isOurs && hasPages == true
+        var hasAll = isOurs && hasPages == true
         if isOurs, hasPages == nil {
             try PagerSocket.send(PagerSocket.question, to: number)
-            takesAll = try PagerSocket.receive(UInt32.self, from: number) == 1
+            hasAll = try PagerSocket.receive(UInt32.self, from: number) == 1
         }
-        if takesAll { try PagerSocket.send(PagerSocket.all, to: number) }
-        let lazy = context.state(LazyRestore.self) { LazyRestore(number, isOurs: isOurs, takesAll: takesAll) }
+        let lazy = context.state(LazyRestore.self) { LazyRestore(number, isOurs: isOurs, hasAll ? .all : .marked) }
         for zombie in zombies { try PagerSocket.send(-zombie.rawValue, to: lazy.socket) }
     }
 
-    /// Whether not only those pages come later which the images call lazy.
-    static func takesAll(_ context: RestoreContext) -> Bool { (try? known(context))?.takesAll ?? false }
+    /// Which private pages come later.
+    static func scope(_ context: RestoreContext) -> LazyScope { (try? known(context))?.scope ?? .marked }
+
+    /// Decides what comes later, and tells the pager.
+    public static func choose(among processes: [PlannedProcess], _ context: RestoreContext) throws(Failure) {
+        let lazy = try known(context)
+        if lazy.scope == .all {
+            if try canSpareHugePages(processes) { lazy.scope = .allAndHuge }
+            try PagerSocket.send(PagerSocket.scope, to: lazy.socket)
+            try PagerSocket.send(lazy.scope.rawValue, to: lazy.socket)
+        }
+        try chooseShared(processes, context)
+    }
+
+    /// Whether private huge pages may come later: forked children get pages of their own then, which others must not lack.
+    private static func canSpareHugePages(_ processes: [PlannedProcess]) throws(Failure) -> Bool {
+        var owners = 0
+        var needed: UInt64 = 0
+        for process in processes {
+            var own: UInt64 = 0
+            for entry in process.memory?.vmas ?? [] {
+                let area = try Area(entry)
+                if area.lazyUnit != nil { own += area.range.length }
+            }
+            if own > 0 { owners += 1 }
+            needed += own
+        }
+        func number(_ name: String) -> UInt64 {
+            let text = (try? readWholeFile("/sys/kernel/mm/hugepages/hugepages-2048kB/\(name)_hugepages")) ?? []
+            return UInt64(String(decoding: text.filter { $0 != 0x0a }, as: UTF8.self)) ?? 0
+        }
+        let free = number("free") + number("nr_overcommit")
+        let taken = number("resv") + number("surplus") + 2 * needed / (2 << 20)
+        return owners == 1 && free >= taken
+    }
 
     // MARK: shared memory
 
@@ -57,7 +89,7 @@ public final class LazyRestore {
     }
 
     /// Notes which files in memory can come later: those that have no user but mappings.
-    public static func choose(among processes: [PlannedProcess], _ context: RestoreContext) throws(Failure) {
+    private static func chooseShared(_ processes: [PlannedProcess], _ context: RestoreContext) throws(Failure) {
         guard postpones(context) else { return }
         var mapped: Set<UInt32> = []
         var others: Set<UInt32> = []

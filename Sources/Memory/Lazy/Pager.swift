@@ -30,8 +30,8 @@ public final class Pager {
     private var requests: [(memory: LazyMemory, image: AddressRange)] = []
     private var tasks: [Target] = []
     private var isRestored = false
-    /// Whether all pages come later that can.
-    private var takesAll = false
+    /// Which private pages come later.
+    private var scope = LazyScope.marked
     private var chunk = Pager.smallestChunk
     private var total: (bytes: UInt64, faults: Int) = (0, 0)
 
@@ -120,10 +120,10 @@ public final class Pager {
                 switch id {
                 case PagerSocket.shared: try takeSegment(try receiveNumber(UInt64.self))
                 case PagerSocket.question: try PagerSocket.send(UInt32(requester == nil ? 1 : 0), to: restore.number)
-                case PagerSocket.all: takesAll = true
+                case PagerSocket.scope: scope = LazyScope(rawValue: try receiveNumber(Int32.self)) ?? .marked
                 default: break
                 }
-                if id > PagerSocket.all { break }
+                if id > PagerSocket.scope { break }
                 id = try receiveNumber(Int32.self)
             }
             guard id > 0 else { continue }
@@ -133,7 +133,7 @@ public final class Pager {
             for vma in entry.vmas { areas.append(try Area(vma)) }
             areas.sort { $0.range.start < $1.range.start }
             let pagemap = try Pagemap.read(.pagemap(id), from: images)
-            let lazy = LazyRanges(pagemap, areas, takesAll: takesAll)
+            let lazy = LazyRanges(pagemap, areas, scope)
             if requester == nil { located[.process(id)] = try PageLocator(images, process: id, pagemap).pieces }
             let workingSet = WorkingSet(of: .process(id), images)
             workingSets.append(workingSet)

@@ -10,8 +10,9 @@ public enum PagerSocket {
     static let shared: Int32 = Int32.min
     /// The question whether it has all pages in its images, which it answers by 1 or 0.
     static let question: Int32 = Int32.min + 1
-    /// What a restore says, first of all, that waits for all pages which can come later, whatever the images call them.
-    static let all: Int32 = Int32.min + 2
+    /// What a restore says, first of all, before the `LazyScope` of private memory. Without it, those pages come that the images
+    /// call lazy.
+    static let scope: Int32 = Int32.min + 2
     /// What the restore says at its end.
     static let finished: UInt32 = 0x5253_5446
     /// What a pager of ours says when all pages are there.
