@@ -77,6 +77,12 @@ enum Preflight {
             throw Failure(
                 .vanished, "there is no task \(root)", advice: "Check the pid given with --tree", cause: error.cause)
         }
+        guard status.state != 0x5a else {
+            throw Failure(
+                .vanished,
+                "task \(root) (\(status.name)) has ended, and waits for its parent \(status.parent) to notice",
+                advice: "Check the pid given with --tree")
+        }
         guard status.process == root else {
             throw Failure(
                 .usage, "\(root) is a thread of task \(status.process)", advice: "Pass --tree \(status.process)")

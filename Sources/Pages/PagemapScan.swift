@@ -137,6 +137,22 @@ public struct PagemapScan: ~Copyable {
         return found
     }
 
+    /// Whether a userfaultfd notes writes to the mapping of a page, and lets them pass (`PAGE_IS_WPALLOWED`).
+    public mutating func isWatched(_ page: Address) -> Bool {
+        var request = clinux_pm_scan_arg()
+        request.size = UInt64(MemoryLayout<clinux_pm_scan_arg>.size)
+        (request.start, request.end) = (page.rawValue, page.rawValue + pageSize)
+        (request.category_mask, request.return_mask, request.vec_len) = (1, 1, 1)
+        let number = Int(file.number)
+        let count = try? room.withAddress { (address, _) throws(SystemCallError) in
+            request.vec = UInt64(address)
+            return try withAddress(of: &request) { (request) throws(SystemCallError) in
+                try systemCall(.ioctl, number, 0xc060_6610, request)  // PAGEMAP_SCAN
+            }
+        }
+        return count == 1
+    }
+
     /// Lets a userfaultfd note the next write to each page of its memory (`PM_SCAN_WP_MATCHING`). Pages that are not there
     /// need no preparation: one that appears counts as written.
     public mutating func protect(_ region: Region) throws(Failure) {

@@ -206,6 +206,39 @@ struct `Increments` {
         #expect(program.ask() == before)
     }
 
+    /// Linux forgets the userfaultfd of mappings that a moved one is joined with, but not what it had noted of their pages.
+    @Test(arguments: [["pre-dump"], ["dump", "-R", "--track-mem"]])
+    func `write what was written beside a mapping that came back`(words: [String]) throws {
+        let program = try Program(
+            """
+            libc = ctypes.CDLL(None, use_errno=True); A, S = ctypes.c_void_p, ctypes.c_size_t
+            libc.mmap.restype = libc.mremap.restype = A
+            libc.mmap.argtypes = [A, S, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+            libc.mremap.argtypes = [A, S, S, ctypes.c_int, A]
+            P = 4096; all = libc.mmap(None, 48 * P, 3, 0x22, -1, 0); away = libc.mmap(None, 16 * P, 0, 0x22, -1, 0)
+            for page in range(48): ctypes.memset(all + page * P, page + 1, P)
+            middle = all + 16 * P; want = [page + 1 for page in range(48)]
+            def move(to_, from_):
+                if libc.mremap(from_, 16 * P, 16 * P, 3, to_) != to_: raise OSError(ctypes.get_errno(), 'mremap')
+            move(away, middle)
+            def check():
+                if os.path.exists(work + '/step'):
+                    os.unlink(work + '/step'); move(middle, away)
+                    for page in (3, 20, 40): want[page] = 200 + page; ctypes.memset(all + page * P, want[page], P)
+                for page in range(48):
+                    at = away + (page - 16) * P if 16 <= page < 32 and want[20] < 200 else all + page * P
+                    if ctypes.string_at(at, P) != bytes([want[page]]) * P: return 'page %d' % page
+            serve(check)
+            """)
+        #expect(try order(program, words, into: "a", after: nil) == 0)
+        close(open(program.work + "/step", O_CREAT | O_WRONLY, 0o600))
+        #expect(program.ask() == "ok")
+        #expect(try order(program, ["dump", "--track-mem"], into: "b", after: "a") == 0)
+        program.reap()
+        #expect(try restore(program, from: "b") == 0)
+        #expect(program.ask() == "ok")
+    }
+
     @Test func `rely on nothing but the images before them`() throws {
         let program = try Program(Self.model + "new(512)\ndef step(): scribble(4)\nserve(check)\n")
         for (index, (folder, after)) in [("a", nil), ("b", "a"), ("c", "a"), ("d", "none"), ("e", "d")].enumerated() {

@@ -181,12 +181,17 @@ public final class MemoryTracking {
 
     /// Registers what is not yet. Returns false if the descriptor is another address space's.
     private func register(_ process: DumpedProcess, _ memory: TrackedMemory) -> Bool {
-        memory.ranges = []
+        (memory.ranges, memory.watched) = ([], [])
+        guard var scan = try? PagemapScan(process.id) else { return true }
         for mapping in process.mappings where MemoryTracking.canTrack(mapping) {
+            // A mapping that is moved next to others is joined with them, and all lose the userfaultfd; their pages go on to look as
+            // if nobody had written to them.
+            let isWatched = scan.isWatched(mapping.range.start)
             do throws(SystemCallError) {
                 // UFFDIO_REGISTER_MODE_WP; it changes nothing where ours is already.
                 try Userfaultfd.register(memory.descriptor.number, mapping.range, mode: 2)
                 memory.ranges.append(mapping.range)
+                if isWatched { memory.watched.append(mapping.range) }
             } catch {
                 if error.errno == .ESRCH { return false }
                 log?.debug("the mapping \(mapping.range) of task \(process.id) can't be tracked: \(error)")
@@ -213,7 +218,7 @@ public final class MemoryTracking {
         guard let above = above[process.number], let memory = tracked[process.id] else { return runs }
         var (one, two) = (0, 0)
         var known: [AddressRange] = []
-        for range in memory.ranges {
+        for range in memory.watched {
             for part in parts(of: unwritten, in: range, from: &one) {
                 for piece in parts(of: above, in: part, from: &two) { join(piece, to: &known) }
             }

@@ -11,6 +11,8 @@ final class TrackedMemory {
     let descriptor: Descriptor
     /// Mappings that are registered with it in this order, ascending.
     var ranges: [AddressRange] = []
+    /// Those of them that were registered all the time since the previous order.
+    var watched: [AddressRange] = []
 
     init(_ process: TaskID, _ mark: MemoryMark, _ descriptor: consuming Descriptor) {
         (self.process, self.mark) = (process, mark)
