@@ -86,6 +86,12 @@ public struct FileSystem: Hashable, Sendable {
         try words.withAddress { (address, _) throws(SystemCallError) in try systemCall(.fstatfs, Int(file), address) }
         return FileSystem(magic: words[0], blockSize: words[1])
     }
+
+    /// The size of a page of a file in memory: more than the machine's if it is one of hugetlbfs.
+    public static func pageUnit(of file: Int32) throws(SystemCallError) -> UInt64 {
+        let system = try of(file)
+        return system.magic == hugePages ? system.blockSize : pageSize
+    }
 }
 
 /// A file system in memory that is mounted nowhere and ends with the last descriptor in it (`fsmount(2)` of a tmpfs).

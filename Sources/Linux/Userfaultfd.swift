@@ -45,6 +45,18 @@ public enum Userfaultfd {
         }
     }
 
+    /// Whether something changes mappings whose message is not read yet: the kernel refuses to fill anything then
+    /// (`UFFDIO_ZEROPAGE`), even nothing.
+    public static func hasEvent(_ number: Int32) -> Bool {
+        var nothing = (UInt64(0), UInt64(0), UInt64(0), UInt64(0))
+        do throws(SystemCallError) {
+            try withAddress(of: &nothing) { (nothing) throws(SystemCallError) in
+                _ = try systemCall(.ioctl, Int(number), 0xc020_aa04, nothing)
+            }
+            return false
+        } catch { return error.errno == .EAGAIN }
+    }
+
     /// A `struct uffd_msg`: `UFFD_EVENT_*`, and its arguments.
     public struct Message: Sendable {
         /// What happened.

@@ -492,12 +492,12 @@ public enum MemoryDump {
                 let path = "/proc/\(process.id.rawValue)/map_files/\(mapping.range)"
                 guard !seen.contains(id), let file = try? openFile(path),
                     let status = try? FileStatus.read(in: file.number),
-                    status.inode == mapping.inode, let system = try? FileSystem.of(file.number)
+                    status.inode == mapping.inode, let unit = try? FileSystem.pageUnit(of: file.number)
                 else { continue }
                 seen.insert(id)
                 let piece = try SharedMemoryPiece(
                     file, id: id, inode: mapping.inode, size: status.size,
-                    granularity: system.magic == FileSystem.hugePages ? system.blockSize : pageSize)
+                    granularity: unit)
                 context.statistics.sharedPagesWritten += try SharedMemoryImage.write(
                     piece, isChanging: true, to: context.images)
             }

@@ -208,14 +208,9 @@ final class BuiltMemories {
         }
         for (id, size) in sizes {
             let segment = try SharedMemoryFile.create(size: size)
-            var isLate = !urgent.contains(id) && LazyRestore.postpones(context)
-            if isLate {
-                isLate = try PostponedMemory.of(context).take(
-                    segment: id, segment.number, size: size, in: context.images)
-            }
-            if !isLate {
-                try SharedMemoryImage.read(id: id, into: segment.number, size: size, from: context.images)
-            }
+            let canWait = !urgent.contains(id) && LazyRestore.postpones(context)
+            try PostponedMemory.of(context).fill(
+                segment: id, segment.number, size: size, canWait: canWait, from: context.images)
             segments[id] = segment.release()
         }
     }

@@ -71,12 +71,24 @@ public struct PagemapScan: ~Copyable {
     /// `PAGE_IS_FILE`, `PAGE_IS_PFNZERO`: categories of pages that are not the task's own.
     private static func notOurs(isAnonymous: Bool) -> UInt64 { isAnonymous ? 1 << 5 : 1 << 2 | 1 << 5 }
 
+    /// Asks the kernel (`PAGEMAP_SCAN`), with room for answers. Returns how many there are.
+    private mutating func ask(_ request: inout clinux_pm_scan_arg) throws(SystemCallError) -> Int {
+        request.size = UInt64(MemoryLayout<clinux_pm_scan_arg>.size)
+        request.vec_len = UInt64(room.count / 3)
+        let number = Int(file.number)
+        return try room.withAddress { (address, _) throws(SystemCallError) in
+            request.vec = UInt64(address)
+            return try withAddress(of: &request) { (request) throws(SystemCallError) in
+                try systemCall(.ioctl, number, 0xc060_6610, request)
+            }
+        }
+    }
+
     /// One call: the address up to which the kernel came, nil if it has no such call.
     private mutating func step(_ region: Region, _ findings: inout Findings) throws(Failure) -> UInt64? {
         let range = region.range
         let notOurs = PagemapScan.notOurs(isAnonymous: region.isAnonymous)
         var request = clinux_pm_scan_arg()
-        request.size = UInt64(MemoryLayout<clinux_pm_scan_arg>.size)
         request.start = range.start.rawValue
         request.end = range.end.rawValue
         request.category_inverted = notOurs
@@ -84,17 +96,8 @@ public struct PagemapScan: ~Copyable {
         request.category_anyof_mask = pageBits | guardBit
         let presentBit: UInt64 = region.isAnonymous ? 0 : 1 << 3
         request.return_mask = guardBit | noticeBits | presentBit
-        request.vec_len = UInt64(room.count / 3)
-        let number = Int(file.number)
         let count: Int
-        do throws(SystemCallError) {
-            count = try room.withAddress { (address, _) throws(SystemCallError) in
-                request.vec = UInt64(address)
-                return try withAddress(of: &request) { (request) throws(SystemCallError) in
-                    try systemCall(.ioctl, number, 0xc060_6610, request)  // PAGEMAP_SCAN
-                }
-            }
-        } catch {
+        do throws(SystemCallError) { count = try ask(&request) } catch {
             if error.errno == .EINVAL, guardBit != 0 {
                 guardBit = 0
                 return try step(region, &findings)
@@ -140,17 +143,9 @@ public struct PagemapScan: ~Copyable {
     /// Whether a userfaultfd notes writes to the mapping of a page, and lets them pass (`PAGE_IS_WPALLOWED`).
     public mutating func isWatched(_ page: Address) -> Bool {
         var request = clinux_pm_scan_arg()
-        request.size = UInt64(MemoryLayout<clinux_pm_scan_arg>.size)
         (request.start, request.end) = (page.rawValue, page.rawValue + pageSize)
-        (request.category_mask, request.return_mask, request.vec_len) = (1, 1, 1)
-        let number = Int(file.number)
-        let count = try? room.withAddress { (address, _) throws(SystemCallError) in
-            request.vec = UInt64(address)
-            return try withAddress(of: &request) { (request) throws(SystemCallError) in
-                try systemCall(.ioctl, number, 0xc060_6610, request)  // PAGEMAP_SCAN
-            }
-        }
-        return count == 1
+        (request.category_mask, request.return_mask) = (1, 1)
+        return (try? ask(&request)) == 1
     }
 
     /// Lets a userfaultfd note the next write to each page of its memory (`PM_SCAN_WP_MATCHING`). Pages that are not there
@@ -160,23 +155,13 @@ public struct PagemapScan: ~Copyable {
         var at = range.start.rawValue
         while at < range.end.rawValue {
             var request = clinux_pm_scan_arg()
-            request.size = UInt64(MemoryLayout<clinux_pm_scan_arg>.size)
             (request.flags, request.start, request.end) = (3, at, range.end.rawValue)  // and PM_SCAN_CHECK_WPASYNC
             request.category_inverted = notOurs
             request.category_mask = notOurs | 2  // PAGE_IS_WRITTEN
             request.category_anyof_mask = 1 << 3 | 1 << 4  // PAGE_IS_PRESENT, PAGE_IS_SWAPPED
             // Without room for answers the kernel would protect everything, and make page tables for it.
             request.return_mask = 2
-            request.vec_len = UInt64(room.count / 3)
-            let number = Int(file.number)
-            try attempt("protect the pages of task \(task)") { () throws(SystemCallError) in
-                _ = try room.withAddress { (address, _) throws(SystemCallError) in
-                    request.vec = UInt64(address)
-                    return try withAddress(of: &request) { (request) throws(SystemCallError) in
-                        try systemCall(.ioctl, number, 0xc060_6610, request)  // PAGEMAP_SCAN
-                    }
-                }
-            }
+            try attempt("protect the pages of task \(task)") { () throws(SystemCallError) in _ = try ask(&request) }
             guard request.walk_end > at else {
                 throw Failure(.bug, "the protection of task \(task)'s pages does not move on at \(Address(at))")
             }

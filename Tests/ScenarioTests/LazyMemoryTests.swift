@@ -86,6 +86,17 @@ struct `Memory of other kinds comes while the tasks run` {
         }
     }
 
+    /// Restores a program that has one piece of shared memory and is at work at once.
+    private func goOn(_ program: Program) throws {
+        try #require(try program.dump() == 0, "\(program.lastLine("dump.log"))")
+        close(open(program.work + "/go", O_CREAT | O_WRONLY, 0o600))
+        try restore(program)
+        #expect(program.ask() == "ok")
+        waitForAll(program)
+        #expect(program.ask() == "ok")
+        #expect(pieces(program) == 1)
+    }
+
     /// Two tasks and a new child, each at another part, when most of it is still to come.
     @Test func `wherever the mappings go, and what is taken out stays out`() throws {
         let program = try Program(
@@ -123,13 +134,7 @@ struct `Memory of other kinds comes while the tasks run` {
                 while os.read(questions, 1):
                     answer(mine if mine != 'ok' else child if child != 'ok' else whole(a, N - 48 * M))
                 """)
-        try #require(try program.dump() == 0, "\(program.lastLine("dump.log"))")
-        close(open(program.work + "/go", O_CREAT | O_WRONLY, 0o600))
-        try restore(program)
-        #expect(program.ask() == "ok")
-        waitForAll(program)
-        #expect(program.ask() == "ok")
-        #expect(pieces(program) == 1)
+        try goOn(program)
         // What threads waited for comes first the next time.
         let names = try listDirectory(.init(program.images)).map(\.string)
         #expect(names.contains { $0.hasPrefix("working-set-shmem-") })
@@ -224,13 +229,7 @@ struct `Memory of other kinds comes while the tasks run` {
                 words = '\(sizes) \(seed)\(isHuge ? " huge" : "")'.split()
                 os.execv(work + '/remapper', ['remapper', work] + words)
                 """)
-            try #require(try program.dump() == 0, "\(program.lastLine("dump.log"))")
-            close(open(program.work + "/go", O_CREAT | O_WRONLY, 0o600))
-            try restore(program)
-            #expect(program.ask() == "ok")
-            waitForAll(program)
-            #expect(program.ask() == "ok")
-            #expect(pieces(program) == 1)
+            try goOn(program)
         }
     }
 }

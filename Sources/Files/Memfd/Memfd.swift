@@ -65,9 +65,7 @@ enum Memfd: FileKind {
         entry.shmid = shared
         entry.inodeID = UInt64(id)
         let (seals, granularity) = try attempt("read the seals of the memfd") { () throws(SystemCallError) in
-            let system = try FileSystem.of(number)
-            let granularity = system.magic == FileSystem.hugePages ? system.blockSize : pageSize
-            return (try systemCall(.fcntl, Int(number), 1034), granularity)
+            (try systemCall(.fcntl, Int(number), 1034), try FileSystem.pageUnit(of: number))
         }
         entry.seals = UInt32(seals)
         if granularity > pageSize {
@@ -170,17 +168,10 @@ enum Memfd: FileKind {
                     return file
                 }
             let number = file.number
-            let postponed = context.state(PostponedMemory.self) { PostponedMemory() }
             // What is sealed against writing can't be written to later.
-            var isLate = inode.seals & 0x18 == 0
-            if isLate {
-                isLate = try postponed.take(
-                    UInt64(inode.shmid), files: members.map(\.id), number, size: inode.size, in: context.images)
-            }
-            if !isLate {
-                try SharedMemoryImage.read(
-                    id: UInt64(inode.shmid), into: number, size: inode.size, from: context.images)
-            }
+            try context.state(PostponedMemory.self) { PostponedMemory() }.fill(
+                UInt64(inode.shmid), files: members.map(\.id), number, size: inode.size,
+                canWait: inode.seals & 0x18 == 0, from: context.images)
             // It was filled in whole pages.
             if inode.size % pageSize != 0 {
                 try attempt("set its size") { () throws(SystemCallError) in

@@ -204,21 +204,12 @@ private struct WriteFaultService {
         letGo()
     }
 
-    /// Hears of what was under way when the last page was read: between a change of mappings and its message others may go
-    /// on. The kernel tells of it by refusing requests until the message is read.
+    /// Hears of what was under way when the last page was read: between a change of mappings and its message others may go on.
     private mutating func hearTheRest() throws(Failure) {
         try hear()
         for space in spaces {
-            guard let mapping = space.mappings.first else { continue }
-            let page = mapping.aligned(around: mapping.range.start, mapping.pageSize)
             let started = ContinuousClock.now
-            while true {
-                do throws(SystemCallError) {
-                    try Userfaultfd.setProtection(space.faults.number, page, isOn: false)
-                    break
-                } catch {
-                    guard error.errno == .EAGAIN else { break }
-                }
+            while Userfaultfd.hasEvent(space.faults.number) {
                 guard ContinuousClock.now - started < .seconds(1) else {
                     throw Failure(.vanished, "\(space.name) does not stop changing its mappings", advice: "Try again")
                 }

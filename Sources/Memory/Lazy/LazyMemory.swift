@@ -124,7 +124,7 @@ final class LazyMemory {
                 if isCareful {
                     // What is there now is read next: faults first, then the oldest event.
                     guard try poll(faults.number, for: 1, milliseconds: 0) != 0 else { break }
-                    if hasEvent {
+                    if Userfaultfd.hasEvent(faults.number) {
                         calls = MappingCall.waiting(task, roots: roots, segments: mapped.map(\.segment))
                     }
                 }
@@ -137,17 +137,6 @@ final class LazyMemory {
             for message in messages { if let child = take(message, calls, roots) { children.append(child) } }
         }
         return children
-    }
-
-    /// Whether an event waits that is none of a fault: the kernel refuses to fill anything then, even nothing.
-    private var hasEvent: Bool {
-        var request = clinux_uffdio_zeropage(start: 0, length: 0, mode: 0, zeroed: 0)
-        do throws(SystemCallError) {
-            try withAddress(of: &request) { (address) throws(SystemCallError) in
-                _ = try systemCall(.ioctl, Int(faults.number), 0xc020_aa04, address)
-            }
-            return false
-        } catch { return error.errno == .EAGAIN }
     }
 
     private func take(_ message: Userfaultfd.Message, _ calls: [MappingCall], _ roots: [TaskID]) -> LazyMemory? {

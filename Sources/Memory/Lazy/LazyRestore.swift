@@ -70,13 +70,14 @@ public final class LazyRestore {
             if own > 0 { owners += 1 }
             needed += own
         }
+        guard owners == 1 else { return false }
         func number(_ name: String) -> UInt64 {
             let text = (try? readWholeFile("/sys/kernel/mm/hugepages/hugepages-2048kB/\(name)_hugepages")) ?? []
             return UInt64(String(decoding: text.filter { $0 != 0x0a }, as: UTF8.self)) ?? 0
         }
         let free = number("free") + number("nr_overcommit")
         let taken = number("resv") + number("surplus") + 2 * needed / (2 << 20)
-        return owners == 1 && free >= taken
+        return free >= taken
     }
 
     // MARK: shared memory

@@ -25,8 +25,7 @@ final class LazySegment {
             try FileStatus.read(in: number)
         }
         let unit = try attempt("look at shared memory") { () throws(SystemCallError) in
-            let system = try FileSystem.of(number)
-            return system.magic == FileSystem.hugePages ? system.blockSize : pageSize
+            try FileSystem.pageUnit(of: number)
         }
         let length = (max(status.size, 1) + unit - 1) / unit * unit
         mapping = try attempt("map shared memory") { () throws(SystemCallError) in

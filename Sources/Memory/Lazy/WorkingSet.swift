@@ -4,10 +4,11 @@ internal import ImageMessages
 internal import Linux
 internal import SystemPackage
 
-/// What threads waited for of a process, or of shared memory, at its lazy restores, in the order in which they did: the next one brings it first.
+/// What threads waited for of a process, or of shared memory, at its lazy restores, in the order in which they did: the next
+/// one brings it first.
 ///
-/// It lies beside the images, as `working-set-PID` or `working-set-shmem-ID`, in windows of the image's addresses. It is a hint: what it names and is not
-/// missing is passed over.
+/// It lies beside the images, as `working-set-PID` or `working-set-shmem-ID`, in windows of the image's addresses. It is a
+/// hint: what it names and is not missing is passed over.
 final class WorkingSet {
     /// Bytes of a window, which come together.
     static let window: UInt64 = 64 << 10

@@ -182,11 +182,12 @@ public final class MemoryTracking {
     /// Registers what is not yet. Returns false if the descriptor is another address space's.
     private func register(_ process: DumpedProcess, _ memory: TrackedMemory) -> Bool {
         (memory.ranges, memory.watched) = ([], [])
-        guard var scan = try? PagemapScan(process.id) else { return true }
+        // Without pages above there is nothing to rely on.
+        var scan = above[process.number] == nil ? nil : try? PagemapScan(process.id)
         for mapping in process.mappings where MemoryTracking.canTrack(mapping) {
-            // A mapping that is moved next to others is joined with them, and all lose the userfaultfd; their pages go on to look as
-            // if nobody had written to them.
-            let isWatched = scan.isWatched(mapping.range.start)
+            // A mapping that is moved next to others is joined with them, and all lose the userfaultfd; their pages go on to
+            // look as if nobody had written to them.
+            let isWatched = scan?.isWatched(mapping.range.start) ?? false
             do throws(SystemCallError) {
                 // UFFDIO_REGISTER_MODE_WP; it changes nothing where ours is already.
                 try Userfaultfd.register(memory.descriptor.number, mapping.range, mode: 2)

@@ -33,28 +33,37 @@ public final class PostponedMemory {
     /// Whether the mappings of an anonymous segment have pages that come later.
     public func holds(segment: UInt64) -> Bool { segments.contains(segment) }
 
-    /// Postpones a file with all its descriptions if it can be. Returns whether that is so; it is filled now otherwise.
-    public func take(_ id: UInt64, files members: [UInt32], _ file: Int32, size: UInt64, in images: ImageSet)
-        throws(Failure) -> Bool
-    {
-        guard members.allSatisfy(candidates.contains), try keep(id, file, size, images) else { return false }
-        files.formUnion(members)
-        return true
+    /// Postpones a file with all its descriptions, or fills it now if it can't be postponed.
+    public func fill(
+        _ id: UInt64, files members: [UInt32], _ file: Int32, size: UInt64, canWait: Bool, from images: ImageSet
+    ) throws(Failure) {
+        let canWait = canWait && members.allSatisfy(candidates.contains)
+        if try settle(id, file, size, canWait: canWait, images) { files.formUnion(members) }
     }
 
-    /// Postpones an anonymous segment that can be.
-    public func take(segment id: UInt64, _ file: Int32, size: UInt64, in images: ImageSet) throws(Failure) -> Bool {
-        guard try keep(id, file, size, images) else { return false }
-        segments.insert(id)
-        return true
+    /// Postpones an anonymous segment, or fills it now.
+    public func fill(segment id: UInt64, _ file: Int32, size: UInt64, canWait: Bool, from images: ImageSet)
+        throws(Failure)
+    {
+        if try settle(id, file, size, canWait: canWait, images) { segments.insert(id) }
+    }
+
+    /// Returns whether it is postponed.
+    private func settle(_ id: UInt64, _ file: Int32, _ size: UInt64, canWait: Bool, _ images: ImageSet)
+        throws(Failure) -> Bool
+    {
+        if canWait, try keep(id, file, size, images) { return true }
+        try SharedMemoryImage.read(id: id, into: file, size: size, from: images)
+        return false
     }
 
     private func keep(_ id: UInt64, _ file: Int32, _ size: UInt64, _ images: ImageSet) throws(Failure) -> Bool {
         guard size >= PostponedMemory.smallest, images.has(.sharedPagemap(id)) else { return false }
-        let system = try attempt("look at shared memory") { () throws(SystemCallError) in try FileSystem.of(file) }
-        if system.magic == FileSystem.hugePages {
+        let unit = try attempt("look at shared memory") { () throws(SystemCallError) in
+            try FileSystem.pageUnit(of: file)
+        }
+        if unit > pageSize {
             // Larger ones would hold everybody up, and a part of one can't come alone.
-            let unit = system.blockSize
             guard unit <= 2 << 20 else { return false }
             let runs = try Pagemap.read(.sharedPagemap(id), from: images).runs
             guard runs.allSatisfy({ $0.range.start.rawValue % unit == 0 && $0.range.length % unit == 0 }) else {

@@ -69,9 +69,11 @@ public enum SharedMemoryImage {
         guard images.has(.sharedPagemap(id)) else { return }
         let pagemap = try Pagemap.read(.sharedPagemap(id), from: images, highest: (size + (2 << 20)) & ~(pageSize - 1))
         let pieces = try PageLocator(images, shared: id, pagemap).pieces
-        let system = try attempt("look at shared memory") { () throws(SystemCallError) in try FileSystem.of(file) }
-        if system.magic == FileSystem.hugePages {
-            try fill(file, hugePages: system.blockSize, with: pieces)
+        let unit = try attempt("look at shared memory") { () throws(SystemCallError) in
+            try FileSystem.pageUnit(of: file)
+        }
+        if unit > pageSize {
+            try fill(file, hugePages: unit, with: pieces)
         } else {
             // Threads that write to one file wait for each other, but not while they decompress.
             let threads = pieces.allSatisfy { $0.file.address != nil } ? 1 : Workers.count
